@@ -1,0 +1,64 @@
+"""The one exception that people see: a fact, where it was found, and what would be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class _Unset:
+    """Marks "nothing was found to quote", since None and "" are values one may quote."""
+
+
+UNSET = _Unset()
+
+
+class UserError(Exception):
+    """A problem that the person who wrote the file or the command can solve; printed once, without traceback, by the CLI.
+
+    Args:
+        problem: what is wrong, as a sentence without a full stop.
+        file: the file that holds the problem.
+        line: its line there, counted from 1.
+        key: the key, column, option or row concerned.
+        found: the offending value.
+        expected: what would have been right, in words.
+        hint: how to go on.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: object | None = None,
+        line: int | None = None,
+        key: str | None = None,
+        found: Any = UNSET,
+        expected: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.problem, self.file, self.line, self.key = problem, file, line, key
+        self.found, self.expected, self.hint = found, expected, hint
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        where = ""
+        if self.file is not None:
+            where = f"{self.file}:{self.line}: " if self.line else f"{self.file}: "
+        if self.key:
+            where += f"{self.key}: "
+        text = where + self.problem
+        if not isinstance(self.found, _Unset):
+            text += f"; found {self.found!r}"
+        if self.expected:
+            text += f"; expected {self.expected}"
+        return text + (f". {self.hint}" if self.hint else "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray carries exceptions between processes; keyword-only arguments need a rebuild from state.
+        return (_rebuild, (self.problem, {k: getattr(self, k) for k in ("file", "line", "key", "found", "expected", "hint")}))
+
+
+def _rebuild(problem: str, fields: dict[str, Any]) -> UserError:
+    if isinstance(fields["found"], _Unset):
+        fields["found"] = UNSET
+    return UserError(problem, **fields)

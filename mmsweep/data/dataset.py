@@ -1,0 +1,203 @@
+"""The contract of a dataset: where its samples are, what is to be predicted, and what a batch of them looks like.
+
+A dataset is one file under `sets/` with one class that extends `DatasetBuilder` and one decorator of `registry.py`.
+It reads names, texts and labels; decoding, caching, batching and absence belong to `prepared.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmsweep.errors import UserError
+
+TaskName = Literal["single_label", "multi_label", "regression"]
+SPLITS = ("train", "val", "test")
+MODALITY_KINDS = ("image", "text", "audio", "video", "sequence")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be predicted.
+
+    Args:
+        task: single_label (one class), multi_label (any number of classes), regression (a number).
+        classes: names in the order of the outputs; empty for regression.
+    """
+
+    task: TaskName
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.task not in ("single_label", "multi_label", "regression"):
+            raise UserError(
+                "unknown task", key="task", found=self.task, expected="single_label, multi_label or regression"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+            raise UserError("a class is listed twice", key="classes", found=twice)
+
+    @property
+    def width(self) -> int:
+        """Number of outputs that a head needs."""
+        return 1 if self.task == "regression" else len(self.classes)
+
+    def encode(self, value: Any) -> int | float | np.ndarray:
+        """Class name -> index; list of labels -> multi-hot float32 [C]; number -> float.
+
+        Raises:
+            UserError: a label that is not in the list (with the nearest spelling), a value of the wrong type,
+                a number that is not finite.
+        """
+        if self.task == "single_label":
+            return self._index(value)
+        if self.task == "multi_label":
+            if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
+                raise UserError("the target must be a list of labels", found=value)
+            hot_C = np.zeros(len(self.classes), np.float32)
+            for label in value:
+                hot_C[self._index(label)] = 1.0
+            return hot_C
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise UserError("the target is not a number", found=value) from None
+        if not np.isfinite(number):
+            raise UserError("the target must be a finite number", found=value)
+        return number
+
+    def encode_all(self, values: list[Any]) -> np.ndarray:
+        """int64 [N], float32 [N,C] or float32 [N]."""
+        encoded = [self.encode(value) for value in values]
+        if self.task == "multi_label":
+            return np.stack(encoded) if encoded else np.zeros((0, len(self.classes)), np.float32)
+        return np.asarray(encoded, np.int64 if self.task == "single_label" else np.float32)
+
+    def _index(self, label: Any) -> int:
+        lookup = _lookup(self.classes)
+        if not isinstance(label, str) or label not in lookup:
+            near = difflib.get_close_matches(str(label), self.classes, n=1)
+            rest = f", … ({len(self.classes)} in all)" if len(self.classes) > 10 else ""
+            shown = ", ".join(self.classes[:10]) + rest
+            raise UserError(
+                "the label is not in the list of classes",
+                found=label,
+                expected=f"one of {shown}",
+                hint=f"Did you mean {near[0]!r}?" if near else None,
+            )
+        return lookup[label]
+
+
+_LOOKUPS: dict[tuple[str, ...], dict[str, int]] = {}
+
+
+def _lookup(classes: tuple[str, ...]) -> dict[str, int]:
+    if classes not in _LOOKUPS:
+        _LOOKUPS[classes] = {name: index for index, name in enumerate(classes)}
+    return _LOOKUPS[classes]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row, undecoded.
+
+    Args:
+        id: unique within the dataset.
+        values: modality -> raw value, or None where the data itself has none. Image and audio: path or bytes;
+            text: str; video: path of a folder of frames or of a file.
+        target: class name, list of labels, or number.
+        group: rows of a group never stand in two splits; None means that the row is its own group.
+        origin: "file.csv:17", for messages.
+    """
+
+    id: str
+    values: Mapping[str, Any]
+    target: Any
+    group: str | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, and why."""
+
+    origin: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}"
+
+
+class DatasetBuilder(ABC):
+    """Reads a dataset's names, texts and labels from where the user keeps them.
+
+    Attributes:
+        name: as in the study.
+        modalities: name -> kind (one of MODALITY_KINDS); the order is the dataset's order of modalities.
+        target: what is predicted.
+        expected: published number of rows per split; empty where there is none.
+        bad_rows: what `splits()` left out because it could not be read as a row (file:line and why);
+            `prepare` refuses or skips them.
+    """
+
+    name: str
+    modalities: Mapping[str, str]
+    target: Target
+    expected: Mapping[str, int] = {}
+    bad_rows: tuple[BadRow, ...] = ()
+
+    @abstractmethod
+    def splits(self) -> dict[str, list[Sample]]:
+        """Samples of "train", "val" and "test", in a fixed order.
+
+        Raises:
+            UserError: naming file and line of what is missing or malformed.
+        """
+
+    @abstractmethod
+    def provenance(self) -> str:
+        """Where the data came from and how it was split, in a sentence or two (for the report)."""
+
+
+@dataclass
+class Batch:
+    """What a network gets.
+
+    Args:
+        inputs: modality -> tensor (image [B,3,H,W], audio [B,F,mel], video [B,f,3,H,W]) or dict
+            (text: ids [B,L], mask [B,L]).
+        present_BM: bool, which inputs may be read; columns in the dataset's order of modalities. The others
+            hold the fill value.
+        target: int64 [B], float32 [B,C] or float32 [B].
+        index: int64 [B], the rows' place in their split.
+    """
+
+    inputs: dict[str, Tensor | dict[str, Tensor]]
+    present_BM: Tensor
+    target: Tensor
+    index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return int(self.present_BM.shape[0])
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch on another device."""
+        inputs: dict[str, Tensor | dict[str, Tensor]] = {}
+        for modality, value in self.inputs.items():
+            if isinstance(value, dict):
+                inputs[modality] = {name: part.to(device, non_blocking=True) for name, part in value.items()}
+            else:
+                inputs[modality] = value.to(device, non_blocking=True)
+        return Batch(
+            inputs,
+            self.present_BM.to(device, non_blocking=True),
+            self.target.to(device, non_blocking=True),
+            self.index.to(device, non_blocking=True),
+        )

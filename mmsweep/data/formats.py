@@ -1,0 +1,162 @@
+"""How a raw value becomes an array: made by the encoders (who know what they were trained on), read by preparation.
+
+A format says two things: what stands on disk (the *column*: native type, smallest size that loses nothing) and what a
+network gets (the *batch*: float, normalised, on the device). Formats are plain values: equal formats mean equal columns,
+and their `key()` is part of the name of the prepared data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmsweep.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """Pictures: column uint8 [N,3,H,W]; batch float32 [B,3,H,W], (x/255 - mean) / std.
+
+    Args:
+        size: side of the square that the network sees.
+        mean, std: per channel, in 0..1.
+        resize: shorter side before the centre crop; None means `size` (no margin).
+    """
+
+    size: int
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resize: int | None = None
+
+    kind = "image"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError("the image size must be positive", key="size", found=self.size)
+        if self.resize is not None and self.resize < self.size:
+            raise UserError(
+                "a picture cannot be cropped to more than it was resized to",
+                key="resize",
+                found=self.resize,
+                expected=f"at least size = {self.size}",
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError("mean and std must have three entries, std above 0", found=(self.mean, self.std))
+
+    def key(self) -> dict[str, Any]:
+        # mean and std act on the device, after the column: pictures prepared for one encoder serve another.
+        return {"kind": self.kind, "size": self.size, "resize": self.resize or self.size}
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """Texts: columns ids int32 [N,L], mask bool [N,L]; batch dict(ids int64 [B,L'], mask bool [B,L']).
+
+    Args:
+        tokenizer: folder of a transformers tokenizer (nothing is downloaded).
+        length: L, with the special tokens.
+        lower: lower-case before tokenising. A cased tokenizer wants False.
+        trim: cut the batch to its longest text; False keeps L' = L.
+    """
+
+    tokenizer: str
+    length: int
+    lower: bool = True
+    trim: bool = True
+
+    kind = "text"
+
+    def __post_init__(self) -> None:
+        if self.length < 3:
+            raise UserError(
+                "a text needs room for [CLS], one token and [SEP]",
+                key="length",
+                found=self.length,
+                expected="at least 3",
+            )
+
+    def key(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "tokenizer": _folder_digest(self.tokenizer),
+            "length": self.length,
+            "lower": self.lower,
+        }
+
+
+@dataclass(frozen=True)
+class AudioFormat:
+    """Sounds as log-mel spectrograms: column and batch float32 [N, frames, mel_bins].
+
+    Args:
+        rate: samples a second.
+        mel_bins, frames: size of the spectrogram; shorter sounds are padded, longer ones cut.
+        mean, std: `ast` spectrograms become (x - mean) / (2 std), as AST's authors do; unused by `whisper`.
+        kind: whose recipe: "ast" (Kaldi filter bank, 25 ms window, 10 ms step) or "whisper" (log10 mel, clipped 8
+            below the maximum).
+    """
+
+    rate: int = 16_000
+    mel_bins: int = 128
+    frames: int = 1024
+    mean: float = -4.2677393
+    std: float = 4.5689974
+    kind: Literal["ast", "whisper"] = "ast"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ast", "whisper"):
+            raise UserError("unknown kind of spectrogram", key="kind", found=self.kind, expected="ast or whisper")
+
+    def key(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "kind": f"audio-{self.kind}"}
+
+
+@dataclass(frozen=True)
+class VideoFormat:
+    """Clips: column uint8 [N,F,3,H,W]; batch float32 [B,f,3,H,W], each frame as `image` says.
+
+    Args:
+        image: how a frame is read.
+        frames: f, what the network sees: uniform over the clip, random with `Augmentation(random_frames=True)`.
+        stored: F, frames kept on disk (uniform over the clip); None keeps `frames`. Random frames need more.
+    """
+
+    image: ImageFormat
+    frames: int = 3
+    stored: int | None = None
+
+    kind = "video"
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or (self.stored is not None and self.stored < self.frames):
+            raise UserError(
+                "a clip needs at least one frame, and as many stored as are shown",
+                key="frames",
+                found=(self.frames, self.stored),
+            )
+
+    def key(self) -> dict[str, Any]:
+        return {"kind": self.kind, "image": self.image.key(), "stored": self.stored or self.frames}
+
+
+Format = ImageFormat | TextFormat | AudioFormat | VideoFormat
+
+KINDS: dict[type, str] = {ImageFormat: "image", TextFormat: "text", AudioFormat: "audio", VideoFormat: "video"}
+"""Which kind of modality (DatasetBuilder.modalities) a format reads."""
+
+
+_TOKENIZER_FILES = ("tokenizer", "vocab", "special_tokens", "merges", "added_tokens", "spiece", "sentencepiece")
+
+
+def _folder_digest(folder: str) -> str:
+    """Digest of a tokenizer's files (not of the folder's name, so that a moved folder is the same tokenizer)."""
+    path, digest = Path(folder), hashlib.sha256()
+    if not path.is_dir():
+        raise UserError("the tokenizer's folder does not exist", file=folder)
+    for name in sorted(p.name for p in path.iterdir() if p.is_file()):
+        if name.startswith(_TOKENIZER_FILES):
+            digest.update(name.encode() + b"\0" + (path / name).read_bytes())
+    return digest.hexdigest()[:16]

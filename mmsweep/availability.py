@@ -1,0 +1,269 @@
+"""What is there and what is not: patterns, scenarios, availability tables, and masking while training.
+
+A *pattern* is a non-empty set of modalities. A *scenario* is a named distribution over patterns. It becomes an
+*availability table* (bool, rows x modalities) with exact counts, a function of the scenario, the number of rows and
+`scenarios.seed` alone: no other use of random numbers, and no order of calls, changes it. *Masking* removes modalities
+anew at every training step.
+
+The counts are those of Lee et al. (CVPR 2023, "missing-aware prompts"): of n rows `floor(n * rate)` lose something, and
+of those k rows the last pattern gets `floor(k * its share)`, the first the remainder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmsweep.errors import UserError
+
+Pattern = frozenset[str]
+BoolArray = NDArray[np.bool_]
+
+
+def patterns(modalities: Sequence[str]) -> list[Pattern]:
+    """All P = 2^M - 1 patterns: the complete one first, then by falling size, each size in modality order."""
+    return [frozenset(c) for size in range(len(modalities), 0, -1) for c in combinations(modalities, size)]
+
+
+def pattern_name(pattern: Pattern, modalities: Sequence[str]) -> str:
+    """`complete`, or `missing-` and the absent modalities in order: `missing-text`, `missing-audio-text`."""
+    missing = [m for m in modalities if m not in pattern]
+    return "missing-" + "-".join(missing) if missing else "complete"
+
+
+def pattern_rows(modalities: Sequence[str]) -> BoolArray:
+    """All patterns as rows of a table: bool [P, M] in the order of `patterns`."""
+    return np.array([[m in p for m in modalities] for p in patterns(modalities)], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A named distribution over patterns.
+
+    Args:
+        name: its name in metrics and reports, e.g. `missing-text` or `image-100_text-30`.
+        shares: (pattern, share) pairs in the order of `patterns`; the shares are positive and sum to 1.
+    """
+
+    name: str
+    shares: tuple[tuple[Pattern, float], ...]
+
+    @classmethod
+    def parse(cls, spec: str | Mapping[str, Any], modalities: Sequence[str]) -> Scenario:
+        """Read any notation of a study file (DESIGN §5).
+
+        `complete` · `missing-text` · `only-audio` · `{missing: text}` · `{missing: [audio, text]}` · `{only: audio}` ·
+        `{available: {image: 1.0, text: 0.3}}` (share of rows that *have* it) · `{rate: 0.7, type: both}` (share of rows
+        that *lose* something; type: `both`, or one modality; `both_ratio` as Lee et al.) ·
+        `{shares: {image+text: 0.5, image: 0.5}}`. A mapping may carry its own `name`.
+
+        Raises:
+            UserError: an unknown notation or modality, or shares that leave a row with nothing.
+        """
+        if isinstance(spec, str):
+            spec = _named(spec, modalities)
+        name = str(spec["name"]) if "name" in spec else None
+        body = {k: v for k, v in spec.items() if k != "name"}
+        extra = {"rate": {"type", "both_ratio"}}
+        kind = next((k for k in ("missing", "only", "available", "rate", "shares") if k in body), None)
+        if kind is None or set(body) - {kind} - extra.get(kind, set()):
+            raise UserError(
+                "unknown scenario",
+                key="scenarios",
+                found=dict(spec),
+                expected="complete, {missing: M}, {only: M}, {available: {M: share}}, {rate: R, type: T} or {shares: {A+B: share}}",
+            )
+        if kind == "missing":
+            missing = _modalities(body["missing"], modalities)
+            return cls._of({frozenset(modalities) - missing: 1.0}, modalities, name)
+        if kind == "only":
+            return cls._of({_modalities(body["only"], modalities): 1.0}, modalities, name, only=True)
+        if kind == "available":
+            return cls._available(body["available"], modalities, name)
+        if kind == "rate":
+            return cls._rate(body, modalities, name)
+        shares: dict[Pattern, float] = {}
+        for key, share in _mapping(body["shares"], "shares").items():
+            pattern = frozenset(modalities) if key == "complete" else _modalities(str(key).split("+"), modalities)
+            shares[pattern] = shares.get(pattern, 0.0) + _share(share, f"shares.{key}")
+        return cls._of(shares, modalities, name)
+
+    @classmethod
+    def _available(cls, value: Any, modalities: Sequence[str], name: str | None) -> Scenario:
+        given = {m: 1.0 for m in modalities}
+        for key, share in _mapping(value, "available").items():
+            (modality,) = _modalities(key, modalities)
+            given[modality] = _share(share, f"available.{key}")
+        # Each row lacks at most one modality: the reading of "65 % / 65 %" in Lee et al. and both papers.
+        shares = {frozenset(modalities) - {m}: 1.0 - s for m, s in given.items()}
+        complete = 1.0 - sum(shares.values())
+        if complete < -1e-9:
+            raise UserError(
+                "these shares leave rows with too little: each row lacks at most one modality",
+                key="scenarios.available",
+                found=dict(value),
+                expected=f"shares whose gaps sum to at most 1 (here {sum(shares.values()):.3g})",
+                hint="For rows that lack several modalities name the patterns: {shares: {A+B: 0.5, A: 0.5}}.",
+            )
+        shares[frozenset(modalities)] = max(complete, 0.0)
+        if name is None:
+            name = "_".join(f"{m}-{_percent(given[m])}" for m in modalities)
+        return cls._of(shares, modalities, name)
+
+    @classmethod
+    def _rate(cls, body: Mapping[str, Any], modalities: Sequence[str], name: str | None) -> Scenario:
+        rate, kind = _share(body["rate"], "rate"), str(body.get("type", "both"))
+        if kind == "both":
+            if len(modalities) == 2:
+                last = _share(body.get("both_ratio", 0.5), "both_ratio")
+                gaps = {modalities[1]: 1.0 - last, modalities[0]: last}
+            else:
+                gaps = {m: 1.0 / len(modalities) for m in modalities}
+        else:
+            (modality,) = _modalities(kind, modalities)
+            gaps = {modality: 1.0}
+        shares = {frozenset(modalities) - {m}: rate * gap for m, gap in gaps.items()}
+        shares[frozenset(modalities)] = 1.0 - rate
+        ratio = f"_{_percent(float(body['both_ratio']))}" if "both_ratio" in body else ""
+        return cls._of(shares, modalities, name or f"missing-rate-{_percent(rate)}_{kind}{ratio}")
+
+    @classmethod
+    def _of(cls, shares: Mapping[Pattern, float], modalities: Sequence[str], name: str | None, only: bool = False) -> Scenario:
+        total = sum(shares.values())
+        if abs(total - 1.0) > 1e-6:
+            raise UserError("the shares of a scenario do not sum to 1", key="scenarios.shares", found=total, expected="1.0")
+        if any(not pattern and share > 0 for pattern, share in shares.items()):
+            raise UserError("this scenario leaves a row with no modality at all", key="scenarios", expected="one left at least")
+        kept = tuple((p, shares[p]) for p in patterns(modalities) if shares.get(p, 0.0) > 1e-12)
+        if name is None and len(kept) == 1:
+            (pattern,) = (p for p, _ in kept)
+            name = "only-" + "-".join(m for m in modalities if m in pattern) if only else pattern_name(pattern, modalities)
+        if name is None:
+            name = "_".join(f"{'+'.join(m for m in modalities if m in p)}-{_percent(s)}" for p, s in kept)
+        return cls(name, kept)
+
+
+def availability_table(
+    scenario: Scenario, n: int, modalities: Sequence[str], seed: int, natural: BoolArray | None = None
+) -> BoolArray:
+    """Which modalities each of n rows may be read in: bool [n, M].
+
+    The counts are exact before natural gaps are taken off. A row that natural gaps leave empty is all False: it is not
+    *eligible* for the scenario.
+
+    Args:
+        scenario: the distribution.
+        n: rows of the split.
+        modalities: their order gives the columns.
+        seed: `scenarios.seed`.
+        natural: what the data has, bool [n, M].
+    """
+    complete = frozenset(modalities)
+    proper = [(p, s) for p, s in scenario.shares if p != complete]
+    missing_share = sum(s for _, s in proper)
+    k = min(n, math.floor(n * missing_share + 1e-6))
+    counts = [math.floor(k * share / missing_share + 1e-6) for _, share in proper]
+    if proper:
+        counts[0] = k - sum(counts[1:])
+    identity = json.dumps([[sorted(p), round(s, 9)] for p, s in scenario.shares] + [list(modalities), n])
+    entropy = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
+    order = np.random.Generator(np.random.PCG64([seed, entropy])).permutation(n)
+    table = np.ones((n, len(modalities)), dtype=bool)
+    start = 0
+    for (pattern, _), count in zip(proper, counts, strict=True):
+        table[order[start : start + count]] = [m in pattern for m in modalities]
+        start += count
+    return table if natural is None else table & natural
+
+
+def table_digest(table: BoolArray) -> str:
+    """A short hash of a table's shape and bits, logged with every score that stands on it."""
+    return hashlib.sha256(f"{table.shape}".encode() + np.packbits(table).tobytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Removal of modalities drawn anew at every training step (modality dropout).
+
+    Args:
+        probability: how often something is removed.
+        granularity: each `sample` draws its own pattern, or the whole `batch` shares one (research B1).
+        distribution: `uniform` over the proper patterns of what is present, or `one` modality removed (research B27).
+    """
+
+    probability: float
+    granularity: Literal["sample", "batch"] = "sample"
+    distribution: Literal["uniform", "one"] = "uniform"
+
+    def draw(self, present_BM: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """What is used of what is present: bool [B, M], never an empty row, never more than `present_BM`.
+
+        The number of random values drawn depends on B alone, so a trial's stream is the same whatever its data lacks.
+        """
+        B, M = present_BM.shape
+        rows = B if self.granularity == "sample" else 1
+        chance_B, choice_B = torch.rand(2, rows, generator=generator, dtype=torch.float64).expand(2, B)
+        candidates_QM = torch.tensor([[bool(q >> m & 1) for m in range(M)] for q in range(1, 2**M)])
+        present = present_BM.cpu()
+        reference = present if self.granularity == "sample" else torch.ones_like(present)
+        fits_BQ = (candidates_QM[None] <= reference[:, None]).all(-1)
+        removed_BQ = reference.sum(-1, keepdim=True) - candidates_QM.sum(-1)[None]
+        proper_BQ = fits_BQ & ((removed_BQ == 1) if self.distribution == "one" else (removed_BQ >= 1))
+        count_B = proper_BQ.sum(-1)
+        pick_B = (choice_B * count_B).long().clamp(max=2**M)
+        rank_BQ = proper_BQ.cumsum(-1) - 1
+        chosen_B = (proper_BQ & (rank_BQ == pick_B[:, None])).to(torch.uint8).argmax(-1)
+        masked_BM = present & candidates_QM[chosen_B]
+        apply_B = (chance_B < self.probability) & (count_B > 0) & masked_BM.any(-1)
+        return torch.where(apply_B[:, None], masked_BM, present).to(present_BM.device)
+
+
+def _named(text: str, modalities: Sequence[str]) -> Mapping[str, Any]:
+    if text == "complete":
+        return {"shares": {"complete": 1.0}, "name": "complete"}
+    for kind in ("missing", "only"):
+        if text.startswith(kind + "-"):
+            rest = text[len(kind) + 1 :]
+            return {kind: rest if rest in modalities else rest.split("-")}
+    raise UserError("unknown scenario", key="scenarios", found=text, expected="complete, missing-M, only-M or a mapping")
+
+
+def _modalities(value: Any, modalities: Sequence[str]) -> Pattern:
+    names = [value] if isinstance(value, str) else list(value)
+    for name in names:
+        if name not in modalities:
+            near = get_close_matches(str(name), modalities, 1)
+            raise UserError(
+                "a scenario names an unknown modality",
+                key="scenarios",
+                found=name,
+                expected=f"one of {', '.join(modalities)}",
+                hint=f"Did you mean {near[0]!r}?" if near else None,
+            )
+    return frozenset(names)
+
+
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError("not a mapping", key=f"scenarios.{key}", found=value, expected="modality or pattern: share")
+    return value
+
+
+def _share(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise UserError("not a share", key=f"scenarios.{key}", found=value, expected="a number from 0 to 1")
+    return float(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.6g}"

@@ -1,0 +1,174 @@
+"""Reading a study's YAML so that every complaint can name file, line and key: overrides, environment, nearest spelling."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mmsweep.errors import UserError
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_PATH_KEYS = ("data.root", "data.path")
+
+
+class _ScientificLoader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does."""
+
+
+_ScientificLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|nan))$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass
+class Source:
+    """Plain values and, for a file, the line on which each key stands."""
+
+    values: dict[str, Any]
+    file: Path | None = None
+    lines: dict[str, int] = field(default_factory=dict)
+    overridden: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> Source:
+        """Read a YAML file, apply `key=value` overrides, fill in environment variables, make paths absolute."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+            hint = f"There: {', '.join(near[:8])}." if near else None
+            raise UserError("no such study file", file=path, expected="a YAML file", hint=hint) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"the study file cannot be read ({error})", file=path) from None
+        try:
+            node = yaml.compose(text, Loader=_ScientificLoader)
+            values = yaml.load(text, Loader=_ScientificLoader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            problem = getattr(error, "problem", None) or str(error)
+            raise UserError(f"not valid YAML ({problem})", file=path, line=mark.line + 1 if mark else None) from None
+        if not isinstance(values, dict):
+            raise UserError("not a study", file=path, found=type(values).__name__, expected="a mapping with name, data, model, method")
+        source = cls(values, path)
+        source._note_lines(node, "")
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals or not key:
+                raise UserError("not an override", key=override, expected="key=value, for example train.epochs=2")
+            try:
+                source.set(key.strip(), yaml.load(value, Loader=_ScientificLoader))  # noqa: S506
+            except yaml.YAMLError:
+                raise UserError("the override's value is not valid YAML", key=key, found=value) from None
+            source.overridden.add(key.strip())
+        source.values = source._expand(source.values, "")
+        return source
+
+    def place(self, key: str) -> dict[str, Any]:
+        """Keyword arguments for UserError that say where a key stands (or its nearest enclosing key)."""
+        if any(key == k or key.startswith(k + ".") or k.startswith(key + ".") for k in self.overridden):
+            return {"file": "command line", "key": key}
+        probe = key
+        while probe and probe not in self.lines:
+            probe = probe.rpartition(".")[0]
+        return {"file": self.file, "line": self.lines.get(probe), "key": key}
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a dotted key; missing parents are made, a parent that is no mapping is refused."""
+        parts = key.split(".")
+        inner = self.values
+        if parts[0] == "search" and len(parts) > 1:  # keys of the search space hold dots themselves
+            parts = ["search", ".".join(parts[1:])]
+        for part in parts[:-1]:
+            if inner.get(part) is None:
+                inner[part] = {}
+            if not isinstance(inner[part], dict):
+                raise UserError("this key has no parts", **self.place(key), found=inner[part])
+            inner = inner[part]
+        inner[parts[-1]] = value
+
+    def _note_lines(self, node: Any, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                key = f"{prefix}{key_node.value}"
+                self.lines[key] = key_node.start_mark.line + 1
+                self._note_lines(value_node, key + ".")
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.lines[f"{prefix}{index}"] = item.start_mark.line + 1
+                self._note_lines(item, f"{prefix}{index}.")
+
+    def _expand(self, value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {k: self._expand(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._expand(v, f"{key}.{i}") for i, v in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        gaps = [name for name in _VARIABLE.findall(value) if name not in os.environ]
+        if gaps and key in _PATH_KEYS:
+            return value  # a dry run needs no data: asked for when the data is read
+        if gaps:
+            raise UserError("an environment variable is not set", **self.place(key), found=value, hint=f"export {gaps[0]}=…")
+        text = _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
+        if key in _PATH_KEYS or (key.startswith("model.encoders.") and key.endswith(".name") and text.startswith((".", "~"))):
+            path = Path(text).expanduser()
+            base = self.file.parent if self.file else Path.cwd()
+            return str(path if path.is_absolute() else (base / path).resolve())
+        return text
+
+
+def first_problem(error: ValidationError, source: Source, schema: type[BaseModel]) -> UserError:
+    """Turn pydantic's list of problems into the one message for its most telling entry."""
+    # Of a union's branches the one that got deepest is the one that was meant.
+    problem = min(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
+    parts = [str(p) for p in problem["loc"] if not _is_union_branch(p)]
+    key = ".".join(parts)
+    place = source.place(key)
+    if problem["type"] == "extra_forbidden":
+        allowed = _fields_at(schema, parts[:-1])
+        near = get_close_matches(parts[-1], allowed, 1, 0.5)
+        return UserError(
+            "unknown key",
+            **place,
+            found=parts[-1],
+            expected=f"one of {', '.join(allowed)}" if allowed else None,
+            hint=f"Did you mean {near[0]!r}?" if near else None,
+        )
+    if problem["type"] == "missing":
+        return UserError("this key is missing", **place, expected="a value")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return UserError(message, **place)
+    return UserError("wrong value", **place, found=problem.get("input"), expected=message[0].lower() + message[1:])
+
+
+def _is_union_branch(part: int | str) -> bool:
+    """pydantic adds the name of a union's branch to a location; it is no key of the file."""
+    return isinstance(part, str) and (part in ("int", "str", "float", "Objective", "dict[str,any]") or "[" in part)
+
+
+def _fields_at(schema: Any, parts: Sequence[str]) -> list[str]:
+    """The keys that the schema knows at a location."""
+    current: Any = schema
+    for part in parts:
+        field_info = getattr(current, "model_fields", {}).get(part) if isinstance(current, type) else None
+        if field_info is not None:
+            current = _model_in(field_info.annotation)
+    fields = getattr(current, "model_fields", {})
+    return [info.alias or name for name, info in fields.items()]
+
+
+def _model_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for arg in get_args(annotation) if (m := _model_in(arg)) is not None), None)

@@ -1,0 +1,12 @@
+"""The MLflow writer of a sweep. mlflow is imported here and nowhere else; workers never import this package."""
+
+import os
+
+# mlflow reads both when it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a sweep talks to nobody that it was not told of
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else a fresh database prints its migrations
+
+from mmsweep.tracking.environment import environment_tags
+from mmsweep.tracking.tracker import Tracker
+
+__all__ = ["Tracker", "environment_tags"]

@@ -1,0 +1,64 @@
+"""What a result depends on beside its study: the code, the packages and the machine, as MLflow tags."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "timm", "peft", "numpy")
+
+
+def environment_tags(device: str | None = None) -> dict[str, str]:
+    """Tags for `Tracker.start_sweep` and `start_trial`.
+
+    `mmsweep.version`, `mmsweep.git_commit` (where mmsweep runs from a checkout), `mlflow.source.git.commit` (of the
+    working directory), `mmsweep.python`, `mmsweep.<package>`, `mmsweep.device`, `mmsweep.platform`.
+
+    Args:
+        device: what the trials run on; None asks torch on this machine.
+    """
+    tags = {
+        "mmsweep.version": metadata.version("mmsweep") if _installed("mmsweep") else "0",
+        "mmsweep.python": platform.python_version(),
+        "mmsweep.platform": platform.platform(),
+        "mmsweep.device": device or _device(),
+    }
+    tags |= {f"mmsweep.{name}": metadata.version(name) for name in PACKAGES if _installed(name)}
+    package = Path(__file__).resolve().parent.parent
+    # A checkout only if it tracks our file: an environment inside somebody's repository is not that repository's code.
+    if _git(package, "ls-files", "--error-unmatch", str(package / "__init__.py")):
+        tags["mmsweep.git_commit"] = _commit(package)
+    if commit := _commit(Path.cwd()):
+        tags["mlflow.source.git.commit"] = commit
+    return {name: value for name, value in tags.items() if value}
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({os.cpu_count()} cores)"
+
+
+def _commit(folder: Path) -> str:
+    commit = _git(folder, "rev-parse", "HEAD")
+    return commit + "-dirty" if commit and _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git prints, or "" where there is no git, no repository or no answer."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

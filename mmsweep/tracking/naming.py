@@ -1,0 +1,80 @@
+"""How the things of a sweep are called and described in MLflow."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import yaml
+from mlflow.entities import Run
+
+_NOTE_LIMIT = 7500  # MLflow keeps 8,000 characters of a tag
+
+
+class Objective(NamedTuple):
+    """One entry of `sweep.objective`."""
+
+    metric: str
+    mode: str
+    scope: str
+
+
+def objectives(study_yaml: str) -> list[Objective]:
+    """The objectives of a resolved study."""
+    study = yaml.safe_load(study_yaml) or {}
+    declared = (study.get("sweep") or {}).get("objective") or []
+    entries = declared if isinstance(declared, list) else [declared]
+    return [Objective(str(e["metric"]), str(e.get("mode", "max")), str(e.get("scope", "best"))) for e in entries]
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits and `_ - . space : /`.
+
+    Ours stay as they are. In others what is forbidden becomes `_` and a digest of the original follows, so that two
+    names never become one.
+    """
+    clean = re.sub(r"[^/\w.\- :]", "_", name)
+    clean = "/".join(part for part in clean.split("/") if part not in ("", ".", ".."))[:230]
+    return clean if clean == name else f"{clean}-{uuid.uuid5(uuid.NAMESPACE_OID, name).hex[:6]}"
+
+
+def children_table(children: Sequence[Run], wanted: Sequence[Objective], experiment_id: str) -> str:
+    """Markdown for the parent's description, since MLflow shows no way from a parent to its children: trials by
+    objective, then finals by the same metric on test."""
+    scores = {"objective" if len(wanted) == 1 else f"objective/{o.metric}": o for o in wanted}
+    tests = {"test/" + o.metric.removeprefix("val/"): o for o in wanted}
+    finals = _table("final", children, tests, {name: name for name in tests}, experiment_id, 1500)
+    titles = {name: o.metric for name, o in scores.items()}
+    trials = _table("trial", children, scores, titles, experiment_id, _NOTE_LIMIT - 1600)
+    return "\n\n".join(part for part in (finals, trials) if part)
+
+
+def _table(
+    kind: str,
+    children: Sequence[Run],
+    metrics: dict[str, Objective],
+    titles: dict[str, str],
+    experiment_id: str,
+    limit: int,
+) -> str:
+    runs = [run for run in children if run.data.tags.get("mmsweep.kind") == kind]
+    if not runs:
+        return ""
+    params = sorted({key for run in runs for key in run.data.params})[:8]
+    shown = [name for name in metrics if any(name in run.data.metrics for run in runs)]
+    if shown:
+        first, sign = shown[0], -1 if metrics[shown[0]].mode == "max" else 1
+        runs.sort(key=lambda run: (first not in run.data.metrics, sign * run.data.metrics.get(first, 0.0)))
+    header = [kind, "state", *(titles[name] for name in shown), *params]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for position, run in enumerate(runs):
+        name = f"[{run.info.run_name}](#/experiments/{experiment_id}/runs/{run.info.run_id})"
+        values = [f"{run.data.metrics[m]:.4f}" if m in run.data.metrics else "" for m in shown]
+        state = run.data.tags.get("mmsweep.state", run.info.status.lower())
+        line = f"| {' | '.join([name, state, *values, *(run.data.params.get(key, '')[:40] for key in params)])} |"
+        if sum(map(len, lines)) + len(line) > limit:
+            return "\n".join(lines) + f"\n\n… and {len(runs) - position} more."
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,8 +1,8 @@
 """How a raw value becomes an array: made by the encoders (who know what they were trained on), read by preparation.
 
 A format says two things: what stands on disk (the *column*: native type, smallest size that loses nothing) and what a
-network gets (the *batch*: float, normalised, on the device). Formats are plain values: equal formats mean equal columns,
-and their `key()` is part of the name of the prepared data.
+network gets (the *batch*: float, normalised, on the device). Formats are plain values: equal formats mean equal
+columns, and their `key()` is part of the name of the prepared data.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from mmsweep.errors import UserError
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """Pictures: column uint8 [N,3,H,W]; batch float32 [B,3,H,W], (x/255 - mean) / std.
+    """Pictures: column uint8 [N,3,stored,stored]; batch float32 [B,3,size,size], (x/255 - mean) / std.
 
     Args:
         size: side of the square that the network sees.
         mean, std: per channel, in 0..1.
         resize: shorter side before the centre crop; None means `size` (no margin).
+        stored: side of the square kept on disk, cropped to `size` in the batch; None means `size`. Random crops
+            want more.
     """
 
     size: int
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resize: int | None = None
+    stored: int | None = None
 
     kind = "image"
 
@@ -43,12 +46,27 @@ class ImageFormat:
                 found=self.resize,
                 expected=f"at least size = {self.size}",
             )
+        if not self.size <= self.stored_side <= self.resized_side:
+            raise UserError(
+                "the stored picture must lie between what is shown and what was resized to",
+                key="stored",
+                found=self.stored,
+                expected=f"{self.size} to {self.resized_side}",
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UserError("mean and std must have three entries, std above 0", found=(self.mean, self.std))
 
+    @property
+    def stored_side(self) -> int:
+        return self.stored or self.size
+
+    @property
+    def resized_side(self) -> int:
+        return self.resize or self.size
+
     def key(self) -> dict[str, Any]:
         # mean and std act on the device, after the column: pictures prepared for one encoder serve another.
-        return {"kind": self.kind, "size": self.size, "resize": self.resize or self.size}
+        return {"kind": self.kind, "stored": self.stored_side, "resize": self.resized_side}
 
 
 @dataclass(frozen=True)
@@ -138,8 +156,12 @@ class VideoFormat:
                 found=(self.frames, self.stored),
             )
 
+    @property
+    def stored_frames(self) -> int:
+        return self.stored or self.frames
+
     def key(self) -> dict[str, Any]:
-        return {"kind": self.kind, "image": self.image.key(), "stored": self.stored or self.frames}
+        return {"kind": self.kind, "image": self.image.key(), "stored": self.stored_frames}
 
 
 Format = ImageFormat | TextFormat | AudioFormat | VideoFormat

@@ -1,0 +1,152 @@
+"""Random crops, flips, colours and frames: on the batch, on its device, from a generator that is handed in.
+
+All random numbers of a batch are drawn on the CPU for the *whole* global batch and then cut to a rank's rows, so that
+a trial sees the same pictures on one rank or on four, on a CPU or on a GPU. One draw serves all pictures of a row, so
+that aligned modalities (colour and depth) stay aligned. Never used in evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmsweep.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is varied while training. All off by default.
+
+    Args:
+        crop_scale: area of a random crop as a share of the picture, [low, high]; None: no crop.
+        crop_ratio: its aspect ratio, [low, high] around 1.
+        flip: probability of a horizontal flip.
+        brightness, contrast, saturation: each factor is drawn from [1 - x, 1 + x].
+        random_frames: clips show frames drawn at random (in order) instead of uniformly.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    random_frames: bool = False
+
+    def __post_init__(self) -> None:
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise UserError("crop_scale must rise within (0, 1]", key="crop_scale", found=self.crop_scale)
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise UserError("crop_ratio must rise and be positive", key="crop_ratio", found=self.crop_ratio)
+        if not 0 <= self.flip <= 1:
+            raise UserError("flip is a probability", key="flip", found=self.flip, expected="0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError("the strength must lie within 0 and 1", key=name, found=getattr(self, name))
+
+    @property
+    def changes_pictures(self) -> bool:
+        return self.crop_scale is not None or self.flip > 0 or self._colours
+
+    @property
+    def _colours(self) -> bool:
+        return max(self.brightness, self.contrast, self.saturation) > 0
+
+    def draw(self, rows: int, generator: torch.Generator, stored_frames: Mapping[str, int] | None = None) -> Draws:
+        """Random numbers for `rows` rows. How far the generator moves depends on `rows` and the formats only.
+
+        Args:
+            stored_frames: modality -> number of frames on disk, of the clips.
+        """
+        uniform_BK = torch.rand(rows, _COLUMNS, generator=generator)
+        frames = {name: torch.rand(rows, count, generator=generator) for name, count in (stored_frames or {}).items()}
+        return Draws(uniform_BK, frames)
+
+    def pictures(self, pictures: Tensor, draws: Draws, size: int) -> Tensor:
+        """uint8 [B,3,H,W] or [B,F,3,H,W], cropped, flipped and coloured -> [..., size, size], uint8 or float in 0..255."""
+        frames = pictures.shape[1] if pictures.ndim == 5 else 1
+        uniform_BK = draws.uniform_BK.to(pictures.device).repeat_interleave(frames, 0)
+        flat = pictures.reshape(-1, *pictures.shape[-3:])
+        if self.crop_scale is not None:
+            flat = F.grid_sample(
+                flat.float(),
+                self._grid(uniform_BK, flat, size),
+                mode="bilinear",
+                padding_mode="border",
+                align_corners=False,
+            )
+        else:
+            flat = centre_crop(flat, size)
+            if self.flip > 0:
+                flipped = (uniform_BK[:, _FLIP] < self.flip).nonzero()[:, 0]
+                flat = flat.index_copy(0, flipped, flat[flipped].flip(-1))
+        if self._colours:
+            flat = self._recolour(flat.float(), uniform_BK)
+        return flat.reshape(*pictures.shape[:-3], *flat.shape[-3:])
+
+    def frames(self, modality: str, wanted: int, draws: Draws) -> Tensor:
+        """int64 [B, wanted]: which stored frames to show, in order of time."""
+        return draws.frames[modality].argsort(dim=1, stable=True)[:, :wanted].sort(dim=1).values
+
+    def _grid(self, uniform_BK: Tensor, flat: Tensor, size: int) -> Tensor:
+        assert self.crop_scale is not None
+        low, high = self.crop_scale
+        area_B = low + (high - low) * uniform_BK[:, _AREA]
+        log_low, log_high = math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1])
+        ratio_B = torch.exp(log_low + (log_high - log_low) * uniform_BK[:, _RATIO])
+        width_B = (area_B * ratio_B).sqrt().clamp(max=1.0)
+        height_B = (area_B / ratio_B).sqrt().clamp(max=1.0)
+        # grid_sample counts from -1 to 1: a crop of width w may have its centre within ±(1 - w).
+        x_B = (2 * uniform_BK[:, _LEFT] - 1) * (1 - width_B)
+        y_B = (2 * uniform_BK[:, _TOP] - 1) * (1 - height_B)
+        sign_B = torch.where(uniform_BK[:, _FLIP] < self.flip, -1.0, 1.0)
+        zero_B = torch.zeros_like(x_B)
+        theta = torch.stack(
+            [torch.stack([sign_B * width_B, zero_B, x_B], 1), torch.stack([zero_B, height_B, y_B], 1)], dim=1
+        )
+        return F.affine_grid(theta, [len(flat), 3, size, size], align_corners=False)
+
+    def _recolour(self, flat: Tensor, uniform_BK: Tensor) -> Tensor:
+        def factor(strength: float, column: int) -> Tensor:
+            return (1 + strength * (2 * uniform_BK[:, column] - 1))[:, None, None, None]
+
+        grey_weights = flat.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
+        flat = flat * factor(self.brightness, _BRIGHTNESS)
+        mean = (flat * grey_weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+        flat = mean + (flat - mean) * factor(self.contrast, _CONTRAST)
+        grey = (flat * grey_weights).sum(1, keepdim=True)
+        flat = grey + (flat - grey) * factor(self.saturation, _SATURATION)
+        return flat.clamp(0, 255)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a batch.
+
+    Args:
+        uniform_BK: float [B, K], one column a decision.
+        frames: modality -> float [B, F].
+    """
+
+    uniform_BK: Tensor
+    frames: Mapping[str, Tensor]
+
+    def rows(self, rows: slice | Tensor) -> Draws:
+        """The numbers of some rows (a rank's)."""
+        return Draws(self.uniform_BK[rows], {name: values[rows] for name, values in self.frames.items()})
+
+
+def centre_crop(pictures: Tensor, size: int) -> Tensor:
+    """[..., H, W] -> [..., size, size]."""
+    top, left = (pictures.shape[-2] - size) // 2, (pictures.shape[-1] - size) // 2
+    return pictures[..., top : top + size, left : left + size]
+
+
+# A column for every decision, used or not: switching one on leaves the others' numbers as they were.
+_AREA, _RATIO, _LEFT, _TOP, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION = range(8)
+_COLUMNS = 8

@@ -1,0 +1,283 @@
+"""Raw values become arrays: pictures, texts, sounds and clips, each by its format.
+
+Every function raises `Undecodable` with a reason for people when a value cannot be read; `prepared.py` turns it into a
+bad row with its file and line. Audio and video files need the optional packages `mmsweep[audio]` and `mmsweep[video]`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmsweep.data.formats import AudioFormat, ImageFormat, TextFormat, VideoFormat
+from mmsweep.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Undecodable(Exception):
+    """A value that cannot be read; str() is the reason, without the row's place."""
+
+
+def read_bytes(value: str | Path | bytes) -> bytes:
+    """The bytes of a file, or the bytes themselves.
+
+    Raises:
+        Undecodable: file absent, unreadable or empty, or only a git-LFS pointer (as zip downloads of repositories).
+    """
+    if isinstance(value, bytes):
+        data = value
+    else:
+        try:
+            data = Path(value).read_bytes()
+        except FileNotFoundError:
+            raise Undecodable(f"the file {value} does not exist") from None
+        except OSError as error:
+            raise Undecodable(f"the file {value} cannot be read ({error.strerror or error})") from None
+    if not data:
+        raise Undecodable(f"{_shown(value)} is empty")
+    if data.startswith(b"version https://git-lfs"):
+        raise Undecodable(f"{_shown(value)} is a git-LFS pointer, not the data; fetch it with `git lfs pull`")
+    return data
+
+
+def _shown(value: Any) -> str:
+    return f"a value of {len(value)} bytes" if isinstance(value, bytes) else f"the file {value}"
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def decode_image(value: str | Path | bytes, format: ImageFormat) -> np.ndarray:
+    """uint8 [3, stored, stored]: turned by EXIF, transparency on white, shorter side resized (bicubic), centre crop."""
+    data = read_bytes(value)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            picture = ImageOps.exif_transpose(opened) or opened
+            picture = _to_rgb(picture)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise Undecodable(f"the picture {_name(value)} cannot be decoded ({_first_line(error)})") from None
+    return fit_square(picture, format)
+
+
+def fit_square(picture: Image.Image, format: ImageFormat) -> np.ndarray:
+    """uint8 [3, stored, stored] of an RGB picture."""
+    side, stored = format.resized_side, format.stored_side
+    width, height = picture.size
+    short = min(width, height)
+    if short != side:
+        # The longer side is truncated as torchvision's Resize does: columns equal the encoders' own processing.
+        picture = picture.resize(
+            (side * width // short if width > height else side, side * height // short if height > width else side),
+            Image.Resampling.BICUBIC,
+        )
+    left, top = (picture.size[0] - stored) // 2, (picture.size[1] - stored) // 2
+    picture = picture.crop((left, top, left + stored, top + stored))
+    return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
+        values = np.asarray(picture, np.float64)
+        if values.size and (picture.mode.startswith("I;16") or values.max() > 255):
+            values = values / 257.0  # 65535 -> 255
+        grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey, "L").convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        # Clip art and icons are drawn for a page: what shows through is white, not the black that convert("RGB") gives.
+        layers = picture.convert("RGBA")
+        page = Image.new("RGBA", layers.size, (255, 255, 255, 255))
+        return Image.alpha_composite(page, layers).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _name(value: Any) -> str:
+    return "given as bytes" if isinstance(value, bytes) else str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+# ---- texts ---------------------------------------------------------------------------------------------------------
+
+
+def text_encoder(format: TextFormat) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
+    """A function from texts to (ids int32 [n,L], mask bool [n,L]), padded on the right, truncated to L.
+
+    Raises:
+        UserError: the folder holds no tokenizer.
+    """
+    folder = Path(format.tokenizer)
+    if not folder.is_dir():
+        raise UserError("the tokenizer's folder does not exist", file=folder)
+    from transformers import AutoTokenizer  # seconds to import, and only preparation needs it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the folder holds no tokenizer that transformers can load ({_first_line(error)})", file=folder
+        ) from None
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+
+    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        texts = [text.lower() if format.lower else text for text in texts]
+        out = tokenizer(
+            texts, truncation=True, max_length=format.length, padding="max_length", return_attention_mask=True
+        )
+        return np.asarray(out["input_ids"], np.int32), np.asarray(out["attention_mask"], np.int64).astype(bool)
+
+    return encode
+
+
+# ---- sounds --------------------------------------------------------------------------------------------------------
+
+
+def sound_decoder(format: AudioFormat) -> Callable[[str | Path | bytes], np.ndarray]:
+    """A function from a sound (path or bytes; or a .npy spectrogram of [frames, mel]) to float32 [frames, mel_bins].
+
+    Raises:
+        UserError: soundfile is not installed.
+    """
+    extract = _ast_extractor(format) if format.kind == "ast" else _whisper_extractor(format)
+
+    def decode(value: str | Path | bytes) -> np.ndarray:
+        if not isinstance(value, bytes) and str(value).endswith(".npy"):
+            return _stored_spectrogram(value, format)
+        return np.ascontiguousarray(extract(read_waveform(value, format.rate)), np.float32)
+
+    return decode
+
+
+def read_waveform(value: str | Path | bytes, rate: int) -> np.ndarray:
+    """float32 [samples], one channel, at `rate`."""
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError("sounds need the package soundfile", hint="pip install 'mmsweep[audio]'") from None
+    data = read_bytes(value)
+    try:
+        sound_NC, found_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except (RuntimeError, ValueError, TypeError) as error:  # soundfile.LibsndfileError is a RuntimeError
+        raise Undecodable(f"the sound {_name(value)} cannot be decoded ({_first_line(error)})") from None
+    sound = sound_NC.mean(axis=1)
+    if sound.size == 0:
+        raise Undecodable(f"the sound {_name(value)} has no samples")
+    if found_rate != rate:
+        from scipy.signal import resample_poly  # comes with scikit-learn
+
+        sound = resample_poly(sound, rate, found_rate).astype(np.float32)
+    return sound
+
+
+def _ast_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:
+    from transformers import ASTFeatureExtractor
+
+    extractor = ASTFeatureExtractor(
+        sampling_rate=format.rate,
+        num_mel_bins=format.mel_bins,
+        max_length=format.frames,
+        mean=format.mean,
+        std=format.std,
+    )
+    shortest = int(0.025 * format.rate)  # one Kaldi window
+
+    def extract(sound: np.ndarray) -> np.ndarray:
+        sound = np.pad(sound, (0, max(0, shortest - sound.size)))
+        return np.asarray(extractor(sound, sampling_rate=format.rate, return_tensors="np")["input_values"][0])
+
+    return extract
+
+
+def _whisper_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:
+    from transformers import WhisperFeatureExtractor
+
+    seconds = format.frames / 100  # 10 ms a frame
+    if seconds != int(seconds):
+        raise UserError(
+            "a Whisper spectrogram holds whole seconds", key="frames", found=format.frames, expected="n × 100"
+        )
+    extractor = WhisperFeatureExtractor(
+        feature_size=format.mel_bins,
+        sampling_rate=format.rate,
+        hop_length=format.rate // 100,
+        chunk_length=int(seconds),
+    )
+
+    def extract(sound: np.ndarray) -> np.ndarray:
+        out = extractor(sound, sampling_rate=format.rate, return_tensors="np")["input_features"][0]
+        return np.asarray(out).T
+
+    return extract
+
+
+def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
+    try:
+        array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    except ValueError as error:
+        raise Undecodable(f"the file {path} is not an array ({_first_line(error)})") from None
+    if array.ndim != 2 or array.shape[1] != format.mel_bins or not np.isfinite(array).all():
+        raise Undecodable(
+            f"the spectrogram {path} is not a finite [frames, {format.mel_bins}] array; found {array.shape}"
+        )
+    out = np.zeros((format.frames, format.mel_bins), np.float32)
+    out[: min(len(array), format.frames)] = array[: format.frames]
+    return (out - format.mean) / (2 * format.std) if format.kind == "ast" else out
+
+
+# ---- clips ---------------------------------------------------------------------------------------------------------
+
+
+def decode_video(value: str | Path, format: VideoFormat) -> np.ndarray:
+    """uint8 [F,3,H,W]: the middle frame of each of F equal parts of the clip (frames repeat in shorter clips)."""
+    path = Path(value)
+    if path.is_dir():
+        # Numbers compare as numbers (frame-10 after frame-9); an unsorted listing is a known bug of others' loaders.
+        names = sorted(
+            (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: natural_key(p.name)
+        )
+        if not names:
+            raise Undecodable(f"the folder {path} holds no frames")
+        chosen = [names[i] for i in uniform_frames(len(names), format.stored_frames)]
+        return np.stack([decode_image(name, format.image) for name in chosen])
+    if not path.exists():
+        raise Undecodable(f"the clip {path} does not exist")
+    return _decode_video_file(path, format)
+
+
+def uniform_frames(count: int, wanted: int) -> list[int]:
+    """Middle of each of `wanted` equal parts of `count` frames."""
+    return [int((k + 0.5) * count / wanted) for k in range(wanted)]
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key in which frame-9 comes before frame-10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _decode_video_file(path: Path, format: VideoFormat) -> np.ndarray:
+    try:
+        import av
+    except ImportError:
+        raise UserError("video files need the package av", file=path, hint="pip install 'mmsweep[video]'") from None
+    try:
+        with av.open(str(path)) as clip:
+            count = sum(1 for _ in clip.decode(video=0))  # containers' own frame counts cannot be trusted
+        if count == 0:
+            raise Undecodable(f"the clip {path} has no frames")
+        chosen = uniform_frames(count, format.stored_frames)
+        frames: dict[int, np.ndarray] = {}
+        with av.open(str(path)) as clip:
+            for index, frame in enumerate(clip.decode(video=0)):
+                if index in chosen:
+                    frames[index] = fit_square(frame.to_image(), format.image)
+    except (OSError, ValueError, IndexError) as error:  # av.FFmpegError derives from these
+        raise Undecodable(f"the clip {path} cannot be decoded ({_first_line(error)})") from None
+    return np.stack([frames[index] for index in chosen])

@@ -1,0 +1,308 @@
+"""Writes prepared columns: every row decoded once, in its native type, into memory-mappable .npy files.
+
+Layout of a prepared folder (written under a temporary name, then renamed, so that it is whole or absent):
+
+    prepared.json              formats, rows, digests, statistics, skipped rows
+    train/ids.json             ids and groups, in order       (the same for val/ and test/)
+    train/targets.npy          int64 [N] | float32 [N,C] | float32 [N]
+    train/natural.npy          bool [N,M]
+    train/image.npy            uint8 [N,3,H,W]                 (or <audio>.npy, <video>.npy)
+    train/text.ids.npy         int32 [N,L], and text.mask.npy bool [N,L]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmsweep.data.dataset import SPLITS, Sample, Target
+from mmsweep.data.decoding import Undecodable, decode_image, decode_video, sound_decoder, text_encoder
+from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat, VideoFormat
+from mmsweep.errors import UserError
+
+CODE_VERSION = 1
+"""Raise it when the same input would give other columns: old caches are then left alone."""
+
+BadSamples = list[tuple[Sample, str]]
+"""Rows that cannot be used, and why."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (split, rows done, rows in all)."""
+
+
+def cache_key(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
+    """Name of the prepared folder: cheap to compute, changes whenever a column could.
+
+    Files count by path, size and time of change (reading them all at every start would take minutes).
+    """
+    digest = _start(formats, target)
+    for sample in _rows(splits, digest):
+        for modality in formats:
+            _feed(digest, modality, _stamp(sample.values.get(modality), formats[modality]))
+    return digest.hexdigest()[:24]
+
+
+def content_digest(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
+    """The data's fingerprint: equal on every machine that holds the same content, wherever it lies."""
+    digest = _start(formats, target)
+    for sample in _rows(splits, digest):
+        for modality in formats:
+            _feed(digest, modality, _content(sample.values.get(modality), formats[modality]))
+    return digest.hexdigest()[:24]
+
+
+def split_digest(splits: Mapping[str, list[str]]) -> str:
+    """Digest of which ids stand in which split, in order."""
+    return hashlib.sha256(json.dumps([[name, splits[name]] for name in SPLITS]).encode()).hexdigest()[:24]
+
+
+def write_prepared(
+    folder: Path,
+    splits: Mapping[str, list[Sample]],
+    formats: Mapping[str, Format],
+    target: Target,
+    *,
+    skip_bad: bool,
+    progress: Progress | None = None,
+) -> BadSamples:
+    """Fills `folder` (empty). Returns the bad rows; unless `skip_bad`, the folder is of no use when there are any."""
+    bad: BadSamples = []
+    decoders = {modality: _decoder(format) for modality, format in formats.items()}
+    kept: dict[str, list[Sample]] = {}
+    statistics: dict[str, Any] = {}
+    for name in SPLITS:
+        (folder / name).mkdir(parents=True)
+        samples, targets = _with_valid_targets(splits[name], target, bad)
+        columns = _Columns(folder / name, samples, formats)
+        good = columns.decode(decoders, bad, lambda done, total, name=name: progress and progress(name, done, total))  # type: ignore[misc]
+        if bad and not skip_bad:
+            continue  # only the list of bad rows is still of interest
+        columns.close(good)
+        kept[name] = [sample for sample, fine in zip(samples, good, strict=True) if fine]
+        _write_rows(
+            folder / name, kept[name], [t for t, fine in zip(targets, good, strict=True) if fine], formats, target
+        )
+        if name == "train":
+            statistics = columns.statistics()
+    if bad and not skip_bad:
+        return bad
+    for modality, format in formats.items():
+        if isinstance(format, TextFormat):
+            ids_NL, mask_NL = text_encoder(format)([""])
+            length = int(mask_NL.sum())
+            statistics[modality] = {"empty": ids_NL[0, :length].tolist(), "pad": ids_NL[0, length:].tolist()[:1]}
+    record = {
+        "code_version": CODE_VERSION,
+        "fingerprint": content_digest(kept, formats, target),
+        "split_digest": split_digest({name: [sample.id for sample in kept[name]] for name in SPLITS}),
+        "formats": {modality: format.key() for modality, format in formats.items()},
+        "statistics": statistics,
+        "rows": {name: len(kept[name]) for name in SPLITS},
+        "skipped": [[sample.id, reason] for sample, reason in bad],
+    }
+    (folder / "prepared.json").write_text(json.dumps(record, indent=1))
+    return bad
+
+
+# ---- digests -------------------------------------------------------------------------------------------------------
+
+
+def _start(formats: Mapping[str, Format], target: Target) -> Any:
+    head = [CODE_VERSION, {m: f.key() for m, f in formats.items()}, list(formats), target.task, target.classes]
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+
+
+def _rows(splits: Mapping[str, list[Sample]], digest: Any) -> Iterator[Sample]:
+    for name in SPLITS:
+        _feed(digest, "split", name)
+        for sample in splits[name]:
+            wanted = sorted(sample.target) if isinstance(sample.target, (set, frozenset)) else sample.target
+            _feed(digest, sample.id, sample.group, wanted)
+            yield sample
+
+
+def _feed(digest: Any, *parts: Any) -> None:
+    digest.update(json.dumps(parts, default=str).encode() + b"\n")
+
+
+def _stamp(value: Any, format: Format) -> Any:
+    if value is None or isinstance(value, bytes) or isinstance(format, TextFormat):
+        return _content(value, format)
+    path = Path(value)
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(str(file), file.stat()) for file in files]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    except OSError:
+        return [str(path), "absent"]
+
+
+def _content(value: Any, format: Format) -> Any:
+    if value is None or isinstance(format, TextFormat):
+        return value
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    path = Path(value)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+
+
+# ---- columns -------------------------------------------------------------------------------------------------------
+
+
+def _decoder(format: Format) -> Callable[[Any], np.ndarray] | None:
+    if isinstance(format, ImageFormat):
+        return lambda value: decode_image(value, format)
+    if isinstance(format, VideoFormat):
+        return lambda value: decode_video(value, format)
+    if isinstance(format, AudioFormat):
+        return sound_decoder(format)
+    return None  # texts are tokenised many at once
+
+
+class _Columns:
+    """The columns of one split while they are written."""
+
+    def __init__(self, folder: Path, samples: list[Sample], formats: Mapping[str, Format]) -> None:
+        self.folder, self.samples, self.formats = folder, samples, formats
+        self.arrays: dict[str, np.ndarray] = {}
+        self.sums: dict[str, tuple[np.ndarray, int]] = {}
+        for modality, format in formats.items():
+            for name, dtype, shape in column_layout(modality, format):
+                self.arrays[name] = _create(folder / f"{name}.npy", dtype, (len(samples), *shape))
+
+    def decode(
+        self,
+        decoders: Mapping[str, Callable[[Any], np.ndarray] | None],
+        bad: BadSamples,
+        progress: Callable[[int, int], object],
+    ) -> np.ndarray:
+        """Fills the columns; returns bool [N], which rows are good. Adds the others to `bad`, in the order of rows."""
+        reasons: dict[int, str] = {}
+        for modality, format in self.formats.items():
+            if isinstance(format, TextFormat):
+                self._tokenise(modality, format)
+        slow = {m: d for m, d in decoders.items() if d is not None}
+
+        def one(row: int) -> tuple[dict[str, np.ndarray], str | None]:
+            arrays = {}
+            for modality, decoder in slow.items():
+                value = self.samples[row].values.get(modality)
+                if value is not None:
+                    try:
+                        arrays[modality] = decoder(value)
+                    except Undecodable as error:
+                        return {}, f"{modality}: {error}"
+            return arrays, None
+
+        # Threads: decoding and resizing happen in C without the interpreter's lock. Results come back in order, so sums
+        # and the list of bad rows do not depend on timing; windows bound what waits in memory.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(self.samples) if slow else 0, _WINDOW):
+                rows = range(start, min(start + _WINDOW, len(self.samples)))
+                for row, (arrays, reason) in zip(rows, pool.map(one, rows), strict=True):
+                    if reason is not None:
+                        reasons[row] = reason
+                    for modality, array in arrays.items():
+                        self.arrays[modality][row] = array
+                        self._add(modality, array)
+                progress(rows.stop, len(self.samples))
+        bad.extend((self.samples[row], reasons[row]) for row in sorted(reasons))
+        return np.array([row not in reasons for row in range(len(self.samples))], bool)
+
+    def statistics(self) -> dict[str, Any]:
+        """Per modality the mean of what is there: 3 channels (0..255) of pictures, mel bins of sounds."""
+        return {modality: {"mean": (total / count).tolist()} for modality, (total, count) in self.sums.items()}
+
+    def close(self, good_N: np.ndarray) -> None:
+        """Flushes, leaving out the rows that are not good."""
+        for name, array in self.arrays.items():
+            if not good_N.all():
+                path = self.folder / f"{name}.npy"
+                kept = _create(path.with_suffix(".kept"), array.dtype, (int(good_N.sum()), *array.shape[1:]))
+                for to, row in enumerate(np.flatnonzero(good_N)):
+                    kept[to] = array[row]
+                _flush(kept)
+                path.with_suffix(".kept").replace(path)
+            else:
+                _flush(array)
+        self.arrays.clear()
+
+    def _tokenise(self, modality: str, format: TextFormat) -> None:
+        encode = text_encoder(format)
+        for start in range(0, len(self.samples), 4096):
+            chunk = [sample.values.get(modality) or "" for sample in self.samples[start : start + 4096]]
+            ids, mask = encode(chunk)
+            self.arrays[f"{modality}.ids"][start : start + len(chunk)] = ids
+            self.arrays[f"{modality}.mask"][start : start + len(chunk)] = mask
+
+    def _add(self, modality: str, array: np.ndarray) -> None:
+        # Pictures sum as integers (exact in any order); sounds in the order of rows.
+        if array.dtype == np.uint8:
+            part = array.sum(axis=tuple(i for i in range(array.ndim) if i != array.ndim - 3), dtype=np.int64)
+            size = array.size // 3
+        else:
+            part, size = array.sum(axis=0, dtype=np.float64), len(array)
+        total, count = self.sums.get(modality, (np.zeros_like(part), 0))
+        self.sums[modality] = (total + part, count + size)
+
+
+_WINDOW = 256
+
+
+def column_layout(modality: str, format: Format) -> list[tuple[str, Any, tuple[int, ...]]]:
+    """Columns of a modality: (name, dtype, shape of a row)."""
+    if isinstance(format, TextFormat):
+        return [(f"{modality}.ids", np.int32, (format.length,)), (f"{modality}.mask", np.bool_, (format.length,))]
+    if isinstance(format, AudioFormat):
+        return [(modality, np.float32, (format.frames, format.mel_bins))]
+    if isinstance(format, VideoFormat):
+        side = format.image.stored_side
+        return [(modality, np.uint8, (format.stored_frames, 3, side, side))]
+    return [(modality, np.uint8, (3, format.stored_side, format.stored_side))]
+
+
+def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if 0 in shape:  # an empty file cannot be mapped
+        return np.zeros(shape, dtype)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _flush(array: np.ndarray) -> None:
+    if isinstance(array, np.memmap):
+        array.flush()
+
+
+def _with_valid_targets(samples: list[Sample], target: Target, bad: BadSamples) -> tuple[list[Sample], list[Any]]:
+    fine, targets = [], []
+    for sample in samples:
+        try:
+            targets.append(target.encode(sample.target))
+        except UserError as error:
+            bad.append((sample, f"target: {error}"))
+            continue
+        if all(value is None for value in sample.values.values()):
+            bad.append((sample, "every modality is empty"))
+            targets.pop()
+            continue
+        fine.append(sample)
+    return fine, targets
+
+
+def _write_rows(
+    folder: Path, samples: list[Sample], targets: list[Any], formats: Mapping[str, Format], target: Target
+) -> None:
+    natural = [[sample.values.get(modality) is not None for modality in formats] for sample in samples]
+    np.save(folder / "natural.npy", np.array(natural, bool).reshape(len(samples), len(formats)), allow_pickle=False)
+    dtype = np.int64 if target.task == "single_label" else np.float32
+    shape = (len(samples), len(target.classes)) if target.task == "multi_label" else (len(samples),)
+    np.save(folder / "targets.npy", np.array(targets, dtype).reshape(shape), allow_pickle=False)
+    rows = {"ids": [sample.id for sample in samples], "groups": [sample.group for sample in samples]}
+    (folder / "ids.json").write_text(json.dumps(rows))

@@ -12,8 +12,9 @@ What happens when the store fails
     a minute (so that a dead server does not slow the trials) and a last time in `end_sweep`. What still is not written
     then is named in `warnings`. The sweep folder has everything: MLflow never holds the only copy.
 
-Everything is find-or-create by tag, so that a resumed sweep goes on in the same runs; an epoch that a run already has
-is not logged again.
+`tracking.json` in the sweep's folder says where everything went: {"id", "uri", "experiment", "run_id", "runs": {trial:
+run id}, "tags"}; reports read it instead of asking MLflow. Everything is find-or-create by tag, so that
+a resumed sweep goes on in the same runs; an epoch that a run already has is not logged again.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from mmsweep.errors import UserError
 from mmsweep.tracking.naming import Objective, children_table, metric_name, objectives
 from mmsweep.tracking.outbox import Outbox
 from mmsweep.tracking.store import Store, impatient
+from mmsweep.training.checkpoint import write_whole
 
 SWEEP_STATES = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 TRIAL_STATES = {**SWEEP_STATES, "stopped": "KILLED"}  # the tag mmsweep.state tells an early stop from an interruption
@@ -76,6 +80,8 @@ class Tracker:
         self._sweep = ""
         self._objectives: list[Objective] = []
         self._runs: dict[str, _ChildRun] = {}
+        self._notebook = Path()
+        self._notes: dict[str, Any] = {}
 
     @property
     def warnings(self) -> list[str]:
@@ -105,9 +111,11 @@ class Tracker:
             UserError: the store fails before the sweep has begun.
         """
         self._sweep, self._objectives = name, objectives(study_yaml)
-        identity = _sweep_identity(Path(sweep_folder))
+        self._notebook = Path(sweep_folder).absolute() / "tracking.json"
+        self._notes = _notes(self._notebook)
+        identity = self._notes["id"]
         fixed = {"mmsweep.kind": "sweep", "mmsweep.sweep": name, "mmsweep.state": "running"}
-        fixed |= {"mmsweep.sweep_id": identity, "mmsweep.sweep_path": str(Path(sweep_folder).absolute())}
+        fixed |= {"mmsweep.sweep_id": identity, "mmsweep.sweep_path": str(self._notebook.parent)}
         with impatient(), self._store.as_user_errors():
             found = self._search(f"tags.`mmsweep.sweep_id` = '{identity}' and tags.`mmsweep.kind` = 'sweep'")
             if found:
@@ -118,6 +126,8 @@ class Tracker:
             self._log(self._parent, tags={**tags, **fixed})
             self._client.log_text(self._parent, study_yaml, "study.yaml")
             self._log_dataset(self._parent, tags)
+        self._notes |= {"uri": self.uri, "experiment": self.experiment, "run_id": self._parent, "tags": dict(tags)}
+        write_whole(self._notebook, json.dumps(self._notes, indent=1))
         return self._parent
 
     def set_tags(self, tags: Mapping[str, str], trial_id: str | None = None) -> None:
@@ -128,6 +138,9 @@ class Tracker:
             self._log(run_id, tags=tags)
             self._log_dataset(run_id, tags)
 
+        if trial_id is None:
+            self._notes["tags"] = {**self._notes.get("tags", {}), **tags}
+            write_whole(self._notebook, json.dumps(self._notes, indent=1))
         self._outbox.write("tags", write)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
@@ -277,6 +290,8 @@ class Tracker:
         self._log(run_id, tags=run.tags, params=missing)  # params are write-once
         self._log_dataset(run_id, run.tags)
         run.run_id = run_id
+        self._notes["runs"][run.trial_id] = run_id
+        write_whole(self._notebook, json.dumps(self._notes, indent=1))
 
     def _log(
         self,
@@ -312,14 +327,17 @@ class Tracker:
         return scores
 
 
-def _sweep_identity(sweep_folder: Path) -> str:
-    path = sweep_folder / "tracking.json"
-    if not path.exists():
-        sweep_folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"id": uuid.uuid4().hex}))
-        temporary.replace(path)
-    return str(json.loads(path.read_text())["id"])
+def _notes(path: Path) -> dict[str, Any]:
+    """What stands in the notebook, or a new one: it must be on disk before the run that carries its id is made."""
+    try:
+        return {"runs": {}, **json.loads(path.read_text())}
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        notes: dict[str, Any] = {"id": uuid.uuid4().hex, "runs": {}}
+        write_whole(path, json.dumps(notes))
+        return notes
+    except ValueError as error:
+        raise UserError("not valid JSON", file=path, expected="the file as mmsweep wrote it") from error
 
 
 def _is_number(value: object) -> bool:

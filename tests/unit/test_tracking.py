@@ -251,7 +251,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
+        f"sqlite:///{tmp_path}/mlflow.db",
         "--artifacts-destination",
         str(tmp_path / "a"),
     ]

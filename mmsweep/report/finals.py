@@ -1,0 +1,206 @@
+"""What the final runs of a sweep found on test: `evaluation.json` read into types, and its mean and SD over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmsweep.availability import pattern_name, patterns
+from mmsweep.errors import UserError
+
+SUMMARIES = ("mean_missing", "worst_missing")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One scenario or pattern of one evaluation.
+
+    Args:
+        rows: how many rows were eligible.
+        table: digest of the availability table.
+        shares: rows by pattern.
+        metrics: metric name to value.
+        f1_C: F1 of each class, where the task has classes.
+    """
+
+    rows: int
+    table: str
+    shares: Mapping[str, int]
+    metrics: Mapping[str, float]
+    f1_C: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Metrics where `share` of the rows have one modality and all others are complete."""
+
+    share: float
+    rows: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`evaluation.json` (written by training/evaluation.py)."""
+
+    split: str
+    task: str
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    rows: int
+    epoch: int
+    scenarios: Mapping[str, Score]
+    patterns: Mapping[str, Score]
+    summaries: Mapping[str, Mapping[str, float]]
+    curves: Mapping[str, tuple[CurvePoint, ...]]
+    thresholds_C: tuple[float, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Reads one file.
+
+        Raises:
+            UserError: the file is not what evaluation writes.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                split=str(raw["split"]),
+                task=str(raw["task"]),
+                modalities=tuple(raw["modalities"]),
+                classes=tuple(map(str, raw.get("classes") or ())),
+                rows=int(raw["rows"]),
+                epoch=int(raw.get("epoch") or 0),
+                scenarios={name: _score(value) for name, value in raw["scenarios"].items()},
+                patterns={name: _score(value) for name, value in raw.get("patterns", {}).items()},
+                summaries={name: _numbers(raw[name]) for name in SUMMARIES if raw.get(name)},
+                curves={m: tuple(map(_point, points)) for m, points in (raw.get("curves") or {}).items()},
+                thresholds_C=tuple(raw.get("thresholds") or ()),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(
+                "not an evaluation", file=path, found=reason, expected="the file that evaluation wrote"
+            ) from error
+
+    def score(self, scenario: str) -> Score | None:
+        """A scenario's score; a pattern's where the study lists no such scenario; the mean or worst missing."""
+        if scenario in self.summaries:
+            return Score(self.rows, "", {}, self.summaries[scenario])
+        return self.scenarios.get(scenario) or self.patterns.get(scenario)
+
+    def missing_patterns(self) -> list[str]:
+        """Names of the proper patterns, the ones that lack least first."""
+        return [pattern_name(pattern, self.modalities) for pattern in patterns(self.modalities)[1:]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of a results table.
+
+    Args:
+        mean: over seeds.
+        sd: sample standard deviation; None for a single seed.
+        seeds: how many.
+        rows: eligible rows of the scenario.
+    """
+
+    mean: float
+    sd: float | None
+    seeds: int
+    rows: int
+
+    @classmethod
+    def of(cls, values: Iterable[float], rows: int) -> Cell:
+        found = list(values)
+        sd = statistics.stdev(found) if len(found) > 1 and all(map(math.isfinite, found)) else None
+        return cls(math.fsum(found) / len(found), sd, len(found), rows)
+
+    def to_json(self) -> dict[str, Any]:
+        mean = None if math.isnan(self.mean) else self.mean
+        return {"mean": mean, "sd": self.sd, "seeds": self.seeds, "rows": self.rows}
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """One seed of one group: its folder, its mark, its evaluation where it has ended."""
+
+    group: str
+    seed: int
+    folder: Path
+    state: str
+    error: str | None
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True)
+class FinalGroup:
+    """All seeds of the winner ("best"), or of the best configuration with one value of `sweep.final.per`."""
+
+    name: str
+    runs: tuple[FinalRun, ...]
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return [run.evaluation for run in self.runs if run.evaluation is not None]
+
+    def first(self) -> Evaluation | None:
+        """Any evaluation, for what is the same in all: modalities, classes, rows."""
+        return next(iter(self.evaluations), None)
+
+    def metrics(self) -> list[str]:
+        found = self.first()
+        return list(next(iter(found.scenarios.values())).metrics) if found and found.scenarios else []
+
+    def scenarios(self) -> list[str]:
+        """As the study lists them, then the means over the missing patterns."""
+        found = self.first()
+        return [*found.scenarios, *found.summaries] if found else []
+
+    def cell(self, scenario: str, metric: str) -> Cell | None:
+        """Mean and SD over seeds; None where no seed has the value."""
+        scores = [
+            score for e in self.evaluations if (score := e.score(scenario)) is not None and metric in score.metrics
+        ]
+        return Cell.of((score.metrics[metric] for score in scores), scores[0].rows) if scores else None
+
+    def per_class(self, scenario: str) -> list[Cell]:
+        """F1 of each class, over seeds."""
+        scores = [score for e in self.evaluations if (score := e.score(scenario)) is not None and score.f1_C]
+        return [Cell.of(values, scores[0].rows) for values in zip(*(score.f1_C for score in scores), strict=True)]
+
+    def curve(self, modality: str, metric: str) -> list[tuple[float, Cell]]:
+        """(share available, cell) by rising share."""
+        lines = [e.curves[modality] for e in self.evaluations if modality in e.curves]
+        points = [(p[0].share, Cell.of((q.metrics[metric] for q in p), p[0].rows)) for p in zip(*lines, strict=False)]
+        return sorted(points, key=lambda point: point[0])
+
+    def table(self) -> dict[str, dict[str, Cell]]:
+        """scenario -> metric -> cell."""
+        cells = {s: {m: self.cell(s, m) for m in self.metrics()} for s in self.scenarios()}
+        return {s: {m: cell for m, cell in row.items() if cell is not None} for s, row in cells.items()}
+
+
+def _score(raw: Mapping[str, Any]) -> Score:
+    f1_C = (raw.get("per_class") or {}).get("f1") or ()
+    shares = {str(name): int(count) for name, count in (raw.get("shares") or {}).items()}
+    return Score(
+        int(raw["rows"]), str(raw.get("table") or ""), shares, _numbers(raw["metrics"]), tuple(map(_number, f1_C))
+    )
+
+
+def _point(raw: Mapping[str, Any]) -> CurvePoint:
+    return CurvePoint(float(raw["share"]), int(raw["rows"]), _numbers(raw["metrics"]))
+
+
+def _numbers(raw: Mapping[str, Any]) -> dict[str, float]:
+    return {name: _number(value) for name, value in raw.items()}
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)  # JSON has no NaN

@@ -1,0 +1,237 @@
+"""A sweep as its folder tells it: trials, the best, the finals. Reads files only, starts nothing, asks no MLflow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmsweep.errors import UserError
+from mmsweep.report.finals import Evaluation, FinalGroup, FinalRun
+from mmsweep.study import Objective, Study
+from mmsweep.training.checkpoint import TrialFolder
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial.
+
+    Args:
+        id: its folder's name, "0003".
+        state: finished | stopped (early) | failed | running | interrupted.
+        params: what varies.
+        metrics: of the epoch that counts: the best by the first objective, or the last where its scope says so.
+        objective: the first objective's value at that epoch; None where there is none (no report yet, or NaN).
+        epoch: that epoch.
+        curve: (epoch, first objective) of every report.
+        seconds: training and validation, all epochs.
+    """
+
+    id: str
+    state: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    objective: float | None
+    epoch: int | None
+    curve: tuple[tuple[int, float], ...]
+    seconds: float
+    mlflow_run_id: str | None
+    error: str | None
+    folder: Path
+
+    @property
+    def number(self) -> int | str:
+        return int(self.id) if self.id.isdigit() else self.id
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "state": self.state,
+            "params": dict(self.params),
+            "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
+            "objective": self.objective,
+            "epoch": self.epoch,
+            "mlflow_run_id": self.mlflow_run_id,
+        }
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """One sweep.
+
+    Args:
+        state: running | finished | interrupted | failed.
+        study: as it was asked for.
+        trials: by number.
+        groups: finals, in the study's order of `sweep.final.per`.
+        tracking: what was told to MLflow: uri, experiment, run_id, tags; empty where the sweep was not tracked.
+        meta: `sweep.json`.
+    """
+
+    folder: Path
+    name: str
+    state: str
+    study: Study
+    trials: tuple[TrialRecord, ...]
+    groups: tuple[FinalGroup, ...]
+    tracking: Mapping[str, Any]
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SweepRecord:
+        """Reads a sweep's folder, finished or not.
+
+        Raises:
+            UserError: no sweep lies there, or a file in it is damaged (named).
+        """
+        root = Path(folder)
+        if not (root / "study.yaml").is_file():
+            expected = "a sweep's folder, with study.yaml, sweep.json and trials/ in it"
+            raise UserError("no sweep lies here", file=root, expected=expected, hint=_neighbours(root))
+        try:
+            study = Study.parse(yaml.safe_load((root / "study.yaml").read_text(encoding="utf-8")) or {})
+        except (yaml.YAMLError, UserError) as error:
+            raise UserError(f"the sweep's study cannot be read ({error})", file=root / "study.yaml") from error
+        meta, tracking = _json(root / "sweep.json"), _json(root / "tracking.json")
+        state = str(meta.get("state", "interrupted"))
+        runs = tracking.get("runs") or {}
+        trials = [
+            _trial(TrialFolder(path), study.sweep.objectives[0], state, runs)
+            for path in sorted((root / "trials").glob("*"))
+            if (path / "trial.json").exists()
+        ]
+        groups = _groups(root / "final", study, state)
+        return cls(root, str(meta.get("name", study.name)), state, study, tuple(trials), groups, tracking, meta)
+
+    @property
+    def objective(self) -> Objective:
+        """The first objective; rankings are by it."""
+        return self.study.sweep.objectives[0]
+
+    @property
+    def metric(self) -> str:
+        """The objective's metric without split and scenario: `f1_macro`."""
+        return self.objective.metric.rsplit("/", 1)[-1]
+
+    @cached_property
+    def ranking(self) -> list[TrialRecord]:
+        """Trials with a score, best first; equal scores in the order of their numbers."""
+        sign = -1 if self.objective.mode == "max" else 1
+        scored = [trial for trial in self.trials if trial.objective is not None]
+        return sorted(scored, key=lambda trial: (sign * (trial.objective or 0.0), trial.id))
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best trial that ran to its end; while there is none, the best of those stopped early or still running.
+
+        Failed trials are never best.
+        """
+        for states in (("finished",), ("stopped", "running", "interrupted")):
+            found = next((trial for trial in self.ranking if trial.state in states), None)
+            if found:
+                return found
+        return None
+
+    @property
+    def best_group(self) -> FinalGroup | None:
+        """The group that validation chose: the one with the best trial's value of `sweep.final.per`."""
+        evaluated = [group for group in self.groups if group.evaluations]
+        per = self.study.sweep.final.per if self.study.sweep.final else None
+        if per and self.best:
+            wanted = str(self.best.params.get(per))
+            evaluated.sort(key=lambda group: group.name != wanted)
+        return evaluated[0] if evaluated else None
+
+    def count(self, state: str) -> int:
+        return sum(trial.state == state for trial in self.trials)
+
+    def best_study_yaml(self) -> str | None:
+        """The best trial's resolved study, as `mmsweep best` prints it."""
+        path = self.best.folder / "study.yaml" if self.best else None
+        return path.read_text(encoding="utf-8") if path and path.exists() else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The shape of `mmsweep show --json` (DESIGN §6); with `sweep.final.per` every group under "groups"."""
+        chosen = self.best_group
+        shown = {
+            "name": self.name,
+            "state": self.state,
+            "trials": [trial.to_json() for trial in self.trials],
+            "best": self.best.to_json() if self.best else None,
+            "final": _cells(chosen) if chosen else {},
+        }
+        if self.study.sweep.final and self.study.sweep.final.per:
+            shown["groups"] = {group.name: _cells(group) for group in self.groups}
+        return shown
+
+
+def _trial(folder: TrialFolder, objective: Objective, sweep_state: str, runs: Mapping[str, str]) -> TrialRecord:
+    about, done, reports = folder.trial(), folder.done(), folder.reports()
+    curve = [(r.epoch, r.metrics[objective.metric]) for r in reports if objective.metric in r.metrics]
+    valid = [point for point in curve if not math.isnan(point[1])]
+    chosen = None
+    if valid:
+        sign = -1 if objective.mode == "max" else 1
+        chosen = valid[-1] if objective.scope == "last" else min(valid, key=lambda p: (sign * p[1], p[0]))
+    metrics = next((r.metrics for r in reports if chosen and r.epoch == chosen[0]), {})
+    unfinished = "running" if sweep_state == "running" else "interrupted"
+    trial_id = str(about.get("id", folder.path.name))
+    return TrialRecord(
+        id=trial_id,
+        state=str(done["state"]) if done else unfinished,
+        params=about.get("params") or {},
+        metrics=metrics,
+        objective=chosen[1] if chosen else None,
+        epoch=chosen[0] if chosen else None,
+        curve=tuple(curve),
+        seconds=math.fsum(r.seconds for r in reports),
+        mlflow_run_id=runs.get(trial_id),
+        error=done.get("error") if done else None,
+        folder=folder.path,
+    )
+
+
+def _groups(root: Path, study: Study, sweep_state: str) -> tuple[FinalGroup, ...]:
+    groups = []
+    for group in sorted(path for path in root.glob("*") if path.is_dir()):
+        runs = []
+        for path in sorted(group.glob("seed-*"), key=lambda p: (len(p.name), p.name)):
+            folder = TrialFolder(path)
+            if not folder.exists():
+                continue
+            done, evaluation = folder.done(), path / "evaluation.json"
+            state = str(done["state"]) if done else ("running" if sweep_state == "running" else "interrupted")
+            found = Evaluation.read(evaluation) if state == "finished" and evaluation.exists() else None
+            seed = int(folder.trial().get("seed") or path.name.removeprefix("seed-"))
+            runs.append(FinalRun(group.name, seed, path, state, done.get("error") if done else None, found))
+        groups.append(FinalGroup(group.name, tuple(runs)))
+    per = study.sweep.final.per if study.sweep.final else None
+    order = [str(value) for value in study.search[per].choices] if per in study.search else []
+    groups.sort(key=lambda g: (order.index(g.name) if g.name in order else len(order), g.name))
+    return tuple(groups)
+
+
+def _cells(group: FinalGroup) -> dict[str, Any]:
+    return {s: {m: cell.to_json() for m, cell in row.items()} for s, row in group.table().items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError("not valid JSON", file=path, expected="the file as mmsweep wrote it") from error
+
+
+def _neighbours(root: Path) -> str | None:
+    """What sweeps lie near a mistyped path."""
+    places = [root, root.parent] if root.parent != root else [root]
+    near = sorted(str(p.parent) for place in places for p in place.glob("*/study.yaml"))[:5]
+    return f"Sweeps near it: {', '.join(near)}" if near else None

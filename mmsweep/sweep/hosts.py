@@ -1,0 +1,187 @@
+"""Hosts: Ray Train worker groups that stay warm and serve trials; starting them, watching them, ending them.
+
+A host is one `TorchTrainer` run whose train function is `worker.serve`. Ray Train restarts its worker group when a rank dies; this
+file restarts the run when its controller dies, and gives up when a host only ever starts and never finishes an epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.callback import UserCallback
+
+from mmsweep.errors import UserError
+from mmsweep.sweep.board import Board
+from mmsweep.sweep.worker import Place, serve
+
+# Trials take 0.01 CPU each while hosts may fill a node: each worker asks for a little less than its CPUs, so that both fit.
+CPU_FOR_TRIALS = 0.02
+MAX_RUNS = 20  # TorchTrainer runs of one host (a run ends when its controller dies)
+
+log = logging.getLogger("mmsweep.hosts")
+
+
+@dataclass(frozen=True)
+class HostSize:
+    """What one host takes: `workers` ranks with `cpus` and `gpus` each."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        request = {"CPU": self.cpus - CPU_FOR_TRIALS if self.cpus >= 1 else self.cpus}
+        return {**request, "GPU": self.gpus} if self.gpus else request
+
+
+def capacity(size: HostSize, nodes: list[dict[str, Any]]) -> int:
+    """How many hosts of a size fit on the nodes (as `ray.nodes()` gives them); a rank never spans two nodes."""
+    ranks = 0
+    for node in nodes:
+        if not node["Alive"]:
+            continue
+        resources = node["Resources"]
+        fits = [resources.get("CPU", 0) / size.cpus]
+        if size.gpus:
+            # Ranks that share a GPU cannot be split over two: 0.4 fits twice, not 2.5 times, on one.
+            fits.append(resources.get("GPU", 0) * math.floor(1 / size.gpus) if size.gpus < 1 else resources.get("GPU", 0) / size.gpus)
+        ranks += math.floor(min(fits) + 1e-9)
+    return ranks // size.workers
+
+
+def count_hosts(size: HostSize, wanted: int | str, trials: int, nodes: list[dict[str, Any]]) -> int:
+    """The number of hosts to start: what fits ("auto"), never more than there are trials.
+
+    Raises:
+        UserError: the cluster lacks the resources; says what it has.
+    """
+    fit = capacity(size, nodes)
+    needed = 1 if wanted == "auto" else int(wanted)
+    if fit < needed:
+        has = "; ".join(f"{n['Resources'].get('CPU', 0):g} CPUs, {n['Resources'].get('GPU', 0):g} GPUs" for n in nodes if n["Alive"])
+        raise UserError(
+            f"the cluster lacks the resources for {needed} host{'s' if needed > 1 else ''}",
+            key="resources",
+            found=f"{size.workers} worker(s) a host with {size.cpus:g} CPUs and {size.gpus:g} GPUs each",
+            expected=f"at most what there is (nodes: {has})",
+        )
+    return max(1, min(fit if wanted == "auto" else needed, trials))
+
+
+def open_board(name: str) -> Any:
+    """Start a board on this node. It ends with this process's connection to Ray."""
+    here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+    actor = ray.remote(num_cpus=0, max_concurrency=1000, label_selector=here)(Board)
+    return actor.options(name=name, namespace="mmsweep").remote()
+
+
+class _Trouble(UserCallback):
+    """Tells the board why ranks died, from Ray Train's controller."""
+
+    def __init__(self, board: Any, host: str) -> None:
+        self.board, self.host = board, host
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        text = "; ".join(f"rank {rank}: {_last_line(error)}" for rank, error in sorted(worker_exceptions.items()))
+        self.board.trouble.remote(self.host, text)
+
+
+class HostPool:
+    """All hosts of a sweep.
+
+    Args:
+        board: the board's actor.
+        size: what one host takes.
+        count: how many hosts.
+        warm: import path "module:Class" of what hosts keep warm.
+        storage: folder for Ray Train's own files.
+        logs: folder for the ranks' logs.
+    """
+
+    def __init__(self, board: Any, size: HostSize, count: int, warm: str, storage: Path, logs: Path) -> None:
+        self.board, self.size, self.warm, self.storage, self.logs = board, size, warm, storage, logs
+        self.names = [f"host-{i}" for i in range(count)]
+        self._closing = threading.Event()
+        self._fatal: str | None = None
+        self._threads = [threading.Thread(target=self._keep, args=(name,), name=name, daemon=True) for name in self.names]
+        self._status: Any = None
+        self._asked = 0.0
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def check(self) -> None:
+        """Cheap; to be called often.
+
+        Raises:
+            UserError: the hosts cannot work, and why.
+        """
+        if self._fatal is None and time.monotonic() - self._asked > 1.0:
+            self._asked = time.monotonic()
+            try:
+                if self._status is not None and ray.wait([self._status], timeout=0)[0]:
+                    self._fatal, self._status = ray.get(self._status)["fatal"], None
+                if self._status is None:
+                    self._status = self.board.status.remote()
+            except ray.exceptions.RayError as error:
+                self._fatal = f"the board is gone ({_last_line(error)})"
+        if self._fatal is not None:
+            raise UserError(f"the hosts cannot go on: {self._fatal}", file=self.logs, hint="The log files in this folder say more.")
+
+    def close(self, seconds: float) -> None:
+        """Tell the hosts to end, and wait so long for those that do so at once (the others end with Ray)."""
+        self._closing.set()
+        try:
+            ray.get(self.board.close.remote(), timeout=5)
+        except Exception as error:  # it is gone already
+            log.info("closing the board: %s", error)
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _keep(self, name: str) -> None:
+        for _ in range(MAX_RUNS):
+            try:
+                self._fit(name)
+            except Exception as error:
+                log.warning("%s: Ray Train's run ended: %s", name, error)
+                self.board.trouble.remote(name, _last_line(error))
+            if self._closing.is_set():
+                return
+            time.sleep(1.0)
+        self._fatal = f"{name}: Ray Train's run ended {MAX_RUNS} times"
+
+    def _fit(self, name: str) -> None:
+        place = Place(self.board, name, self.warm, math.floor(self.size.cpus), str(self.logs))
+        TorchTrainer(
+            serve,
+            train_loop_config={"place": place},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.size.workers, use_gpu=self.size.gpus > 0, resources_per_worker=self.size.per_worker
+            ),
+            torch_config=TorchConfig(backend=None if self.size.gpus else "gloo"),
+            run_config=ray.train.RunConfig(
+                name=f"{name}-{uuid4().hex[:6]}",  # a name that was used before would make Ray Train resume that run
+                storage_path=str(self.storage),
+                failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts, and knows about progress
+                callbacks=[_Trouble(self.board, name)],
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            ),
+        ).fit()
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

@@ -1,0 +1,64 @@
+"""The light Tune trial: it computes nothing, it passes on what a host reports about its trial and leaves.
+
+It needs 0.01 CPU and no torch. Whatever Tune does with it (start it again, stop it), the trial's folder and its host go on by
+themselves: a light trial that starts for the second time, or after a resume, passes on all recorded reports first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+
+POLL_SECONDS = 1.0  # below Tune's patience (2 s) with a trial's thread that shall end, so that its actor can be used again
+OBJECTIVE, EPOCH = "objective", "epoch"
+
+
+class Objective(Protocol):
+    """What is optimised; `mmsweep.study.Objective` is one."""
+
+    @property
+    def metric(self) -> str: ...
+    @property
+    def mode(self) -> Any: ...
+    @property
+    def scope(self) -> Any: ...
+
+
+def score(epochs: Sequence[Mapping[str, float]], objective: Objective) -> float:
+    """A trial's score from its epochs' metrics: the best value so far, or the last one (`scope`).
+
+    Raises:
+        KeyError: an epoch lacks the metric.
+    """
+    values = [metrics[objective.metric] for metrics in epochs]
+    if objective.scope == "last":
+        return values[-1]
+    return max(values) if objective.mode == "max" else min(values)
+
+
+def trial_id(number: int) -> str:
+    """How trial 3 is called everywhere: "0003"."""
+    return f"{number:04d}"
+
+
+def follow(config: dict[str, Any], board: Any, objective: Objective) -> None:
+    """Tune's trainable: pass on the reports of trial `config["number"]` until it is over.
+
+    Each result holds the epoch's metrics, "epoch" (what ASHA counts) and "objective" (the score so far).
+    """
+    id = trial_id(config["number"])
+    epochs: list[dict[str, float]] = []
+    last = 0
+    while True:
+        reports, over = ray.get(board.follow.remote(id, last, POLL_SECONDS))
+        for report in reports:
+            epochs.append(report["metrics"])
+            last = report["epoch"]
+            # Returns when Tune wants the next result; if it does not (the trial is stopped), never.
+            tune.report({**report["metrics"], EPOCH: last, OBJECTIVE: score(epochs, objective)})
+            board.judged.remote(id, last)
+        if over and not reports:
+            return

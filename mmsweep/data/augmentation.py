@@ -68,7 +68,7 @@ class Augmentation:
         return Draws(uniform_BK, frames)
 
     def pictures(self, pictures: Tensor, draws: Draws, size: int) -> Tensor:
-        """uint8 [B,3,H,W] or [B,F,3,H,W], cropped, flipped and coloured -> [..., size, size], uint8 or float in 0..255."""
+        """uint8 [B,3,H,W] or [B,F,3,H,W] -> [..., size, size], uint8, or float in 0..255 after a crop or colours."""
         frames = pictures.shape[1] if pictures.ndim == 5 else 1
         uniform_BK = draws.uniform_BK.to(pictures.device).repeat_interleave(frames, 0)
         flat = pictures.reshape(-1, *pictures.shape[-3:])

@@ -125,6 +125,7 @@ class MaskingSpec(_Section):
     probability: float = Field(0.667, ge=0, le=1, description="how often a sample (or batch) loses something (B2)")
     granularity: Literal["sample", "batch"] = "sample"
     distribution: Literal["uniform", "one"] = "uniform"
+    with_training_gaps: bool = Field(False, description="B3: mask also where scenarios.train leaves gaps of its own")
 
 
 class Proxy(_Section):
@@ -233,7 +234,7 @@ class Dimension(_Section):
 
 
 class Objective(_Section):
-    metric: str
+    metric: str = "val/mean_missing/f1_macro"
     mode: Literal["max", "min"] = "max"
     scope: Literal["best", "last"] = "best"
 
@@ -267,7 +268,7 @@ class Final(_Section):
 
 class Sweep(_Section):
     trials: int = Field(20, ge=1)
-    objective: Objective | list[Objective] = Objective(metric="val/mean_missing/f1_macro")
+    objective: Objective | list[Objective] = Objective()
     sampler: Sampler = Sampler()
     seeds: int = Field(1, ge=1)
     scheduler: Scheduler = Scheduler(name="none")

@@ -14,8 +14,10 @@ No file here is a pickle, and every file appears whole or not at all (written un
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +178,23 @@ class TrialFolder:
         except ValueError as error:
             raise UserError("not valid JSON", file=path, expected="the file as mmsweep wrote it") from error
         return dict(value)
+
+
+def is_better(value: float, best: float, mode: str) -> bool:
+    """Whether a metric's value beats the best so far; NaN never does, and anything beats NaN."""
+    if math.isnan(value) or math.isnan(best):
+        return not math.isnan(value)
+    return value > best if mode == "max" else value < best
+
+
+def best_report(reports: Sequence[Report], metric: str, mode: str) -> Report | None:
+    """The report with the best value of a metric; the earliest of equals; None where no report has a finite one."""
+    best: Report | None = None
+    for report in reports:
+        value = report.metrics.get(metric, math.nan)
+        if not math.isnan(value) and (best is None or is_better(value, best.metrics[metric], mode)):
+            best = report
+    return best
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, Any]]:

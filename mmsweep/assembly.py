@@ -1,0 +1,361 @@
+"""From a study to the things that train: the one place that knows every registry.
+
+    Study ─► builder, formats ─► prepared data      (warm: kept by a host from trial to trial)
+          ─► encoders ─► backbone, frozen           (warm)
+          ─► adapters, head, method, task ─► Slot   (a trial's own, drawn from train.seed)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from mmsweep.availability import Scenario, availability_table, pattern_name, pattern_rows, patterns, table_digest
+from mmsweep.data.augmentation import Augmentation
+from mmsweep.data.dataset import DatasetBuilder
+from mmsweep.data.formats import Format, VideoFormat
+from mmsweep.data.prepared import PreparedData, prepare
+from mmsweep.data.registry import DatasetCard, DatasetOptions, build_dataset, dataset_card
+from mmsweep.errors import UserError
+from mmsweep.methods import METHODS, Method
+from mmsweep.models.dual_encoder import DualEncoder
+from mmsweep.models.families import FormatOptions
+from mmsweep.models.lora import Noise, add_lora
+from mmsweep.models.pretrained import PretrainedEncoder
+from mmsweep.study import Study
+from mmsweep.tasks import MultiLabel, Task, make_task
+from mmsweep.training.checkpoint import Report, TrialFolder, best_report, is_better, load_checkpoint
+from mmsweep.training.engine import Diverged, EvaluationPlan, Slot, fit, generator, load_weights
+from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
+from mmsweep.training.world import World
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a host is asked to train.
+
+    Args:
+        id: the trial's id, `0003` or `final/best/seed-101`.
+        kind: `trial`, or `final`: evaluated on test at its end.
+        folder: the trial's folder, absolute.
+        study: its resolved study.
+        key: `warm_key` of the study: equal keys share prepared data and frozen backbone.
+    """
+
+    id: str
+    kind: str
+    folder: str
+    study: dict[str, Any]
+    key: str
+
+
+def warm_key(study: Study) -> str:
+    """Studies with equal keys may train on the same host without it loading anything anew."""
+    data = study.data.model_dump(mode="json", exclude={"augmentation"})
+    encoders = {m: e.model_dump(mode="json") for m, e in study.model.encoders.items()}
+    return hashlib.sha256(json.dumps([data, encoders, study.resources.cpus], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where prepared data is kept: $MMSWEEP_CACHE, else ~/.cache/mmsweep."""
+    return Path(os.environ.get("MMSWEEP_CACHE") or Path.home() / ".cache" / "mmsweep")
+
+
+def make_builder(study: Study) -> DatasetBuilder:
+    """The dataset of a study. Raises UserError where its data cannot be found."""
+    data = study.data
+    if data.root and "${" in data.root:
+        raise UserError("an environment variable is not set", key="data.root", found=data.root, hint="It says where the raw data lies.")
+    return build_dataset(data.dataset, dataset_options(study))
+
+
+def dataset_options(study: Study) -> DatasetOptions:
+    """The part of a study that concerns reading its data."""
+    data = study.data
+    return DatasetOptions(Path(data.root) if data.root else None, data.task, data.text.field, data.split_seed, _manifest(study))
+
+
+def card_of(study: Study) -> DatasetCard:
+    """What is known of a study's dataset; for a manifest the file itself is read where its classes are not listed."""
+    card = dataset_card(study.data.dataset, dataset_options(study))
+    return card
+
+
+def make_formats(encoders: Mapping[str, PretrainedEncoder], study: Study, kinds: Mapping[str, str]) -> dict[str, Format]:
+    """How each modality's raw values become arrays: as its encoder was made for, unless the study says otherwise."""
+    formats: dict[str, Format] = {}
+    for modality, encoder in encoders.items():
+        if kinds[modality] == "video":
+            formats[modality] = VideoFormat(encoder.format, study.data.video.frames)  # type: ignore[arg-type]
+        else:
+            formats[modality] = encoder.format
+    return formats
+
+
+def make_encoders(study: Study, modalities: Sequence[str], weights: bool = True) -> dict[str, PretrainedEncoder]:
+    """One encoder a modality, in the dataset's order."""
+    given = study.model.encoders
+    for name in given:
+        if name not in modalities:
+            raise UserError("an encoder for a modality that the dataset lacks", key=f"model.encoders.{name}", found=name, expected=f"one of {', '.join(modalities)}")
+    for name in modalities:
+        if name not in given:
+            raise UserError("a modality without an encoder", key="model.encoders", found=list(given), expected=f"one for {name} too")
+    data = study.data
+    options = FormatOptions(size=data.image.size, length=data.text.length, frames=data.audio.frames)
+    return {
+        m: PretrainedEncoder(given[m].source, given[m].name, f"model.encoders.{m}.name", options, given[m].layers, given[m].pool, weights)
+        for m in modalities
+    }
+
+
+def make_method(study: Study, backbone: DualEncoder) -> Method:
+    """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
+    if study.method.name not in METHODS:
+        near = get_close_matches(study.method.name, METHODS, 1)
+        raise UserError(
+            "unknown method", key="method.name", found=study.method.name, expected=f"one of {', '.join(METHODS)}", hint=f"Did you mean {near[0]!r}?" if near else None
+        )
+    init = generator(study.train.seed, "init", 0)
+    own, noise = backbone.trial_copy([m for m, e in study.model.encoders.items() if e.trainable]), Noise()
+    own.reset(init)
+    for modality in own.modalities:
+        spec, encoder = study.model.encoders[modality], own.encoder(modality)
+        norms = set(encoder.layer_norms())
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(spec.trainable or (spec.train_layernorm and name in norms))
+        if study.model.lora is not None and not spec.trainable:
+            lora = study.model.lora
+            add_lora(encoder, lora.rank, lora.alpha, lora.dropout, noise, init)
+    method = METHODS[study.method.name](own, study.method, noise, init)
+    if study.scenarios.train != "complete" and not study.method.masking.with_training_gaps:
+        method.masking = None  # B3
+    return method
+
+
+def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
+    """The scenarios to evaluate. Raises UserError where two of them would share a name."""
+    scenarios = [Scenario.parse(spec, modalities) for spec in study.scenarios.evaluate]
+    names = [s.name for s in scenarios]
+    if len(set(names)) != len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise UserError("two scenarios of one name", key="scenarios.evaluate", found=twice, hint="Give one a name: {name: …, …}.")
+    if reserved := {"mean_missing", "worst_missing"} & set(names):
+        raise UserError("this name is taken", key="scenarios.evaluate", found=sorted(reserved)[0], expected="another name")
+    return scenarios
+
+
+def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[str]:
+    """Every metric that a trial reports on validation."""
+    scenarios = [s.name for s in make_scenarios(study, modalities)] + ["mean_missing", "worst_missing"]
+    return [f"val/{s}/{m}" for s in scenarios for m in task.metric_names]
+
+
+def check(study: Study) -> None:
+    """Refuse what can be known to fail before anything starts: scenarios, objectives, method, modalities.
+
+    Raises:
+        UserError: naming the key, what was found and what was expected.
+    """
+    card = card_of(study)
+    modalities = tuple(card.modalities)
+    Scenario.parse(study.scenarios.train, modalities)
+    names = metric_names(study, modalities, make_task(card.target))
+    for objective in study.sweep.objectives:
+        if objective.metric not in names:
+            near = get_close_matches(objective.metric, names, 1, 0.4)
+            raise UserError(
+                "no such metric",
+                key="sweep.objective.metric",
+                found=objective.metric,
+                expected=f"one of {', '.join(names)}" if len(names) <= 12 else "a val/scenario/metric of the listed scenarios",
+                hint=f"Did you mean {near[0]!r}?" if near else None,
+            )
+    names_of_methods = study.search["method.name"].choices if "method.name" in study.search else [study.method.name]
+    for name in names_of_methods:
+        if name not in METHODS:
+            near = get_close_matches(str(name), METHODS, 1)
+            raise UserError("unknown method", key="method.name", found=name, expected=f"one of {', '.join(METHODS)}", hint=f"Did you mean {near[0]!r}?" if near else None)
+    if len(modalities) < 2:
+        raise UserError("a study needs two modalities at least", key="data", found=list(modalities))
+
+
+class Warm:
+    """What a host keeps between trials: prepared data and the frozen backbone, for one warm key.
+
+    Args:
+        device: `cpu` or `cuda:0`.
+        world: the ranks that train each trial together.
+    """
+
+    def __init__(self, device: str, world: World) -> None:
+        self.device, self.world = torch.device(device), world
+        self.key: str | None = None
+        self.data: PreparedData | None = None
+        self.backbone: DualEncoder | None = None
+
+    def ready(self, study: Study) -> tuple[PreparedData, DualEncoder]:
+        """Load what the study needs, unless it is there already."""
+        key = warm_key(study)
+        if key != self.key or self.data is None or self.backbone is None:
+            self.key = self.data = self.backbone = None
+            builder = make_builder(study)
+            encoders = make_encoders(study, tuple(builder.modalities))
+            formats = make_formats(encoders, study, builder.modalities)
+            if self.world.first:  # one rank decodes, the others map what it wrote
+                prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
+            self.world.barrier()
+            data = prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
+            backbone = DualEncoder(encoders, data.target.width, generator(0, "head", 0)).to(self.device)
+            self.key, self.data, self.backbone = key, data, backbone
+        return self.data, self.backbone
+
+    def slot(self, study: Study, folder: TrialFolder) -> Slot:
+        """A trial in this host: its own adapters, head and task on the shared backbone."""
+        data, backbone = self.ready(study)
+        train = data.splits["train"]
+        balanced = study.train.class_weights == "balanced" and data.target.task != "regression"
+        task = make_task(data.target, torch.from_numpy(np.asarray(train.targets)) if balanced else None)
+        scenario = Scenario.parse(study.scenarios.train, backbone.modalities)
+        table = availability_table(scenario, len(train), backbone.modalities, study.scenarios.seed, train.natural_NM)
+        objective = study.sweep.objectives[0]
+
+        def better(new: dict[str, float], best: dict[str, float]) -> bool:
+            return is_better(new[objective.metric], best[objective.metric], objective.mode)
+
+        options = study.data.augmentation
+        augmentation = Augmentation(crop_scale=options.crop, flip=0.5 if options.flip else 0.0, random_frames=options.random_frames)
+        active = augmentation if options.crop or options.flip or options.random_frames else None
+        method = make_method(study, backbone).to(self.device)
+        return Slot(folder, method, task, study.train, table, better, active)
+
+    def run(self, job: Job, report: Callable[[Report], bool]) -> None:
+        """Train a job from wherever it stands to its end, or until `report` answers True; mark the folder done.
+
+        `report` is called on every rank after each epoch, when checkpoint and report line are on disk. A job of kind
+        `final` that reaches its end is evaluated on test. A loss that is not finite marks the job failed.
+        """
+        study, folder = Study.parse(job.study), TrialFolder(job.folder)
+        slot = self.slot(study, folder)
+        data, backbone = self.ready(study)
+        plan = EvaluationPlan(make_scenarios(study, backbone.modalities), study.scenarios.seed)
+        stopped = False
+
+        def forward(_: Slot, record: Report) -> bool:
+            nonlocal stopped
+            stopped = report(record)
+            return stopped
+
+        try:
+            fit([slot], data, plan, forward, self.device, self.world)
+        except Diverged as problem:
+            if self.world.first:
+                folder.mark_done("failed", str(problem))
+            return
+        ended = not stopped or len(folder.reports()) >= study.train.epochs
+        if ended and job.kind == "final":
+            record, predictions = self.evaluate(study, folder, slot, "test")
+            if self.world.first:
+                write_evaluation(folder.path, record, predictions)
+        if ended and self.world.first:
+            folder.mark_done("finished")
+        self.world.barrier()
+
+    def evaluate(self, study: Study, folder: TrialFolder, slot: Slot, split: str) -> tuple[dict[str, Any], Predictions]:
+        """Evaluate the best epoch of a trial on a split: (evaluation record, predictions)."""
+        data, backbone = self.ready(study)
+        objective = study.sweep.objectives[0]
+        best = best_report(folder.reports(), objective.metric, objective.mode)
+        if best is None:
+            raise UserError("this trial has no epoch to evaluate", file=folder.path)
+        weights, _, _ = load_checkpoint(folder.checkpoint(best.epoch))
+        load_weights(slot.method, weights, folder.checkpoint(best.epoch))
+        size = study.train.eval_batch_size or 4 * study.train.batch_size
+
+        def of(name: str) -> Predictions:
+            return predict(slot.method, slot.task, data.splits[name], size, self.device, self.world, study.train.precision)
+
+        task = slot.task
+        if study.scenarios.thresholds == "tuned" and isinstance(task, MultiLabel):
+            val = of("val")
+            task = task.tuned(val.statistics_PN[0], val.target_N)
+        predictions = of(split)
+        scenarios = make_scenarios(study, backbone.modalities)
+        return evaluation_record(predictions, task, scenarios, study.scenarios.seed, split, best.epoch), predictions
+
+
+def facts(study: Study, data: PreparedData) -> dict[str, str]:
+    """What makes a result reproducible, as tags of its run (DESIGN §7.1), beside what tracking knows of the environment."""
+    tags = {"dataset": study.data.dataset, "dataset_fingerprint": data.fingerprint, "split_digest": data.split_digest, "study_digest": study.digest()}
+    modalities = tuple(data.modalities)
+    for split in ("val", "test"):
+        part = data.splits[split]
+        tables = [availability_table(s, len(part), modalities, study.scenarios.seed, part.natural_NM) for s in make_scenarios(study, modalities)]
+        tags[f"tables_{split}"] = hashlib.sha256("".join(table_digest(t) for t in tables).encode()).hexdigest()[:16]
+    return tags
+
+
+def dry_run(study: Study) -> dict[str, Any]:
+    """The plan of a study without weights or data: parameters, tokens, scenarios, steps (the JSON of DESIGN §6)."""
+    check(study)
+    card = card_of(study)
+    modalities = tuple(card.modalities)
+    with torch.device("meta"):
+        encoders = make_encoders(study, modalities, weights=False)
+        backbone = DualEncoder(encoders, card.target.width)
+    method = make_method(study, backbone)
+    return {
+        "name": study.name,
+        "parameters": _count(method),
+        "tokens": _tokens(method, study, card.modalities),
+        "scenarios": {s: _pattern_counts(study, modalities, n) for s, n in card.rows.items() if s in ("val", "test")},
+        "steps_per_trial": -(-card.rows["train"] // study.train.batch_size) * study.train.epochs if card.rows.get("train") else None,
+        "trials": study.sweep.trials,
+        "hosts": study.resources.hosts,
+        "search": {k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True) for k, d in study.search.items()},
+    }
+
+
+def _count(method: Method) -> dict[str, Any]:
+    parts: dict[str, int] = {}
+    trainable = 0
+    for name, parameter in method.named_parameters():
+        if "lora_" in name:
+            part = "lora"
+        elif name.startswith("backbone.encoders."):
+            part = "encoder " + name.split(".")[2]
+        elif name.startswith("backbone."):
+            part = name.split(".")[1]
+        else:
+            part = name.split(".")[0]
+        parts[part] = parts.get(part, 0) + parameter.numel()
+        trainable += parameter.numel() if parameter.requires_grad else 0
+    return {"total": sum(parts.values()), "trainable": trainable, "by_part": parts}
+
+
+def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:
+    """Tokens of one sequence of each modality, proxies included."""
+    proxies = len(kinds) - 1 if study.method.name == "cmpt" else 0
+    return {m: n + proxies for m, (n, _) in method.backbone.token_shapes().items()}
+
+
+def _pattern_counts(study: Study, modalities: tuple[str, ...], n: int) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for scenario in make_scenarios(study, modalities):
+        table = availability_table(scenario, n, modalities, study.scenarios.seed)
+        found = [int((table == row).all(1).sum()) for row in pattern_rows(modalities)]
+        counts[scenario.name] = {pattern_name(p, modalities): c for p, c in zip(patterns(modalities), found, strict=True) if c}
+    return counts

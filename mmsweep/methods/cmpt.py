@@ -1,0 +1,99 @@
+"""CMPT: cross-modal proxy tokens (arXiv 2501.17823), for two modalities as in the paper and for more as in DESIGN §4.
+
+Symbols: T_CMPT,m -> proxies[m]; T_CLS,m -> class_BD; M -> modalities; λ -> method.align_weight.
+
+    (2) each encoder gets one proxy token per other modality
+    (3) the adapted encoder turns them into class and proxy outputs, in one pass
+    (4) alignment: a modality's proxy for another should equal that other's class token, over samples that have both
+    (5) gate: the class token where a modality is used, else the mean of its proxies from the used ones; summed
+    (6) a linear head on the sum
+    (7) task loss + λ alignment
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmsweep.availability import Masking
+from mmsweep.data.dataset import Batch
+from mmsweep.methods.method import Method, Output, Term, register
+from mmsweep.models.backbone import EncoderBackbone
+from mmsweep.models.dual_encoder import fuse
+from mmsweep.models.lora import Noise
+from mmsweep.study import MethodSpec
+
+
+@register("cmpt")
+class CMPT(Method):
+    """Proxy tokens beside the class token of every encoder; see the top of this file."""
+
+    accepts = EncoderBackbone
+    backbone: EncoderBackbone
+
+    def __init__(self, backbone: EncoderBackbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
+        super().__init__(backbone, spec, noise, generator)
+        self.masking = Masking(spec.masking.probability, spec.masking.granularity, spec.masking.distribution)
+        self.weights = {"align": spec.align_weight}
+        self.proxies = nn.ParameterDict()
+        others = len(backbone.modalities) - 1
+        for modality in backbone.modalities:
+            encoder = backbone.encoder(modality)
+            device = encoder.class_embedding().device
+            if spec.proxy.init == "cls":  # B6
+                start_ED = encoder.class_embedding().detach().expand(others, -1).clone()
+            else:
+                start_ED = (0.02 * torch.randn(others, encoder.width, generator=generator)).to(device)
+            self.proxies[modality] = nn.Parameter(start_ED, requires_grad=spec.proxy.trainable)
+
+    def forward(self, batch: Batch, used_BM: Tensor) -> Output:
+        class_BMD, proxy_BSTD = self.read(batch)
+        prediction_BC = self.backbone.head(self.gate(class_BMD, proxy_BSTD, used_BM))  # (6)
+        return Output(prediction_BC, {"align": self.alignment(class_BMD, proxy_BSTD, batch.present_BM)})
+
+    def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
+        """All patterns from one encoder pass: only gate and head differ between them."""
+        class_BMD, proxy_BSTD = self.read(batch)
+        used_PBM = patterns_PM[:, None] & batch.present_BM
+        return torch.stack([self.backbone.head(self.gate(class_BMD, proxy_BSTD, used_BM)) for used_BM in used_PBM])
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Equations 2 and 3: class tokens [B, M, D] and proxies [B, source, target, D] (zero where source = target).
+
+        B5: every encoder runs on whatever is present, used or not: masking acts on the gate alone.
+        """
+        tokens = self.backbone.embed(batch)
+        modalities = self.backbone.modalities
+        classes, rows = [], []
+        for source, modality in enumerate(modalities):
+            class_BD, proxy_BED = self.backbone.classes(
+                modality, tokens[modality], self.proxies[modality], self.spec.proxy.place
+            )
+            classes.append(class_BD)
+            zero_B1D = torch.zeros_like(proxy_BED[:, :1])
+            rows.append(torch.cat([proxy_BED[:, :source], zero_B1D, proxy_BED[:, source:]], 1))
+        return torch.stack(classes, 1), torch.stack(rows, 1)
+
+    def gate(self, class_BMD: Tensor, proxy_BSTD: Tensor, used_BM: Tensor) -> Tensor:
+        """Equation 5: fused token [B, D]; for M > 2 the mean of the used sources' proxies (B38)."""
+        return fuse(class_BMD, used_BM, _mean_over_sources(proxy_BSTD, used_BM))
+
+    def alignment(self, class_BMD: Tensor, proxy_BSTD: Tensor, present_BM: Tensor) -> Term:
+        """Equation 4 per sample: for each present target the mean over its present sources of MSE(proxy, class), summed.
+
+        With two modalities this is the paper's sum of two terms, counted on complete samples only.
+        """
+        target_BMD = class_BMD.detach() if self.spec.detach_target else class_BMD  # B4
+        error_BST = (proxy_BSTD - target_BMD[:, None]).square().mean(-1)
+        eye = torch.eye(len(self.backbone.modalities), dtype=torch.bool, device=present_BM.device)
+        pair_BST = present_BM[:, :, None] & present_BM[:, None, :] & ~eye
+        sources_BT = pair_BST.sum(1).clamp(min=1)
+        per_target_BT = torch.where(pair_BST, error_BST, torch.zeros_like(error_BST)).sum(1) / sources_BT
+        return Term(per_target_BT.sum(1), pair_BST.flatten(1).any(1))
+
+
+def _mean_over_sources(proxy_BSTD: Tensor, used_BM: Tensor) -> Tensor:
+    """Mean over the used sources of their proxies for each target: [B, T, D]. A used target's own entry is not needed."""
+    weight_BS = used_BM.to(proxy_BSTD.dtype)
+    weight_BS = weight_BS / weight_BS.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bs,bstd->btd", weight_BS, proxy_BSTD)

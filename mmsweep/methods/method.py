@@ -1,0 +1,103 @@
+"""The contract of a method: what is done about missing modalities on a backbone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmsweep.availability import Masking
+from mmsweep.data.dataset import Batch
+from mmsweep.errors import UserError
+from mmsweep.models.backbone import Backbone
+from mmsweep.models.lora import Noise
+from mmsweep.study import MethodSpec
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss before averaging, so that ranks and slots can average over exactly the rows that count.
+
+    Args:
+        values_B: per sample.
+        counted_B: bool; the mean is over these rows, and 0 where there are none.
+    """
+
+    values_B: Tensor
+    counted_B: Tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """Args:
+    prediction: [B, C].
+    losses: the method's own terms by name, unweighted; the task's loss is the engine's to add.
+    """
+
+    prediction: Tensor
+    losses: dict[str, Term] = field(default_factory=dict)
+
+
+class Method(nn.Module, ABC):
+    """One method on one backbone, as one trial trains it.
+
+    Attributes:
+        accepts: the kind of backbone it works on.
+        masking: removal drawn anew at every step, or None.
+        weights: name of an own loss -> its weight.
+        noise: where dropout masks come from; the engine sets it.
+    """
+
+    accepts: ClassVar[type[Backbone]] = Backbone
+
+    def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
+        super().__init__()
+        if not isinstance(backbone, self.accepts):
+            raise UserError(
+                f"method {spec.name} does not work on this backbone",
+                key="method.name",
+                found=type(backbone).__name__,
+                expected=self.accepts.__name__,
+            )
+        self.backbone = backbone
+        self.spec = spec
+        self.noise = noise
+        self.masking: Masking | None = None
+        self.weights: dict[str, float] = {}
+
+    @abstractmethod
+    def forward(self, batch: Batch, used_BM: Tensor) -> Output:
+        """Predict from the modalities in use and say what else is to be minimised.
+
+        Args:
+            batch: `present_BM` says what may be read.
+            used_BM: what the fusion may use; never more than is present, never an empty row.
+        """
+
+    def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
+        """Predictions under every pattern: [P, B, C]. Rows without any modality of a pattern hold no meaning.
+
+        This default runs the network once a pattern.
+        """
+        return torch.stack([self(batch, batch.present_BM & pattern_M).prediction for pattern_M in patterns_PM])
+
+    def trainable(self) -> list[str]:
+        """Names of the parameters that are trained, and so checkpointed."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+
+METHODS: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Class decorator: the method's name in studies."""
+
+    def enter(cls: type[Method]) -> type[Method]:
+        METHODS[name] = cls
+        return cls
+
+    return enter

@@ -1,0 +1,34 @@
+"""Modality dropout: the backbone alone, trained with modalities removed at random; an unused one adds nothing to the fusion."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmsweep.availability import Masking
+from mmsweep.data.dataset import Batch
+from mmsweep.methods.method import Method, Output, register
+from mmsweep.models.backbone import Backbone, EncoderBackbone
+from mmsweep.models.dual_encoder import fuse
+from mmsweep.models.lora import Noise
+from mmsweep.study import MethodSpec
+
+
+@register("modality_dropout")
+class ModalityDropout(Method):
+    """Augmentation by masking (the "dropout" baseline of both papers)."""
+
+    def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
+        super().__init__(backbone, spec, noise, generator)
+        self.masking = Masking(spec.masking.probability, spec.masking.granularity, spec.masking.distribution)
+
+    def forward(self, batch: Batch, used_BM: Tensor) -> Output:
+        assert isinstance(self.backbone, Backbone)
+        return Output(self.backbone.predict(self.backbone.embed(batch), used_BM))
+
+    def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
+        if not isinstance(self.backbone, EncoderBackbone):
+            return super().predict_patterns(batch, patterns_PM)
+        backbone, tokens = self.backbone, self.backbone.embed(batch)
+        class_BMD = torch.stack([backbone.classes(m, tokens[m], None, "last")[0] for m in backbone.modalities], 1)
+        return torch.stack([backbone.head(fuse(class_BMD, used)) for used in patterns_PM[:, None] & batch.present_BM])

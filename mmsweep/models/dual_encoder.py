@@ -1,0 +1,100 @@
+"""One unimodal encoder a modality (two or more), additive fusion of class tokens, a linear head (CMPT, equations 1, 3, 5, 6)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from mmsweep.data.dataset import Batch
+from mmsweep.models.backbone import EncoderBackbone, without_absent
+from mmsweep.models.encoder import Encoder, Tokens
+
+
+class DualEncoder(EncoderBackbone):
+    """Args:
+    encoders: modality -> encoder, in the dataset's order.
+    outputs: C of the prediction.
+    generator: draws the initial values of head and projections; None leaves them to `reset`.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], outputs: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.modalities = tuple(encoders)
+        self.outputs = outputs
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.width = max(e.width for e in encoders.values())
+        self.projections = nn.ModuleDict(
+            {m: nn.Identity() if e.width == self.width else nn.Linear(e.width, self.width) for m, e in encoders.items()}
+        )
+        self.head = nn.Linear(self.width, outputs)
+        for parameter in self.encoders.parameters():
+            parameter.requires_grad_(False)
+        if generator is not None:
+            self.reset(generator)
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw head and projections anew: normal weights of variance 1 / D, zero biases."""
+        for module in (self.head, *self.projections.values()):
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_features), generator=generator)
+                nn.init.zeros_(module.bias)
+
+    def trial_copy(self, trainable: Sequence[str] = ()) -> DualEncoder:
+        """A copy of its own modules over the same frozen tensors: what one trial may adapt without touching the next.
+
+        Args:
+            trainable: modalities whose encoders the trial trains: their tensors are copied too.
+        """
+        frozen = [encoder for modality, encoder in self.encoders.items() if modality not in trainable]
+        shared = {id(t): t for encoder in frozen for t in (*encoder.parameters(), *encoder.buffers())}
+        return copy.deepcopy(self, memo=shared)
+
+    def token_shapes(self) -> dict[str, tuple[int, int]]:
+        return {m: self.encoder(m).token_shape() for m in self.modalities}
+
+    def embed(self, batch: Batch) -> dict[str, Tokens]:
+        tokens = {}
+        for column, modality in enumerate(self.modalities):
+            x, present_B = batch.inputs[modality], batch.present_BM[:, column]
+            if isinstance(x, Tensor):
+                x = without_absent(x, present_B)
+            tokens[modality] = self.encoder(modality).embed(x)
+        return tokens
+
+    def classes(self, modality: str, tokens: Tokens, extra_ED: Tensor | None = None, place: str = "last") -> tuple[Tensor, Tensor]:
+        encoder = self.encoder(modality)
+        n, extras = tokens.values_BND.shape[1], 0 if extra_ED is None else extra_ED.shape[0]
+        mask_BN = tokens.mask_BN
+        if extra_ED is not None:
+            where = cast(Literal["last", "first"], place)
+            extra_BED = encoder.embed_extra(extra_ED).to(tokens.values_BND.dtype).expand(tokens.values_BND.shape[0], -1, -1)
+            tokens = tokens.with_extra(extra_BED, where)
+        values_BND = encoder.encode(tokens)
+        start = extras if place == "first" else 0
+        own_BND = values_BND[:, start : start + n]
+        extra_out_BED = values_BND[:, n:] if place == "last" else values_BND[:, :extras]
+        class_BD = encoder.pool(own_BND, mask_BN)
+        if tokens.sequences > 1:  # B13: each frame is a sequence of its own; a clip's tokens are the means over its frames
+            class_BD = class_BD.unflatten(0, (-1, tokens.sequences)).mean(1)
+            extra_out_BED = extra_out_BED.unflatten(0, (-1, tokens.sequences)).mean(1)
+        project = self.projections[modality]
+        return project(class_BD), project(extra_out_BED)
+
+    def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
+        class_BMD = torch.stack([self.classes(m, tokens[m])[0] for m in self.modalities], 1)
+        return self.head(fuse(class_BMD, used_BM))
+
+
+def fuse(class_BMD: Tensor, used_BM: Tensor, substitute_BMD: Tensor | None = None) -> Tensor:
+    """Equation 5: the sum over modalities of the class token, or of its substitute where the modality is not used.
+
+    Without substitutes an unused modality adds nothing.
+    """
+    if substitute_BMD is None:
+        substitute_BMD = torch.zeros((), dtype=class_BMD.dtype, device=class_BMD.device)
+    return torch.where(used_BM[..., None], class_BMD, substitute_BMD).sum(1)

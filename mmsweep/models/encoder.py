@@ -1,0 +1,93 @@
+"""The contract of an encoder, and the one implementation that serves every pretrained transformer.
+
+    embed(x) -> Tokens      the embedding layer, class token first (equation 1 of CMPT)
+    encode(Tokens) -> BND   blocks and final norm (equation 3); extra tokens may have been added in between
+    pool(BND) -> BD         the token that stands for the input
+
+What differs between architectures is a `Family` (families.py); how weights are found is weights.py.
+Encoders run in evaluation mode for ever: their own dropout is off, adapters bring theirs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmsweep.data.formats import Format
+
+Pool = Literal["auto", "cls", "mean", "pooler"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of token sequences.
+
+    Args:
+        values_BND: token values. For clips B counts frames: `sequences` consecutive rows belong to one sample.
+        mask_BN: bool, False for padding; None: no padding.
+        grid: (h, w) of patches, or (n,) for a sequence; prefix tokens (CLS, distillation) are not counted.
+        sequences: sequences a sample (frames of a clip), 1 otherwise.
+    """
+
+    values_BND: Tensor
+    mask_BN: Tensor | None
+    grid: tuple[int, ...]
+    sequences: int = 1
+
+    def with_extra(self, extra_BED: Tensor, place: Literal["last", "first"]) -> Tokens:
+        """These tokens with E more, never masked (B9)."""
+        parts = [self.values_BND, extra_BED] if place == "last" else [extra_BED, self.values_BND]
+        mask_BN = self.mask_BN
+        if mask_BN is not None:
+            ones = mask_BN.new_ones(extra_BED.shape[:2])
+            mask_BN = torch.cat([mask_BN, ones] if place == "last" else [ones, mask_BN], 1)
+        return replace(self, values_BND=torch.cat(parts, 1), mask_BN=mask_BN)
+
+
+class Encoder(nn.Module, ABC):
+    """One modality's network. Attributes: `width` (D), `format` (how a raw value becomes its input)."""
+
+    width: int
+    format: Format
+
+    @abstractmethod
+    def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens: ...
+
+    @abstractmethod
+    def embed_extra(self, extra_ED: Tensor) -> Tensor:
+        """Bring tokens that are learned outside the encoder to where `embed` ends (B7, B8): [E, D] -> [E, D]."""
+
+    @abstractmethod
+    def encode(self, tokens: Tokens) -> Tensor: ...
+
+    @abstractmethod
+    def pool(self, values_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor: ...
+
+    @abstractmethod
+    def class_embedding(self) -> Tensor:
+        """The class token's embedding [D], or a fitting start where the architecture has none."""
+
+    @abstractmethod
+    def attention_linears(self) -> list[str]:
+        """Full names of the q, k, v and o projections: what LoRA adapts."""
+
+    @abstractmethod
+    def token_shape(self) -> tuple[int, int]:
+        """(N, D) of the tokens that `embed` gives for a full-length input."""
+
+    def layer_norms(self) -> list[str]:
+        """Names of the LayerNorms' parameters (what B15 may train)."""
+        return [
+            f"{name}.{part}"
+            for name, module in self.named_modules()
+            if isinstance(module, nn.LayerNorm)
+            for part, _ in module.named_parameters(recurse=False)
+        ]
+
+    def train(self, mode: bool = True) -> Encoder:
+        # Adapters draw their own dropout; a frozen encoder's would make two reads of one input differ.
+        return super().train(False)

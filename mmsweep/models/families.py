@@ -1,0 +1,388 @@
+"""What differs between pretrained architectures: where their parts are called what. One class a family.
+
+A family is named by transformers' `model_type`, or is `timm`. Adding one is a class and a decorator.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    ASTConfig,
+    ASTModel,
+    BertModel,
+    CLIPVisionModel,
+    Dinov2Model,
+    ViTModel,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperModel
+
+from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat
+from mmsweep.models.encoder import Tokens
+
+FAMILIES: dict[str, type[Family]] = {}
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def family(*model_types: str) -> Callable[[type[Family]], type[Family]]:
+    def register(cls: type[Family]) -> type[Family]:
+        for name in model_types:
+            FAMILIES[name] = cls
+        return cls
+
+    return register
+
+
+class Family(ABC):
+    """How to build, read and drive one architecture.
+
+    Attributes:
+        prefix: tokens before the grid's (CLS, distillation).
+        projections: the names of q, k, v, o within a block.
+    """
+
+    prefix: ClassVar[int] = 1
+    projections: ClassVar[tuple[str, ...]] = tuple(f"attention.{p}_proj" for p in "qkvo")
+    default_pool: ClassVar[str] = "cls"
+
+    model: ClassVar[Any]
+    pooler: ClassVar[bool] = False  # whether `model` has an optional pooling layer
+
+    @classmethod
+    def config(cls, config: Any) -> Any:
+        """The part of a checkpoint's configuration that concerns this network."""
+        return config
+
+    @classmethod
+    def build(cls, config: Any, pooler: bool = True) -> nn.Module:
+        """The network with initial weights."""
+        return cls.model(cls.config(config), **({"add_pooling_layer": pooler} if cls.pooler else {}))
+
+    @classmethod
+    def load(cls, folder: str, config: Any, pooler: bool) -> nn.Module:
+        """The network with a checkpoint's weights. Raises ValueError where the checkpoint lacks some."""
+        extra = {"add_pooling_layer": pooler} if cls.pooler else {}
+        model, info = cls.model.from_pretrained(
+            folder, config=cls.config(config), dtype=torch.float32, output_loading_info=True, **extra
+        )
+        if missing := [k for k in info["missing_keys"] if "mask_token" not in k]:
+            raise ValueError(f"the checkpoint lacks {len(missing)} tensors, for example {sorted(missing)[0]}")
+        return model
+
+    @staticmethod
+    @abstractmethod
+    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]: ...
+
+    @staticmethod
+    @abstractmethod
+    def embed(model: nn.Module, x: Any) -> Tokens: ...
+
+    @staticmethod
+    def before(model: nn.Module, values_BND: Tensor) -> Tensor:
+        """What runs between the embeddings and block 1."""
+        return values_BND
+
+    @staticmethod
+    @abstractmethod
+    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+        """The final norm."""
+
+    @staticmethod
+    def extra(model: nn.Module, extra_ED: Tensor) -> Tensor:
+        return extra_ED
+
+    @staticmethod
+    @abstractmethod
+    def class_embedding(model: nn.Module) -> Tensor: ...
+
+    @classmethod
+    @abstractmethod
+    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> Format: ...
+
+    @classmethod
+    @abstractmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]: ...
+
+
+
+class FormatOptions:
+    """What the study says of inputs; None leaves it to the encoder."""
+
+    def __init__(self, size: int | None = None, length: int | None = None, frames: int | None = None) -> None:
+        self.size, self.length, self.frames = size, length, frames
+
+
+class _Picture(Family):
+    mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
+    std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> ImageFormat:
+        size = options.size or _side(preprocessing.get("crop_size") or preprocessing.get("size")) or config.image_size
+        mean = tuple(preprocessing.get("image_mean", cls.mean))
+        return ImageFormat(int(size), mean, tuple(preprocessing.get("image_std", cls.std)))
+
+    @classmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
+        assert isinstance(fmt, ImageFormat)
+        return (fmt.size // config.patch_size) ** 2 + cls.prefix, config.hidden_size
+
+    @classmethod
+    def grid(cls, config: Any, x_BCHW: Tensor) -> tuple[int, int]:
+        return x_BCHW.shape[-2] // config.patch_size, x_BCHW.shape[-1] // config.patch_size
+
+
+@family("clip_vision_model", "clip")
+class Clip(_Picture):
+    """CLIP's vision tower. B7: extra tokens enter before the pre-LN. B10: pooled after the post-LN, no projection."""
+
+    projections = tuple(f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "out_proj"))
+    mean, std = CLIP_MEAN, CLIP_STD
+
+    model = CLIPVisionModel
+
+    @classmethod
+    def config(cls, config: Any) -> Any:
+        return getattr(config, "vision_config", config)
+
+    @staticmethod
+    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+        return "encoder.layers", model.encoder.layers
+
+    @staticmethod
+    def embed(model: nn.Module, x: Tensor) -> Tokens:
+        values_BND = model.embeddings(x, interpolate_pos_encoding=True)
+        return Tokens(values_BND, None, _Picture.grid(model.config, x))
+
+    @staticmethod
+    def before(model: nn.Module, values_BND: Tensor) -> Tensor:
+        return model.pre_layrnorm(values_BND)
+
+    @staticmethod
+    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+        return model.post_layernorm(values_BND)
+
+    @staticmethod
+    def class_embedding(model: nn.Module) -> Tensor:
+        return model.embeddings.class_embedding
+
+
+
+class _LayersAndNorm(_Picture):
+    @staticmethod
+    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+        return model.layernorm(values_BND)
+
+    @staticmethod
+    def class_embedding(model: nn.Module) -> Tensor:
+        return model.embeddings.cls_token[0, 0]
+
+
+@family("vit")
+class Vit(_LayersAndNorm):
+    model = ViTModel
+    pooler = True
+
+    @staticmethod
+    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+        return "layers", model.layers
+
+    @staticmethod
+    def embed(model: nn.Module, x: Tensor) -> Tokens:
+        return Tokens(model.embeddings(x, interpolate_pos_encoding=True), None, _Picture.grid(model.config, x))
+
+
+
+@family("dinov2")
+class Dinov2(_LayersAndNorm):
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    model = Dinov2Model
+
+    @staticmethod
+    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+        return "encoder.layer", model.encoder.layer
+
+    @staticmethod
+    def embed(model: nn.Module, x: Tensor) -> Tokens:
+        return Tokens(model.embeddings(x), None, _Picture.grid(model.config, x))
+
+
+
+@family("audio-spectrogram-transformer")
+class Ast(_LayersAndNorm):
+    """AST. B12: pooled as the mean of the CLS and distillation tokens."""
+
+    prefix = 2
+    default_pool = "mean of prefix"
+
+    model = ASTModel
+
+    @staticmethod
+    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+        return "layers", model.layers
+
+    @staticmethod
+    def embed(model: nn.Module, x: Tensor) -> Tokens:
+        return Tokens(model.embeddings(x), None, _ast_grid(model.config))
+
+    @classmethod
+    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> AudioFormat:
+        mean, std = preprocessing.get("mean", -4.2677393), preprocessing.get("std", 4.5689974)
+        return AudioFormat(16000, config.num_mel_bins, options.frames or config.max_length, mean, std, "ast")
+
+    @classmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
+        high, wide = _ast_grid(config)
+        return high * wide + cls.prefix, config.hidden_size
+
+
+
+@family("bert")
+class Bert(Family):
+    """BERT. B8: an extra token gets a token type and the embedding norm, no position. B11: last hidden state."""
+
+    projections = tuple(f"attention.{p}" for p in ("self.query", "self.key", "self.value", "output.dense"))
+
+    model = BertModel
+    pooler = True
+
+    @staticmethod
+    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+        return "encoder.layer", model.encoder.layer
+
+    @staticmethod
+    def embed(model: nn.Module, x: dict[str, Tensor]) -> Tokens:
+        return Tokens(model.embeddings(input_ids=x["ids"]), x["mask"], (x["ids"].shape[1] - 1,))
+
+    @staticmethod
+    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+        return values_BND
+
+    @staticmethod
+    def extra(model: nn.Module, extra_ED: Tensor) -> Tensor:
+        return model.embeddings.LayerNorm(extra_ED + model.embeddings.token_type_embeddings.weight[0])
+
+    @staticmethod
+    def class_embedding(model: nn.Module) -> Tensor:
+        return model.embeddings.LayerNorm.bias  # where the embedding norm centres every token
+    @classmethod
+    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:
+        length = options.length or min(128, config.max_position_embeddings)
+        return TextFormat(folder, length, lower=bool(preprocessing.get("do_lower_case", True)))
+
+    @classmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
+        assert isinstance(fmt, TextFormat)
+        return fmt.length, config.hidden_size
+
+
+
+@family("whisper")
+class Whisper(Family):
+    """Whisper's encoder: no class token, so the mean of its own tokens stands for the input."""
+
+    prefix = 0
+    default_pool = "mean"
+    projections = tuple(f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "out_proj"))
+
+    model = WhisperEncoder
+
+    @classmethod
+    def load(cls, folder: str, config: Any, pooler: bool) -> nn.Module:
+        if any(name.startswith("WhisperEncoder") for name in config.architectures or ()):
+            return super().load(folder, config, pooler)
+        whole = WhisperModel.from_pretrained(folder, config=config, dtype=torch.float32)
+        return whole.encoder
+
+    @staticmethod
+    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+        return "layers", model.layers
+
+    @staticmethod
+    def embed(model: nn.Module, x: Tensor) -> Tokens:
+        hidden = F.gelu(model.conv2(F.gelu(model.conv1(x.transpose(1, 2))))).transpose(1, 2)
+        n = hidden.shape[1]
+        return Tokens(hidden + model.embed_positions.weight[:n], None, (n,))
+
+    @staticmethod
+    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+        return model.layer_norm(values_BND)
+
+    @staticmethod
+    def class_embedding(model: nn.Module) -> Tensor:
+        return model.embed_positions.weight.mean(0)
+
+    @classmethod
+    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> AudioFormat:
+        frames = options.frames or 2 * config.max_source_positions
+        return AudioFormat(16000, config.num_mel_bins, frames, kind="whisper")
+
+    @classmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
+        assert isinstance(fmt, AudioFormat)
+        return (fmt.frames + 1) // 2, config.d_model
+
+
+
+class SplitQKV(nn.Module):
+    """timm's fused q, k, v projection as three linears with the same outputs: one adapter over the fused one is not three."""
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        width = fused.out_features // 3
+        for index, name in enumerate(("q", "k", "v")):
+            part = nn.Linear(fused.in_features, width, bias=fused.bias is not None, device=fused.weight.device)
+            with torch.no_grad():
+                part.weight.copy_(fused.weight[index * width : (index + 1) * width])
+                if fused.bias is not None:
+                    part.bias.copy_(fused.bias[index * width : (index + 1) * width])
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
+
+
+class Timm(_Picture):
+    """timm's VisionTransformer; `attn.qkv` is split on load."""
+
+    projections = ("attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.proj")
+
+    @staticmethod
+    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+        return "blocks", model.blocks
+
+    @staticmethod
+    def embed(model: nn.Module, x: Tensor) -> Tokens:
+        values_BND = model._pos_embed(model.patch_embed(x))
+        return Tokens(values_BND, None, model.patch_embed.grid_size)
+
+    @staticmethod
+    def before(model: nn.Module, values_BND: Tensor) -> Tensor:
+        return model.norm_pre(values_BND)
+
+    @staticmethod
+    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+        return model.norm(values_BND)
+
+    @staticmethod
+    def class_embedding(model: nn.Module) -> Tensor:
+        return model.cls_token[0, 0]
+
+
+def _side(size: Any) -> int | None:
+    """A side from any way preprocessor_config.json writes a size."""
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return int(size) if size else None
+
+
+def _ast_grid(config: ASTConfig) -> tuple[int, int]:
+    high = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+    return high, (config.max_length - config.patch_size) // config.time_stride + 1

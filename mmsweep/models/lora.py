@@ -1,0 +1,79 @@
+"""LoRA adapters on q, k, v and o of attention only, by peft, with every random draw from a trial's own generator.
+
+The names of the adapted linears are spelt out in full: a pattern such as `dense` would also hit BERT's feed-forward
+layers and pooler (B14).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from mmsweep.models.encoder import Encoder
+
+
+@dataclass
+class Noise:
+    """Where dropout masks come from: one per trial, set by the engine for each step.
+
+    Args:
+        generator: the trial's own; None: no dropout (evaluation).
+        total: rows of the global batch.
+        rows: this rank's share of them. Masks are drawn for the whole batch, so they do not depend on the ranks.
+    """
+
+    generator: torch.Generator | None = None
+    total: int = 0
+    rows: slice = field(default_factory=lambda: slice(0, 0))
+
+    def keep(self, x: Tensor, p: float) -> Tensor:
+        """A mask of x's shape, 0 with probability p, else 1 / (1 - p)."""
+        first, last = self.rows.start, self.rows.stop
+        per_row = x.shape[0] // (last - first)  # frames of a clip stand beside each other
+        whole = torch.empty((self.total * per_row, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        whole.bernoulli_(1.0 - p, generator=self.generator).div_(1.0 - p)
+        return whole[first * per_row : last * per_row]
+
+
+class SeededDropout(nn.Module):
+    """Dropout that draws from `noise` instead of the process-wide generator, which every other trial would disturb."""
+
+    def __init__(self, p: float, noise: Noise) -> None:
+        super().__init__()
+        self.p, self.noise = p, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.noise.generator is None or self.p == 0.0:
+            return x
+        return x * self.noise.keep(x, self.p)
+
+
+def add_lora(
+    encoder: Encoder, rank: int, alpha: float, dropout: float, noise: Noise, generator: torch.Generator, names: Sequence[str] | None = None
+) -> None:
+    """Adapt an encoder in place: W x + alpha / rank * B A drop(x) on its attention linears; B starts at zero.
+
+    Args:
+        encoder: adapted in place; its own weights must be frozen already.
+        rank, alpha, dropout: as in Hu et al. 2022.
+        noise: the trial's source of dropout masks.
+        generator: draws the initial A (Kaiming uniform, as peft's own start).
+        names: the linears; default `encoder.attention_linears()`.
+    """
+    targets = list(names if names is not None else encoder.attention_linears())
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
+    inject_adapter_in_model(config, encoder)
+    for _, layer in sorted(((n, m) for n, m in encoder.named_modules() if isinstance(m, LoraLayer)), key=lambda pair: pair[0]):
+        a = layer.lora_A["default"].weight
+        if a.device.type != "meta":
+            start = torch.empty(a.shape).uniform_(-1, 1, generator=generator) / math.sqrt(a.shape[1])
+            with torch.no_grad():
+                a.copy_(start)
+                layer.lora_B["default"].weight.zero_()
+        layer.lora_dropout["default"] = SeededDropout(dropout, noise)

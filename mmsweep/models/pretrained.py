@@ -1,0 +1,106 @@
+"""A pretrained transformer as an `Encoder`, whatever its family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mmsweep.data.formats import ImageFormat
+from mmsweep.errors import UserError
+from mmsweep.models.encoder import Encoder, Pool, Tokens
+from mmsweep.models.families import FormatOptions, Timm
+from mmsweep.models.weights import locate
+
+
+class PretrainedEncoder(Encoder):
+    """Drives one network through its family.
+
+    Args:
+        source, name: where it comes from (models/weights.py).
+        key: the study's key that names it, for messages.
+        options: input sizes that the study sets.
+        layers: keep the first blocks only.
+        pool: which token stands for the input; auto: the family's own rule (B10 to B12).
+        weights: False builds it without weights, for counting.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        name: str,
+        key: str = "model.encoders",
+        options: FormatOptions | None = None,
+        layers: int | None = None,
+        pool: Pool = "auto",
+        weights: bool = True,
+    ) -> None:
+        super().__init__()
+        architecture = locate(source, name, key, weights)
+        self.family = architecture.family
+        self.network: Any = architecture.network(weights)
+        options = options or FormatOptions()
+        if self.family is Timm:
+            cfg = self.network.pretrained_cfg
+            size = self.network.patch_embed.img_size[0]
+            if options.size not in (None, size):
+                raise UserError("timm encoders run at their own size", key="data.image.size", found=options.size, expected=str(size))
+            self.format = ImageFormat(size, tuple(cfg["mean"]), tuple(cfg["std"]))
+            self._token_shape = (self.network.patch_embed.num_patches + self.network.num_prefix_tokens, self.network.embed_dim)
+            self.prefix = self.network.num_prefix_tokens
+        else:
+            config = self.network.config
+            self.format = self.family.format(config, architecture.preprocessing(), str(architecture.folder or ""), options)
+            self._token_shape = self.family.token_shape(config, self.format)
+            self.prefix = self.family.prefix
+        self.width = self._token_shape[1]
+        self._blocks_name, blocks = self.family.blocks(self.network)
+        if layers is not None and layers > len(blocks):
+            raise UserError("the encoder has fewer layers", key=f"{key}.layers", found=layers, expected=f"at most {len(blocks)}")
+        if layers is not None:
+            del blocks[layers:]
+        self._pool = self.family.default_pool if pool == "auto" else pool
+        if self._pool == "pooler" and not hasattr(self.network, "pooler"):
+            raise UserError("this encoder has no pooler", key=f"{key}.pool", found=pool, expected="cls or mean")
+        if self._pool == "cls" and self.prefix == 0:
+            raise UserError("this encoder has no class token", key=f"{key}.pool", found=pool, expected="mean")
+        self.eval()
+
+    def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens:
+        """[B, 3, H, W], [B, frames, mel] or dict(ids [B, L], mask [B, L]) to tokens; clips [B, F, 3, H, W] frame by frame."""
+        if isinstance(x, Tensor) and x.dim() == 5:
+            tokens = self.family.embed(self.network, x.flatten(0, 1))
+            return Tokens(tokens.values_BND, tokens.mask_BN, tokens.grid, sequences=x.shape[1])  # B13
+        return self.family.embed(self.network, x)
+
+    def embed_extra(self, extra_ED: Tensor) -> Tensor:
+        return self.family.extra(self.network, extra_ED)
+
+    def encode(self, tokens: Tokens) -> Tensor:
+        values_BND = self.family.before(self.network, tokens.values_BND)
+        mask = None if tokens.mask_BN is None else tokens.mask_BN[:, None, None, :]
+        for block in self.family.blocks(self.network)[1]:
+            values_BND = block(values_BND) if self.family is Timm else block(values_BND, mask)
+        return self.family.after(self.network, values_BND)
+
+    def pool(self, values_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        if self._pool == "cls":
+            return values_BND[:, 0]
+        if self._pool == "mean of prefix":
+            return values_BND[:, : self.prefix].mean(1)
+        if self._pool == "pooler":
+            return self.network.pooler(values_BND)
+        if mask_BN is None:
+            return values_BND[:, self.prefix :].mean(1)
+        weight_BN = mask_BN.to(values_BND.dtype)
+        return (values_BND * weight_BN[..., None]).sum(1) / weight_BN.sum(1, keepdim=True).clamp(min=1)
+
+    def class_embedding(self) -> Tensor:
+        return self.family.class_embedding(self.network)
+
+    def attention_linears(self) -> list[str]:
+        count = len(self.family.blocks(self.network)[1])
+        return [f"network.{self._blocks_name}.{i}.{p}" for i in range(count) for p in self.family.projections]
+
+    def token_shape(self) -> tuple[int, int]:
+        return self._token_shape

@@ -1,0 +1,191 @@
+"""Where pretrained weights come from: a hub name, a folder, a file, an installed package, or what ships with mmsweep.
+
+Offline is normal: everything is looked for on this machine first, and a missing name is one message that says where it
+was looked for and how to provide it. No file is unpickled: safetensors, or torch's weights-only reader.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ASTConfig, AutoConfig, BertConfig, CLIPVisionConfig, Dinov2Config, ViTConfig, WhisperConfig
+
+from mmsweep.errors import UserError
+from mmsweep.models.families import FAMILIES, Family, SplitQKV, Timm
+
+SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
+
+# What a dry run needs to know of the encoders that the papers name, so that it works with nothing on disk.
+# https://huggingface.co/NAME/blob/main/config.json of each.
+ARCHITECTURES: dict[str, Any] = {
+    "openai/clip-vit-base-patch16": lambda: CLIPVisionConfig(patch_size=16),
+    "openai/clip-vit-base-patch32": lambda: CLIPVisionConfig(patch_size=32),
+    "bert-base-uncased": BertConfig,
+    "google-bert/bert-base-uncased": BertConfig,
+    "MIT/ast-finetuned-audioset-10-10-0.4593": ASTConfig,
+    "facebook/dinov2-small": lambda: Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
+    "facebook/dinov2-base": lambda: Dinov2Config(image_size=518, patch_size=14),
+    "google/vit-base-patch16-224-in21k": ViTConfig,
+    "openai/whisper-tiny.en": lambda: WhisperConfig(d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An encoder's shape, with or without weights at hand.
+
+    Args:
+        family: how to drive it.
+        config: transformers' configuration, or for timm the model's name.
+        folder: where weights, tokenizer and preprocessing lie; None where nothing is on disk.
+        pooler: whether the checkpoint holds a pooling layer.
+    """
+
+    name: str
+    family: type[Family]
+    config: Any
+    folder: Path | None
+    pooler: bool = True
+
+    def preprocessing(self) -> dict[str, Any]:
+        for file in ("preprocessor_config.json", "tokenizer_config.json"):
+            if self.folder and (self.folder / file).exists():
+                return dict(json.loads((self.folder / file).read_text(encoding="utf-8")))
+        return {}
+
+    def network(self, weights: bool) -> nn.Module:
+        """The network: loaded, or (for counting, on the current default device) with initial values."""
+        if self.family is Timm:
+            return _timm(self.name, weights)
+        if not weights:
+            return self.family.build(self.config, self.pooler)
+        assert self.folder is not None
+        try:
+            return self.family.load(str(self.folder), self.config, self.pooler)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the encoder's weights cannot be loaded ({str(error).splitlines()[0]})", file=self.folder, expected="a whole checkpoint"
+            ) from error
+
+
+def locate(source: str, name: str, key: str, weights: bool = True) -> Architecture:
+    """Find an encoder.
+
+    Args:
+        source: transformers, timm or mmsweep.
+        name: as EncoderSpec.name of the study.
+        key: the study's key, for messages.
+        weights: whether weights must be there; without them an architecture that is known by name is enough.
+
+    Raises:
+        UserError: not found; says where it was looked for and how to provide it.
+    """
+    if source == "timm":
+        return Architecture(name, Timm, name, None)
+    looked: list[str] = []
+    folder = _shipped(name, key) if source == "mmsweep" else _folder(name, looked)
+    if folder is None and not weights and name in ARCHITECTURES:
+        config = ARCHITECTURES[name]()
+        return Architecture(name, FAMILIES[config.model_type], config, None)
+    if folder is None:
+        folder = _hub(name, looked, key)
+    config = _config(folder)
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise UserError(
+            "no encoder of this architecture", key=key, found=config.model_type, expected=f"one of {', '.join(sorted(FAMILIES))}, or timm"
+        )
+    return Architecture(name, family, config, folder, _has_pooler(folder))
+
+
+def _shipped(name: str, key: str) -> Path:
+    folder = SHIPPED / name
+    if not (folder / "config.json").exists():
+        there = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json")))
+        raise UserError("no such encoder ships with mmsweep", key=key, found=name, expected=f"one of {there}")
+    return folder
+
+
+def _folder(name: str, looked: list[str]) -> Path | None:
+    if name.startswith("package:"):
+        package, _, inner = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package.replace("-", "_"))
+        if spec is None or not spec.submodule_search_locations:
+            looked.append(f"installed package {package!r} (pip install {package.replace('_', '-')})")
+            return None
+        path = Path(spec.submodule_search_locations[0]) / inner
+    else:
+        path = Path(name).expanduser()
+    if path.is_file():
+        path = path.parent
+    if (path / "config.json").exists():
+        return path.resolve()
+    looked.append(f"folder {path} with a config.json")
+    return None
+
+
+def _hub(name: str, looked: list[str], key: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    if not name.startswith(("package:", "/", ".", "~")) and name.count("/") <= 1:
+        for offline in (True, False):
+            try:
+                return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=offline))
+            except Exception:  # the hub client raises a dozen kinds for "not there" and "no network"; all mean: not found
+                continue
+        looked += [f"the hub's cache {constants.HF_HUB_CACHE}", "the hub itself (no answer, or no such name)"]
+    raise UserError(
+        "no weights found",
+        key=key,
+        found=name,
+        hint=f"Looked for: {'; '.join(looked)}. Give a folder that transformers can load (config.json and model.safetensors), "
+        "`package:NAME/path`, or copy the hub's files into its cache on a machine with network.",
+    )
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the encoder's configuration cannot be read ({str(error).splitlines()[0]})", file=folder / "config.json") from error
+
+
+def _has_pooler(folder: Path) -> bool:
+    from safetensors import safe_open
+
+    file = folder / "model.safetensors"
+    if not file.exists():
+        return True
+    with safe_open(str(file), framework="pt") as tensors:
+        return any("pooler." in name for name in tensors.keys())  # noqa: SIM118 - no mapping
+
+
+def _timm(name: str, weights: bool) -> nn.Module:
+    import timm
+
+    overlay: dict[str, Any] = {}
+    try:
+        if weights and not name.startswith("local-dir:"):
+            hub_id = timm.get_pretrained_cfg(name).hf_hub_id
+            if hub_id:
+                overlay = {"file": str(_hub(hub_id, [], "model.encoders") / "model.safetensors")}
+        model = timm.create_model(name, pretrained=weights, num_classes=0, pretrained_cfg_overlay=overlay)
+    except UserError:
+        raise
+    except Exception as error:  # timm passes on whatever its readers raise
+        problem = str(error).splitlines()[0]
+        hint = "Name one of timm.list_models('vit_*'), or a folder as local-dir:FOLDER."
+        raise UserError(f"timm cannot provide this model ({problem})", key="model.encoders", found=name, hint=hint) from error
+    if not hasattr(model, "blocks") or not hasattr(model, "_pos_embed"):
+        raise UserError("not a vision transformer of timm's", found=name, expected="a name that starts with vit_ or deit_")
+    for block in model.blocks:
+        with torch.device(block.attn.qkv.weight.device):
+            block.attn.qkv = SplitQKV(block.attn.qkv)
+    return model

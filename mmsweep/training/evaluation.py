@@ -1,0 +1,190 @@
+"""Evaluation: predictions under every pattern once, then every scenario, rate and class by indexing.
+
+What is kept of a prediction is `statistics` [P, N, ...]. A scenario's table says for each row which pattern it is under;
+its score is the metric of those entries. Thirty scenarios cost what the patterns cost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmsweep.availability import (
+    BoolArray,
+    Scenario,
+    availability_table,
+    pattern_name,
+    pattern_rows,
+    patterns,
+    table_digest,
+)
+from mmsweep.data.dataset import Batch
+from mmsweep.data.prepared import PreparedSplit
+from mmsweep.methods.method import Method
+from mmsweep.tasks.task import Task
+from mmsweep.training.checkpoint import write_whole
+from mmsweep.training.world import World
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of a split under every pattern.
+
+    Args:
+        statistics_PN: [P, N, ...], on the CPU; entries whose pattern leaves the row nothing hold no meaning.
+        target_N: the truth.
+        natural_NM: what the data has.
+        modalities: the order of columns.
+        ids: of the rows.
+    """
+
+    statistics_PN: Tensor
+    target_N: Tensor
+    natural_NM: BoolArray
+    modalities: tuple[str, ...]
+    ids: tuple[str, ...]
+
+    def under(self, table_NM: BoolArray) -> tuple[Tensor, Tensor, BoolArray]:
+        """Statistics and targets of the eligible rows under a table, and which rows those are."""
+        rows_PM = pattern_rows(self.modalities)
+        weights_M = 1 << np.arange(len(self.modalities))
+        place = np.full(2 ** len(self.modalities), -1)
+        place[rows_PM @ weights_M] = np.arange(len(rows_PM))
+        pattern_N = place[table_NM @ weights_M]
+        eligible_N = pattern_N >= 0
+        index = torch.from_numpy(np.flatnonzero(eligible_N))
+        return self.statistics_PN[torch.from_numpy(pattern_N[eligible_N]), index], self.target_N[index], eligible_N
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """bf16 where the device has it in hardware; fp32 elsewhere."""
+    if precision == "bf16" and device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()
+
+
+@torch.inference_mode()
+def predict(
+    method: Method, task: Task, split: PreparedSplit, batch_size: int, device: torch.device, world: World, precision: str = "fp32"
+) -> Predictions:
+    """Read the split once and predict under every pattern; each row is evaluated by one rank."""
+    modalities = method.backbone.modalities
+    patterns_PM = torch.from_numpy(pattern_rows(modalities)).to(device)
+    method.eval()
+    method.noise.generator = None
+    share = world.rows(len(split))
+    parts: list[Tensor] = []
+    for start in range(share.start, share.stop, batch_size):
+        index = np.arange(start, min(start + batch_size, share.stop))
+        batch: Batch = split.batch(index, device)
+        with autocast(precision, device):
+            prediction_PBC = method.predict_patterns(batch, patterns_PM)
+        parts.append(task.statistics(prediction_PBC))
+    local = torch.cat(parts, 1) if parts else torch.zeros(len(patterns_PM), 0, task.outputs, device=device)
+    whole = world.all_gather_rows(local, len(split), dim=1).cpu()
+    return Predictions(whole, torch.from_numpy(np.asarray(split.targets)), np.asarray(split.natural_NM), modalities, tuple(split.ids))
+
+
+def scenario_metrics(predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int) -> dict[str, float]:
+    """`scenario/metric` for every scenario, and `mean_missing/…`, `worst_missing/…` over the proper patterns."""
+    scores: dict[str, float] = {}
+    for scenario in scenarios:
+        found = _score(predictions, task, scenario, seed)
+        scores |= {f"{scenario.name}/{metric}": value for metric, value in found.items()}
+    mean, worst = missing_summary(predictions, task)
+    scores |= {f"mean_missing/{metric}": value for metric, value in mean.items()}
+    scores |= {f"worst_missing/{metric}": value for metric, value in worst.items()}
+    return scores
+
+
+def missing_summary(predictions: Predictions, task: Task) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and worst metric over the proper patterns, each subset wholly missing: the same in every study."""
+    modalities = predictions.modalities
+    found = [_score(predictions, task, _whole(p, modalities), 0) for p in patterns(modalities)[1:]]
+    mean, worst = {}, {}
+    for metric in task.metric_names:
+        values = [f[metric] for f in found if not math.isnan(f[metric])]
+        mean[metric] = sum(values) / len(values) if values else math.nan
+        choose = max if metric in task.smaller_is_better else min
+        worst[metric] = choose(values) if values else math.nan
+    return mean, worst
+
+
+def evaluation_record(
+    predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int, split: str, epoch: int
+) -> dict[str, Any]:
+    """Everything a report needs of one model on one split, JSON-able; the format is INTERFACES of `evaluation.json`."""
+    modalities = predictions.modalities
+    mean, worst = missing_summary(predictions, task)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for modality in modalities:
+        curves[modality] = []
+        for tenth in range(11):
+            scenario = Scenario.parse({"available": {modality: tenth / 10}}, modalities)
+            table = availability_table(scenario, len(predictions.ids), modalities, seed, predictions.natural_NM)
+            statistics, target, _ = predictions.under(table)
+            curves[modality].append({"share": tenth / 10, "rows": len(target), "metrics": task.metrics(statistics, target)})
+    return {
+        "split": split,
+        "task": task.target.task,
+        "modalities": list(modalities),
+        "classes": list(task.target.classes),
+        "rows": len(predictions.ids),
+        "epoch": epoch,
+        "scenarios": {s.name: _entry(predictions, task, s, seed) for s in scenarios},
+        "patterns": {pattern_name(p, modalities): _entry(predictions, task, _whole(p, modalities), seed) for p in patterns(modalities)},
+        "mean_missing": mean,
+        "worst_missing": worst,
+        "curves": curves,
+    }
+
+
+def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predictions) -> None:
+    """Write evaluation.json and, for tests over rows, predictions.npz beside it."""
+    rows_PM = pattern_rows(predictions.modalities)
+    present_PN = (rows_PM[:, None] & predictions.natural_NM).any(-1)
+    temporary = folder / ".predictions.npz"
+    np.savez_compressed(
+        temporary,
+        scores_PNC=predictions.statistics_PN.float().numpy(),
+        targets=predictions.target_N.numpy(),
+        ids=np.array(predictions.ids),
+        present_PN=present_PN,
+        natural_NM=predictions.natural_NM,
+        patterns=np.array([pattern_name(p, predictions.modalities) for p in patterns(predictions.modalities)]),
+    )
+    temporary.replace(folder / "predictions.npz")
+    write_whole(folder / "evaluation.json", json.dumps(record, indent=1))
+
+
+def _whole(pattern: frozenset[str], modalities: Sequence[str]) -> Scenario:
+    return Scenario(pattern_name(pattern, modalities), ((pattern, 1.0),))
+
+
+def _score(predictions: Predictions, task: Task, scenario: Scenario, seed: int) -> dict[str, float]:
+    table = availability_table(scenario, len(predictions.ids), predictions.modalities, seed, predictions.natural_NM)
+    statistics, target, _ = predictions.under(table)
+    return task.metrics(statistics, target)
+
+
+def _entry(predictions: Predictions, task: Task, scenario: Scenario, seed: int) -> dict[str, Any]:
+    modalities = predictions.modalities
+    table = availability_table(scenario, len(predictions.ids), modalities, seed, predictions.natural_NM)
+    statistics, target, _ = predictions.under(table)
+    counts = {pattern_name(p, modalities): int((table == row).all(1).sum()) for p, row in zip(patterns(modalities), pattern_rows(modalities), strict=True)}
+    return {
+        "rows": len(target),
+        "table": table_digest(table),
+        "shares": {name: count for name, count in counts.items() if count},
+        "metrics": task.metrics(statistics, target),
+        "per_class": task.per_class(statistics, target),
+    }

@@ -1,0 +1,177 @@
+"""What every encoder must keep: DESIGN §4, and that ours computes exactly what the library's own model does."""
+
+import pytest
+import timm
+import torch
+import transformers
+from peft.tuners.lora import LoraLayer
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from mmsweep.errors import UserError
+from mmsweep.models.families import SplitQKV
+from mmsweep.models.lora import Noise, add_lora
+from mmsweep.models.pretrained import PretrainedEncoder
+
+FAMILIES = ["clip", "vit", "dinov2", "ast", "bert", "whisper", "timm"]
+
+
+def sample_input(name: str, rows: int = 3):
+    generator = torch.Generator().manual_seed(1)
+    if name == "bert":
+        ids = torch.randint(5, 30, (rows, 7), generator=generator)
+        return {"ids": ids, "mask": torch.arange(7)[None] < torch.tensor([7, 4, 5])[:rows, None]}
+    shape = {"ast": (36, 26), "whisper": (20, 8), "timm": (3, 32, 32)}.get(name, (3, 16, 16))
+    return torch.randn(rows, *shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def tiny_timm(tmp_path_factory):
+    import json
+
+    from safetensors.torch import save_file
+
+    args = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    torch.manual_seed(3)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **args).eval()
+    folder = tmp_path_factory.mktemp("timm")
+    save_file(model.state_dict(), folder / "model.safetensors")
+    cfg = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "num_classes": 0}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": args, "pretrained_cfg": cfg}
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}", model
+
+
+@pytest.fixture()
+def make(encoder_folders, tiny_timm):
+    def build(name: str, **kwargs) -> PretrainedEncoder:
+        if name == "timm":
+            return PretrainedEncoder("timm", tiny_timm[0], **kwargs)
+        return PretrainedEncoder("transformers", encoder_folders[name], **kwargs)
+
+    return build
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equals_the_library_s_own_model(name, make, encoder_folders, tiny_timm):
+    encoder, x = make(name), sample_input(name)
+    with torch.no_grad():
+        ours = encoder.encode(encoder.embed(x))
+        if name == "timm":
+            theirs = tiny_timm[1].forward_features(x)
+        elif name == "bert":
+            model = transformers.BertModel.from_pretrained(encoder_folders[name]).eval()
+            theirs = model(input_ids=x["ids"], attention_mask=x["mask"].long()).last_hidden_state
+            ours, theirs = ours[x["mask"]], theirs[x["mask"]]
+        elif name == "whisper":
+            theirs = WhisperEncoder.from_pretrained(encoder_folders[name]).eval()(x.transpose(1, 2)).last_hidden_state
+        elif name == "clip":
+            ours, theirs = encoder.pool(ours), transformers.CLIPVisionModel.from_pretrained(encoder_folders[name]).eval()(x).pooler_output
+        else:
+            theirs = transformers.AutoModel.from_pretrained(encoder_folders[name]).eval()(x).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_ast_pools_the_mean_of_class_and_distillation_token(make, encoder_folders):
+    encoder, x = make("ast"), sample_input("ast")
+    with torch.no_grad():
+        theirs = transformers.ASTModel.from_pretrained(encoder_folders["ast"]).eval()(x).pooler_output
+        torch.testing.assert_close(encoder.pool(encoder.encode(encoder.embed(x))), theirs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shapes_and_grid(name, make):
+    encoder, x = make(name), sample_input(name)
+    tokens = encoder.embed(x)
+    n, width = encoder.token_shape()
+    assert tokens.values_BND.shape[2] == width == encoder.width
+    if name != "bert":
+        assert tokens.values_BND.shape[1] == n
+        assert torch.tensor(tokens.grid).prod() + encoder.prefix == n
+    assert encoder.pool(encoder.encode(tokens)).shape == (3, width)
+
+
+@pytest.mark.parametrize("place", ["last", "first"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_extra_tokens_keep_the_others_in_place(name, place, make):
+    encoder, x = make(name), sample_input(name)
+    tokens = encoder.embed(x)
+    extra_BED = encoder.embed_extra(torch.randn(2, encoder.width)).expand(3, -1, -1)
+    longer = tokens.with_extra(extra_BED, place)
+    assert longer.values_BND.shape[1] == tokens.values_BND.shape[1] + 2
+    own = longer.values_BND[:, :-2] if place == "last" else longer.values_BND[:, 2:]
+    assert torch.equal(own, tokens.values_BND)
+    assert encoder.encode(longer).isfinite().all()
+    if longer.mask_BN is not None:
+        assert longer.mask_BN.sum() == tokens.mask_BN.sum() + 6
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lora_hits_q_k_v_o_of_attention_only(name, make, generator):
+    encoder = make(name)
+    add_lora(encoder, 3, 3.0, 0.0, Noise(), generator)
+    layers = {n: m for n, m in encoder.named_modules() if isinstance(m, LoraLayer)}
+    assert len(layers) == 2 * 4 and sorted(layers) == sorted(encoder.attention_linears())
+    assert not any(part in name for name in layers for part in ("mlp", "fc1", "fc2", "intermediate", "pooler"))
+    new = sum(p.numel() for n, p in encoder.named_parameters() if "lora_" in n)
+    assert new == 2 * 4 * 2 * 3 * encoder.width
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fresh_adapters_change_nothing_and_are_seeded(name, make):
+    plain, x = make(name), sample_input(name)
+    adapted = [make(name), make(name)]
+    for encoder in adapted:
+        torch.randn(5)  # the process-wide generator must not matter
+        add_lora(encoder, 2, 2.0, 0.5, Noise(), torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        expected = plain.encode(plain.embed(x))
+        torch.testing.assert_close(adapted[0].encode(adapted[0].embed(x)), expected)
+    first, second = ({n: p for n, p in e.named_parameters() if "lora_A" in n} for e in adapted)
+    assert all(torch.equal(first[n], second[n]) and first[n].abs().sum() > 0 for n in first)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_read_equals_another_even_in_training_mode(name, make):
+    encoder, x = make(name).train(), sample_input(name)
+    assert torch.equal(encoder.encode(encoder.embed(x)), encoder.encode(encoder.embed(x)))
+
+
+def test_split_qkv_gives_the_fused_outputs():
+    fused, x = torch.nn.Linear(6, 18), torch.randn(4, 5, 6)
+    torch.testing.assert_close(SplitQKV(fused)(x), fused(x))
+
+
+def test_clips_are_read_frame_by_frame(make):
+    encoder = make("clip")
+    clip = torch.randn(2, 3, 3, 16, 16)
+    tokens = encoder.embed(clip)
+    assert tokens.sequences == 3 and tokens.values_BND.shape[0] == 6
+    assert torch.equal(tokens.values_BND[3], encoder.embed(clip[1, :1]).values_BND[0])
+
+
+def test_layers_cuts_the_top_off(make):
+    encoder = make("vit", layers=1)
+    assert len(encoder.attention_linears()) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "kwargs", "words"),
+    [
+        ("transformers", "nobody/nothing", {}, ["nobody/nothing", "Looked for", "cache", "hub"]),
+        ("transformers", "package:no_such_package/x", {}, ["no_such_package", "pip install"]),
+        ("transformers", "/no/such/folder", {}, ["/no/such/folder", "config.json"]),
+        ("mmsweep", "clipart_sound", {}, ["clipart_sound", "ships"]),
+        ("timm", "resnet18", {"weights": False}, ["resnet18", "vit_"]),
+    ],
+)
+def test_what_is_missing_is_said_once_and_clearly(source, name, kwargs, words):
+    with pytest.raises(UserError) as caught:
+        PretrainedEncoder(source, name, **kwargs)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_too_many_layers_and_no_class_token(make):
+    with pytest.raises(UserError, match="at most 2"):
+        make("vit", layers=3)
+    with pytest.raises(UserError, match="no class token"):
+        make("whisper", pool="cls")

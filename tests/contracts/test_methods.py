@@ -1,0 +1,171 @@
+"""What every method must keep on every backbone it accepts, for M = 2, 3 and 4 modalities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmsweep.availability import pattern_rows
+from mmsweep.data.dataset import Batch
+from mmsweep.methods import METHODS
+from mmsweep.models.dual_encoder import DualEncoder
+from mmsweep.models.lora import Noise, add_lora
+from mmsweep.models.pretrained import PretrainedEncoder
+from mmsweep.study import MethodSpec
+
+KINDS = {"image": "vit", "text": "bert", "audio": "ast", "clip": "clip"}  # `clip` stands for a video of three frames
+ROWS, CLASSES = 6, 5
+
+
+def make_batch(modalities, rows=ROWS, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for m in modalities:
+        if m == "text":
+            lengths = torch.tensor([7, 4, 5, 6, 3, 7])[:rows, None]
+            inputs[m] = {"ids": torch.randint(5, 30, (rows, 7), generator=g), "mask": torch.arange(7)[None] < lengths}
+        else:
+            shape = {"image": (3, 16, 16), "audio": (36, 26), "clip": (3, 3, 16, 16)}[m]
+            inputs[m] = torch.randn(rows, *shape, generator=g)
+    target = torch.randint(0, CLASSES, (rows,), generator=g)
+    return Batch(inputs, torch.ones(rows, len(modalities), dtype=torch.bool), target, torch.arange(rows))
+
+
+@pytest.fixture()
+def make(encoder_folders):
+    def build(name, M, rank=2, dropout=0.0, **spec):
+        modalities = list(KINDS)[:M]
+        encoders = {m: PretrainedEncoder("transformers", encoder_folders[KINDS[m]]) for m in modalities}
+        g, noise = torch.Generator().manual_seed(5), Noise()
+        backbone = DualEncoder(encoders, CLASSES, g)
+        for m in modalities:
+            add_lora(backbone.encoder(m), rank, rank, dropout, noise, g)
+        method = METHODS[name](backbone, MethodSpec(name=name, **spec), noise, g)
+        with torch.no_grad():  # adapters start at zero, where no test could see them
+            for n, p in method.named_parameters():
+                if "lora_B" in n:
+                    p.normal_(std=0.3, generator=g)
+        return method, make_batch(modalities)
+
+    return build
+
+
+ALL = pytest.mark.parametrize("name", sorted(METHODS))
+SIZES = pytest.mark.parametrize("M", [2, 3, 4])
+
+
+def total(method, batch, used):
+    output = method(batch, used)
+    loss = torch.nn.functional.cross_entropy(output.prediction, batch.target)
+    for term, weight in method.weights.items():
+        t = output.losses[term]
+        loss = loss + weight * (t.values_B * t.counted_B).sum() / t.counted_B.sum().clamp(min=1)
+    return loss
+
+
+@ALL
+@SIZES
+def test_patterns_at_once_equal_patterns_one_by_one(name, M, make):
+    method, batch = make(name, M)
+    patterns = torch.from_numpy(pattern_rows(method.backbone.modalities))
+    with torch.no_grad():
+        at_once = method.predict_patterns(batch, patterns)
+        one_by_one = torch.stack([method(batch, batch.present_BM & p).prediction for p in patterns])
+    assert at_once.shape == (2**M - 1, ROWS, CLASSES)
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5, atol=1e-6)
+    assert (at_once[0] - at_once[-1]).abs().max() > 1e-3
+
+
+@ALL
+@SIZES
+def test_what_is_absent_is_never_read(name, M, make):
+    """NaN in an absent input changes no loss, gradient or prediction."""
+    method, batch = make(name, M)
+    present = torch.from_numpy(pattern_rows(method.backbone.modalities))[torch.arange(ROWS) % (2**M - 1)]
+    results = []
+    for fill in (0.0, float("nan")):
+        inputs = {}
+        for column, m in enumerate(method.backbone.modalities):
+            x, gone = batch.inputs[m], ~present[:, column]
+            if isinstance(x, dict):
+                ids = torch.where(gone[:, None], 5 if fill == 0.0 else 9, x["ids"])
+                inputs[m] = {"ids": ids, "mask": x["mask"]}
+            else:
+                inputs[m] = torch.where(gone.view(-1, *[1] * (x.dim() - 1)), fill, x)
+        method.zero_grad(set_to_none=True)
+        filled = Batch(inputs, present, batch.target, batch.index)
+        loss = total(method, filled, present)
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+        results.append((loss.detach(), method(filled, present).prediction.detach(), gradients))
+    (loss, prediction, gradients), (loss_nan, prediction_nan, gradients_nan) = results
+    assert torch.isfinite(loss_nan)
+    torch.testing.assert_close(loss, loss_nan, rtol=0, atol=0)
+    torch.testing.assert_close(prediction, prediction_nan, rtol=0, atol=0)
+    assert gradients.keys() == gradients_nan.keys()
+    for n in gradients:
+        torch.testing.assert_close(gradients[n], gradients_nan[n], rtol=0, atol=0, msg=n)
+
+
+@ALL
+@SIZES
+def test_a_row_does_not_depend_on_its_batch_mates(name, M, make):
+    method, batch = make(name, M)
+    patterns = torch.from_numpy(pattern_rows(method.backbone.modalities))
+    used = patterns[torch.arange(ROWS) % len(patterns)]
+    with torch.no_grad():
+        together = method(batch, used).prediction
+        for row in range(ROWS):
+            one = {m: {k: v[row : row + 1] for k, v in x.items()} if isinstance(x, dict) else x[row : row + 1] for m, x in batch.inputs.items()}
+            alone = method(Batch(one, batch.present_BM[row : row + 1], batch.target[row : row + 1]), used[row : row + 1]).prediction
+            torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@ALL
+@SIZES
+def test_gradients_reach_exactly_what_is_trained(name, M, make):
+    method, batch = make(name, M)
+    patterns = torch.from_numpy(pattern_rows(method.backbone.modalities))
+    total(method, batch, patterns[torch.arange(ROWS) % len(patterns)]).backward()
+    trained = set(method.trainable())
+    moved = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
+    assert moved == trained
+    assert all("lora_" not in n and n.startswith("backbone.encoders.") for n in frozen)
+    expected = {"backbone.head.weight", "backbone.head.bias"} | ({f"proxies.{m}" for m in method.backbone.modalities} if name == "cmpt" else set())
+    assert {n for n in trained if "lora_" not in n} == expected
+
+
+@ALL
+def test_dropout_comes_from_the_trial_s_own_generator(name, make):
+    method, batch = make(name, 2, dropout=0.5)
+
+    def run(seed):
+        torch.rand(3)
+        method.noise.generator = torch.Generator().manual_seed(seed)
+        method.noise.total, method.noise.rows = ROWS, slice(0, ROWS)
+        return method(batch, batch.present_BM).prediction.detach()
+
+    assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
+    method.noise.generator = None
+    assert torch.equal(method(batch, batch.present_BM).prediction, method(batch, batch.present_BM).prediction)
+
+
+@ALL
+def test_dropout_masks_do_not_depend_on_the_ranks(name, make):
+    method, batch = make(name, 2, dropout=0.5)
+
+    def run(rows):
+        method.noise.generator, method.noise.total, method.noise.rows = torch.Generator().manual_seed(4), ROWS, rows
+        part = {m: {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows] for m, x in batch.inputs.items()}
+        return method(Batch(part, batch.present_BM[rows], batch.target[rows]), batch.present_BM[rows]).prediction.detach()
+
+    whole = run(slice(0, ROWS))
+    torch.testing.assert_close(torch.cat([run(slice(0, 2)), run(slice(2, ROWS))]), whole, rtol=1e-5, atol=1e-6)
+
+
+@ALL
+def test_bfloat16_autocast_runs(name, make):
+    method, batch = make(name, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert method(batch, batch.present_BM).prediction.isfinite().all()

@@ -1,0 +1,135 @@
+"""What `mmsweep data check` finds: counts, missing files, classes, natural gaps. Decodes nothing, changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
+
+_FEW = 5
+"""A class with fewer training rows than this is named."""
+
+_SHOWN = 5
+
+
+def check(builder: DatasetBuilder) -> list[str]:
+    """Findings, a line each; those that need attention start with "warning: ".
+
+    Raises:
+        UserError: the dataset cannot be read at all.
+    """
+    splits = builder.splits()
+    findings = [builder.provenance()]
+    findings += _counts(builder, splits)
+    findings += _bad_rows(builder)
+    findings += _files(builder, splits)
+    findings += _gaps(builder, splits)
+    findings += _targets(builder, splits)
+    findings += _identities(splits)
+    return findings
+
+
+def _counts(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+    for name in SPLITS:
+        found, expected = len(splits[name]), builder.expected.get(name)
+        if expected is None:
+            yield f"{name}: {found:,} rows"
+        elif found == expected:
+            yield f"{name}: {found:,} rows, as expected"
+        else:
+            yield f"warning: {name}: {found:,} rows; expected are {expected:,} ({found - expected:+,})"
+
+
+def _bad_rows(builder: DatasetBuilder) -> Iterator[str]:
+    if builder.bad_rows:
+        yield f"warning: {len(builder.bad_rows)} rows cannot be used: {_list(map(str, builder.bad_rows))}"
+
+
+def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+    absent = []
+    seen = 0
+    for name in SPLITS:
+        for sample in splits[name]:
+            for modality, kind in builder.modalities.items():
+                value = sample.values.get(modality)
+                if kind != "text" and isinstance(value, str | Path):
+                    seen += 1
+                    if not Path(value).exists():
+                        absent.append(f"{sample.origin}: {value}")
+    if absent:
+        yield f"warning: {len(absent)} of {seen:,} files do not exist: {_list(absent)}"
+    elif seen:
+        yield f"all {seen:,} files exist"
+
+
+def _gaps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+    for name in SPLITS:
+        rows = splits[name]
+        for modality in builder.modalities:
+            gaps = sum(sample.values.get(modality) is None for sample in rows)
+            if gaps:
+                yield f"{name}: {modality} is missing in {gaps:,} rows ({gaps / len(rows):.1%})"
+            if gaps == len(rows) and rows:
+                yield f"warning: {name}: no row has {modality}"
+        complete = sum(all(sample.values.get(m) is not None for m in builder.modalities) for sample in rows)
+        if complete < len(rows):
+            yield f"{name}: {complete:,} of {len(rows):,} rows are complete"
+
+
+def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+    target = builder.target
+    if target.task == "regression":
+        numbers = [float(sample.target) for sample in splits["train"]]
+        if numbers:
+            yield f"train: targets from {min(numbers):g} to {max(numbers):g}, mean {sum(numbers) / len(numbers):g}"
+        return
+    counts = {name: Counter(_labels(splits[name])) for name in SPLITS}
+    train, rows = counts["train"], len(splits["train"])
+    if train:
+        label, most = train.most_common(1)[0]
+        share = f"{most:,} of {rows:,} rows ({most / rows:.1%})"
+        yield f"train: {len(target.classes)} classes; the largest is {label!r} with {share}"
+    few = [f"{label!r} ({train[label]})" for label in target.classes if train[label] < _FEW]
+    if few:
+        yield f"warning: {len(few)} classes have fewer than {_FEW} training rows: {_list(few)}"
+    for name in ("val", "test"):
+        absent = [repr(label) for label in target.classes if not counts[name][label]]
+        if absent:
+            yield f"warning: {name} has no row of {len(absent)} classes: {_list(absent)}"
+    if target.task == "multi_label":
+        for name in SPLITS:
+            bare = sum(not sample.target for sample in splits[name])
+            if bare:
+                yield f"{name}: {bare:,} rows have no label (they count as negative for every class)"
+    elif len(target.classes) > max(20, rows / 2):
+        yield "warning: almost every row has a class of its own; is the target a number (task: regression)?"
+
+
+def _identities(splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+    ids = Counter(sample.id for name in SPLITS for sample in splits[name])
+    twice = [repr(id) for id, count in ids.items() if count > 1]
+    if twice:
+        yield f"warning: {len(twice)} ids stand twice: {_list(twice)}"
+    homes: dict[str, set[str]] = {}
+    for name in SPLITS:
+        for sample in splits[name]:
+            if sample.group is not None:
+                homes.setdefault(sample.group, set()).add(name)
+    crossing = [repr(group) for group, where in homes.items() if len(where) > 1]
+    if crossing:
+        yield f"warning: {len(crossing)} groups stand in more than one split: {_list(crossing)}"
+    elif homes:
+        yield f"{len(homes):,} groups, none in two splits"
+
+
+def _labels(rows: list[Sample]) -> Iterator[str]:
+    for sample in rows:
+        yield from [sample.target] if isinstance(sample.target, str) else sample.target
+
+
+def _list(items: Iterable[str]) -> str:
+    items = list(items)
+    rest = f", … ({len(items)} in all)" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + rest

@@ -1,0 +1,186 @@
+"""What every DatasetBuilder keeps to, and prepared data on top of it. A new dataset: one line in BUILDERS."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmsweep.data.check import check
+from mmsweep.data.dataset import MODALITY_KINDS, SPLITS, DatasetBuilder
+from mmsweep.data.formats import Format, ImageFormat, TextFormat
+from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
+from mmsweep.data.prepared import PreparedData, prepare
+from mmsweep.data.registry import build_dataset, dataset_card
+from tests.data.files import manifest_rows, write_manifest, write_tokenizer
+
+SIZE, LENGTH = 12, 10
+
+
+def manifest(suffix: str, task: str, column: str, split: SplitRule) -> Callable[[Path], tuple[str, DatasetOptions]]:
+    def make(folder: Path) -> tuple[str, DatasetOptions]:
+        path = write_manifest(folder / f"data{suffix}", manifest_rows(folder))
+        columns = {"image": ModalityColumn("image", "picture"), "text": ModalityColumn("text", "caption")}
+        target = TargetColumn(task, column)  # type: ignore[arg-type]
+        return "manifest", DatasetOptions(manifest=ManifestOptions(path, columns, target, split, group="concept"))
+
+    return make
+
+
+BUILDERS = {
+    "manifest-csv": manifest(".csv", "single_label", "kind", SplitRule("part")),
+    "manifest-jsonl": manifest(".jsonl", "multi_label", "tags", SplitRule("part")),
+    "manifest-parquet": manifest(".parquet", "regression", "score", SplitRule("part")),
+    "manifest-carved": manifest(".csv", "multi_label", "tags", SplitRule(train=0.6, val=0.2, test=0.2)),
+}
+if importlib.util.find_spec("mmsweep.data.sets.openclipart"):
+    BUILDERS["openclipart"] = lambda folder: ("openclipart", DatasetOptions())
+    BUILDERS["openclipart-multi"] = lambda folder: ("openclipart", DatasetOptions(task="multi_label"))
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, DatasetOptions]:
+    return BUILDERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def builder(source: tuple[str, DatasetOptions]) -> DatasetBuilder:
+    return build_dataset(*source)
+
+
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Format]:
+    tokenizer = write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return {"image": ImageFormat(SIZE), "text": TextFormat(tokenizer, LENGTH)}
+
+
+@pytest.fixture(scope="module")
+def cache(source: tuple[str, DatasetOptions], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def data(builder: DatasetBuilder, formats: dict[str, Format], cache: Path) -> PreparedData:
+    return prepare(builder, formats, cache)
+
+
+# ---- the builder
+
+
+def test_describes_itself(builder: DatasetBuilder) -> None:
+    assert builder.name and builder.provenance()
+    assert builder.modalities and set(builder.modalities.values()) <= set(MODALITY_KINDS)
+    assert set(builder.expected) <= set(SPLITS)
+
+
+def test_card_agrees_with_builder(source: tuple[str, DatasetOptions], builder: DatasetBuilder) -> None:
+    card = dataset_card(*source)
+    assert card.reader and dict(card.modalities) == dict(builder.modalities)
+    assert card.target is None or card.target == builder.target
+
+
+def test_splits_hold_rows_with_unique_ids(builder: DatasetBuilder) -> None:
+    splits = builder.splits()
+    assert set(splits) == set(SPLITS) and all(splits.values())
+    ids = [sample.id for rows in splits.values() for sample in rows]
+    assert len(ids) == len(set(ids)) and all(isinstance(id, str) and id for id in ids)
+    for name, count in builder.expected.items():
+        assert len(splits[name]) == count
+
+
+def test_groups_stay_in_one_split(builder: DatasetBuilder) -> None:
+    homes: dict[str, set[str]] = {}
+    for name, rows in builder.splits().items():
+        for sample in rows:
+            if sample.group is not None:
+                homes.setdefault(sample.group, set()).add(name)
+    assert homes and all(len(where) == 1 for where in homes.values())
+
+
+def test_rows_have_something_and_a_valid_target(builder: DatasetBuilder) -> None:
+    for rows in builder.splits().values():
+        for sample in rows:
+            assert set(sample.values) == set(builder.modalities)
+            assert any(value is not None for value in sample.values.values())
+            builder.target.encode(sample.target)
+            assert sample.origin
+
+
+def test_reading_twice_gives_the_same(source: tuple[str, DatasetOptions], builder: DatasetBuilder) -> None:
+    assert build_dataset(*source).splits() == builder.splits()
+
+
+def test_check_finds_no_damage(builder: DatasetBuilder) -> None:
+    findings = check(builder)
+    assert not [line for line in findings if "do not exist" in line or "twice" in line or "cannot be used" in line]
+    assert len(findings) >= 4
+
+
+# ---- prepared
+
+
+def test_prepared_rows_are_the_builders(builder: DatasetBuilder, data: PreparedData) -> None:
+    for name, rows in builder.splits().items():
+        split = data.splits[name]
+        assert len(split) == len(rows) and split.ids == [sample.id for sample in rows]
+        assert split.groups == [sample.group for sample in rows]
+        natural = [[sample.values[m] is not None for m in builder.modalities] for sample in rows]
+        assert (split.natural_NM == np.array(natural)).all()
+        assert (split.targets == builder.target.encode_all([sample.target for sample in rows])).all()
+    assert not data.skipped and list(data.modalities) == list(builder.modalities)
+
+
+def test_fingerprint_is_of_the_content(
+    source: tuple[str, DatasetOptions], formats: dict[str, Format], data: PreparedData, tmp_path: Path
+) -> None:
+    again = prepare(build_dataset(*source), formats, tmp_path)
+    assert (again.fingerprint, again.split_digest) == (data.fingerprint, data.split_digest)
+    other = prepare(build_dataset(*source), {**formats, "image": ImageFormat(SIZE + 4)}, tmp_path)
+    assert other.fingerprint != data.fingerprint and other.split_digest == data.split_digest
+
+
+def test_batch_has_the_promised_shapes(data: PreparedData) -> None:
+    index = np.arange(6)
+    batch = data.splits["train"].batch(index, "cpu")
+    image, text = batch.inputs["image"], batch.inputs["text"]
+    assert isinstance(image, torch.Tensor) and isinstance(text, dict)
+    assert image.shape == (6, 3, SIZE, SIZE) and image.dtype == torch.float32
+    assert text["ids"].dtype == torch.int64 and text["mask"].dtype == torch.bool
+    assert text["ids"].shape == text["mask"].shape and text["mask"].any(1).all()
+    assert text["ids"].shape[1] == int(text["mask"].sum(1).max()) <= LENGTH
+    assert batch.present_BM.dtype == torch.bool and batch.present_BM.shape == (6, 2)
+    assert batch.index.tolist() == index.tolist() and len(batch) == 6
+    wanted = {"single_label": ((6,), torch.int64), "multi_label": ((6, data.target.width), torch.float32)}
+    assert (tuple(batch.target.shape), batch.target.dtype) == wanted.get(data.target.task, ((6,), torch.float32))
+
+
+def test_absent_inputs_are_the_fill(data: PreparedData) -> None:
+    split = data.splits["train"]
+    index = np.arange(min(len(split), 20))
+    present = np.ones((len(index), 2), bool)
+    present[::2, 0], present[1::2, 1] = False, False
+    batch = split.batch(index, "cpu", present=present)
+    assert (batch.present_BM.numpy() == (present & split.natural_NM[index])).all()
+    image, text = batch.inputs["image"], batch.inputs["text"]
+    assert isinstance(image, torch.Tensor) and isinstance(text, dict)
+    assert (image[~batch.present_BM[:, 0]] == 0).all() and (image[batch.present_BM[:, 0]] != 0).any()
+    absent = ~batch.present_BM[:, 1]
+    assert (text["mask"][absent].sum(1) == 2).all()  # [CLS] [SEP]
+    assert (text["ids"][absent] == text["ids"][absent][0]).all()
+
+
+def test_nan_fill_never_reaches_a_present_row(
+    builder: DatasetBuilder, formats: dict[str, Format], data: PreparedData, cache: Path
+) -> None:
+    split = prepare(builder, formats, cache, fill="nan").splits["train"]
+    index = np.arange(len(split))
+    present = np.random.default_rng(0).random((len(split), 2)) < 0.5
+    batch, whole = split.batch(index, present=present), data.splits["train"].batch(index)
+    image, reference = batch.inputs["image"], whole.inputs["image"]
+    assert isinstance(image, torch.Tensor) and isinstance(reference, torch.Tensor)
+    there = batch.present_BM[:, 0]
+    assert torch.equal(image[there], reference[there]) and image[~there].isnan().all()

@@ -161,7 +161,7 @@ class Manifest(DatasetBuilder):
             name = SPLIT_NAMES.get(str(cell).strip().lower())
             if name is None:
                 raise UserError(
-                    "unknown split", file=self.path, line=int(sample.id), key=column, found=cell,
+                    "unknown split", file=self.path, line=int(sample.id), key=column, found="" if cell is None else cell,
                     expected="train, val (valid, validation, dev) or test",
                 )  # fmt: skip
             if sample.group is not None:
@@ -203,12 +203,13 @@ class Manifest(DatasetBuilder):
     def _numbered(self, splits: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
         """Ids from the cells, so that a row keeps its id when lines are added above it; equal rows are counted."""
         seen: dict[str, int] = {}
-        for name in SPLITS:
+        for name in ("train", "test", "val"):  # validation last: it may be empty only because training is small
             if not splits[name]:
                 raise UserError(
                     f"no row of the manifest belongs to {name}", file=self.path, key=self.options.split.column,
                     hint="Give it rows" if self.options.split.column else "Give it a larger share, or more rows",
                 )  # fmt: skip
+        for name in SPLITS:
             for index, sample in enumerate(splits[name]):
                 content = self._content(sample)
                 seen[content] = seen.get(content, 0) + 1

@@ -1,0 +1,99 @@
+"""Augmentation: what it does to pictures, and that ranks and devices draw alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmsweep.data.augmentation import Augmentation, Draws, centre_crop
+from mmsweep.errors import UserError
+
+
+def draws_of(augmentation: Augmentation, rows: int, seed: int = 0, **frames: int) -> Draws:
+    return augmentation.draw(rows, torch.Generator().manual_seed(seed), frames)
+
+
+def ramp(rows: int = 16, side: int = 12) -> torch.Tensor:
+    """Pictures that grow brighter to the right."""
+    line = torch.linspace(0, 250, side).to(torch.uint8)
+    return line.expand(rows, 3, side, side).contiguous()
+
+
+def test_off_means_centre_crop() -> None:
+    augmentation = Augmentation()
+    assert not augmentation.changes_pictures
+    assert torch.equal(augmentation.pictures(ramp(), draws_of(augmentation, 16), 8), centre_crop(ramp(), 8))
+
+
+def test_flips_are_whole_and_as_frequent_as_asked() -> None:
+    augmentation = Augmentation(flip=0.5)
+    out = augmentation.pictures(ramp(400), draws_of(augmentation, 400), 12)
+    flipped = (out == ramp(400).flip(-1)).flatten(1).all(1)
+    assert (flipped | (out == ramp(400)).flatten(1).all(1)).all() and 150 < int(flipped.sum()) < 250
+    always = Augmentation(flip=1.0)
+    assert torch.equal(always.pictures(ramp(), draws_of(always, 16), 12), ramp().flip(-1))
+
+
+def test_crops_show_a_part_of_the_picture() -> None:
+    whole = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    torch.testing.assert_close(whole.pictures(ramp(), draws_of(whole, 16), 12), ramp().float(), atol=1e-2, rtol=1e-4)
+    part = Augmentation(crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0))
+    out = part.pictures(ramp(), draws_of(part, 16), 12)
+    widths = out[:, 0, 0, -1] - out[:, 0, 0, 0]
+    assert out.shape == (16, 3, 12, 12) and (widths > 90).all() and (widths < 150).all()  # half of the ramp
+    assert len({round(float(v), 3) for v in out[:, 0, 0, 0]}) > 8 and out.min() >= 0 and out.max() <= 250
+    flipped = Augmentation(crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0), flip=1.0)
+    torch.testing.assert_close(flipped.pictures(ramp(), draws_of(flipped, 16), 12), out.flip(-1), atol=1e-2, rtol=1e-4)
+
+
+def test_colours_stay_in_range_and_grey_stays_grey() -> None:
+    augmentation = Augmentation(brightness=0.5, contrast=0.5, saturation=0.5)
+    out = augmentation.pictures(ramp(), draws_of(augmentation, 16), 12)
+    assert out.min() >= 0 and out.max() <= 255 and not torch.equal(out, ramp().float())
+    torch.testing.assert_close(out[:, 0], out[:, 2], atol=1e-3, rtol=1e-4)
+
+
+def test_ranks_see_what_one_rank_sees() -> None:
+    augmentation = Augmentation(crop_scale=(0.3, 1.0), flip=0.5, brightness=0.2, random_frames=True)
+    draws = draws_of(augmentation, 16, clip=9)
+    whole = augmentation.pictures(ramp(), draws, 8)
+    parts = [augmentation.pictures(ramp(8), draws.rows(slice(i, i + 8)), 8) for i in (0, 8)]
+    assert torch.equal(torch.cat(parts), whole)
+    frames = torch.cat([augmentation.frames("clip", 3, draws.rows(slice(i, i + 8))) for i in (0, 8)])
+    assert torch.equal(frames, augmentation.frames("clip", 3, draws))
+
+
+def test_an_option_leaves_the_others_numbers_alone() -> None:
+    first, second = Augmentation(flip=0.5), Augmentation(flip=0.5, contrast=0.3)
+    assert torch.equal(draws_of(first, 8).uniform_BK, draws_of(second, 8).uniform_BK)
+    generator = torch.Generator().manual_seed(0)
+    assert not torch.equal(first.draw(8, generator).uniform_BK, first.draw(8, generator).uniform_BK)
+
+
+def test_all_frames_of_a_clip_are_cropped_alike() -> None:
+    augmentation = Augmentation(crop_scale=(0.3, 0.6), flip=0.5)
+    clips = ramp(4)[:, None].expand(4, 3, 3, 12, 12)
+    out = augmentation.pictures(clips, draws_of(augmentation, 4), 8)
+    assert out.shape == (4, 3, 3, 8, 8) and torch.equal(out[:, 0], out[:, 2])
+
+
+def test_random_frames_are_distinct_and_in_order() -> None:
+    augmentation = Augmentation(random_frames=True)
+    frames = augmentation.frames("clip", 3, draws_of(augmentation, 50, clip=7))
+    assert frames.shape == (50, 3) and (frames.diff(dim=1) > 0).all() and int(frames.max()) == 6
+    assert len({tuple(row) for row in frames.tolist()}) > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
+        ({"crop_scale": (0.9, 0.5)}, "crop_scale"),
+        ({"crop_ratio": (2.0, 1.0)}, "crop_ratio"),
+        ({"flip": 1.5}, "flip"),
+        ({"contrast": -0.1}, "contrast"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        Augmentation(**options)

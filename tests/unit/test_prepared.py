@@ -1,0 +1,380 @@
+"""Preparation: decoding, caching, bad rows, and what a batch holds."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmsweep.data.dataset import DatasetBuilder, Sample, Target
+from mmsweep.data.decoding import Undecodable, decode_image, decode_video, natural_key, sound_decoder, uniform_frames
+from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat, VideoFormat
+from mmsweep.data.prepared import PreparedData, prepare
+from mmsweep.errors import UserError
+from tests.data.files import WORDS, write_picture, write_tokenizer
+
+
+class Rows(DatasetBuilder):
+    """Splits that a test hands in."""
+
+    name = "rows"
+
+    def __init__(self, modalities: Mapping[str, str], splits: dict[str, list[Sample]]) -> None:
+        self.modalities, self._splits = modalities, splits
+        self.target = Target("single_label", ("red", "green", "blue"))
+
+    def splits(self) -> dict[str, list[Sample]]:
+        return self._splits
+
+    def provenance(self) -> str:
+        return "made by a test"
+
+
+def pictures(folder: Path, rows: int = 6) -> Rows:
+    """Captioned pictures; row 1 lacks its picture, row 2 its caption."""
+    splits: dict[str, list[Sample]] = {}
+    for name in ("train", "val", "test"):
+        samples = []
+        for i in range(rows):
+            path = write_picture(folder / name / f"{i}.png", ("red", "green", "blue")[i % 3], seed=i)
+            text = "A red disc, on paper" if i % 2 else "green square"
+            values = {"image": None if i == 1 else path, "text": None if i == 2 else text}
+            samples.append(Sample(f"{name}-{i}", values, ("red", "green", "blue")[i % 3], None, f"{name}.csv:{i + 2}"))
+        splits[name] = samples
+    return Rows({"image": "image", "text": "text"}, splits)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def formats_of(tokenizer: str, **image: Any) -> dict[str, Format]:
+    return {"image": ImageFormat(8, **image), "text": TextFormat(tokenizer, 8)}
+
+
+def image_of(data: PreparedData, **options: Any) -> torch.Tensor:
+    split = data.splits["train"]
+    image = split.batch(np.arange(len(split)), **options).inputs["image"]
+    assert isinstance(image, torch.Tensor)
+    return image
+
+
+# ---- decoding
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_transparency_shows_white() -> None:
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert (decode_image(encoded(clear), ImageFormat(8)) == 255).all()
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 20, 30] + [0] * 765)
+    assert (decode_image(encoded(palette, transparency=0), ImageFormat(8)) == 255).all()
+    assert decode_image(encoded(palette), ImageFormat(8))[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_grey_of_16_bits_keeps_its_brightness() -> None:
+    deep = Image.fromarray(np.full((8, 8), 65535 // 2, np.uint16))
+    assert (decode_image(encoded(deep), ImageFormat(8)) == 127).all()
+
+
+def test_camera_orientation_is_applied() -> None:
+    picture = Image.new("RGB", (8, 8), (0, 0, 0))
+    picture.paste((255, 255, 255), (0, 0, 8, 4))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    turned = decode_image(encoded(picture, exif=exif), ImageFormat(8))
+    assert turned[0, 0, 0] == 0 and turned[0, 7, 0] == 255
+
+
+def test_long_pictures_are_cropped_at_the_centre() -> None:
+    picture = Image.new("RGB", (24, 8), (0, 0, 0))
+    picture.paste((255, 255, 255), (8, 0, 16, 8))
+    assert (decode_image(encoded(picture), ImageFormat(8)) == 255).all()
+    assert decode_image(encoded(picture), ImageFormat(8, resize=16, stored=12)).shape == (3, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty"),
+        (b"not a picture", "cannot be decoded"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-LFS pointer"),
+        (encoded(Image.effect_noise((64, 64), 50))[:900], "cannot be decoded"),
+    ],
+)
+def test_unreadable_pictures_say_why(data: bytes, reason: str) -> None:
+    with pytest.raises(Undecodable, match=reason):
+        decode_image(data, ImageFormat(8))
+
+
+def test_clips_are_read_in_order_of_time(tmp_path: Path) -> None:
+    for i in range(12):
+        Image.new("L", (8, 8), i * 10).save(tmp_path / f"frame-{i}.png")
+    clip = decode_video(tmp_path, VideoFormat(ImageFormat(8), frames=3))
+    assert clip.shape == (3, 3, 8, 8) and clip[:, 0, 0, 0].tolist() == [20, 60, 100]
+    assert uniform_frames(2, 4) == [0, 0, 1, 1]
+    assert sorted(["frame-10", "frame-9"], key=natural_key) == ["frame-9", "frame-10"]
+    with pytest.raises(Undecodable, match="no frames"):
+        (tmp_path / "empty").mkdir()
+        decode_video(tmp_path / "empty", VideoFormat(ImageFormat(8)))
+
+
+def test_spectrograms_are_padded_and_normalised(tmp_path: Path) -> None:
+    format = AudioFormat(mel_bins=4, frames=6, mean=1.0, std=0.5)
+    np.save(tmp_path / "sound.npy", np.full((3, 4), 3.0, np.float32))
+    spectrogram = sound_decoder(format)(tmp_path / "sound.npy")
+    assert spectrogram.dtype == np.float32 and spectrogram[:, 0].tolist() == [2, 2, 2, -1, -1, -1]
+
+
+@pytest.mark.parametrize("kind", ["ast", "whisper"])
+def test_sounds_become_spectrograms(kind: str, tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    time = np.arange(22_050) / 22_050
+    soundfile.write(tmp_path / "tone.wav", np.stack([np.sin(2 * np.pi * 440 * time)] * 2, 1), 22_050)
+    format = AudioFormat(mel_bins=80, frames=200, kind=kind)  # type: ignore[arg-type]
+    spectrogram = sound_decoder(format)(tmp_path / "tone.wav")
+    assert spectrogram.shape == (200, 80) and np.isfinite(spectrogram).all()
+    assert spectrogram[20:80].max(0).argmax() < 40  # a low tone excites the lower bins
+
+
+# ---- caching
+
+
+def test_the_second_call_reads_what_the_first_wrote(tmp_path: Path, tokenizer: str) -> None:
+    builder, calls = pictures(tmp_path), []
+    first = prepare(builder, formats_of(tokenizer), tmp_path / "cache", progress=lambda *args: calls.append(args))
+    assert calls[-1] == ("test", 6, 6)
+    again = prepare(builder, formats_of(tokenizer), tmp_path / "cache", progress=lambda *args: calls.append("more"))
+    assert again.folder == first.folder and "more" not in calls
+    assert torch.equal(image_of(first), image_of(again))
+
+
+def test_a_changed_file_is_prepared_anew(tmp_path: Path, tokenizer: str) -> None:
+    builder = pictures(tmp_path)
+    first = prepare(builder, formats_of(tokenizer), tmp_path / "cache")
+    write_picture(tmp_path / "train" / "0.png", "blue", (30, 30))
+    again = prepare(builder, formats_of(tokenizer), tmp_path / "cache")
+    assert again.fingerprint != first.fingerprint and not torch.equal(image_of(first)[0], image_of(again)[0])
+    # Only normalisation differs: the same columns serve.
+    assert prepare(builder, formats_of(tokenizer, mean=(0.0, 0.0, 0.0)), tmp_path / "cache").folder == again.folder
+
+
+def test_the_same_content_elsewhere_has_the_same_fingerprint(tmp_path: Path, tokenizer: str) -> None:
+    first = prepare(pictures(tmp_path / "here"), formats_of(tokenizer), tmp_path / "cache")
+    moved = shutil.copytree(tokenizer, tmp_path / "tokenizer")
+    again = prepare(pictures(tmp_path / "there"), formats_of(str(moved)), tmp_path / "cache")
+    assert again.folder != first.folder and again.fingerprint == first.fingerprint
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path, tokenizer: str) -> None:
+    builder, cache = pictures(tmp_path), tmp_path / "cache"
+    folder = prepare(builder, formats_of(tokenizer), cache).folder
+    (folder / "prepared.json").write_text('{"rows": ')
+    left = cache / f".{folder.name}-left"
+    left.mkdir()
+    assert len(prepare(builder, formats_of(tokenizer), cache).splits["train"]) == 6
+    assert not left.exists() and json.loads((folder / "prepared.json").read_text())["rows"]["train"] == 6
+
+
+def _prepare_there(builder: Rows, tokenizer: str, cache: Path, queue: Any) -> None:
+    data = prepare(builder, formats_of(tokenizer), cache)
+    queue.put((data.fingerprint, float(image_of(data).sum())))
+
+
+def test_processes_may_prepare_at_once(tmp_path: Path, tokenizer: str) -> None:
+    builder, cache = pictures(tmp_path), tmp_path / "cache"
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_prepare_there, args=(builder, tokenizer, cache, queue)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    results = {queue.get(timeout=120) for _ in workers}
+    for worker in workers:
+        worker.join()
+    assert len(results) == 1
+    assert len([p for p in cache.iterdir() if not p.name.startswith(".")]) == 1
+    assert not list(cache.glob(".*-*"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_cache_is_one_message(tmp_path: Path, tokenizer: str) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot be written"):
+        prepare(pictures(tmp_path), formats_of(tokenizer), locked / "cache")
+
+
+def test_a_cache_that_is_a_file_is_one_message(tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match="cache for prepared data cannot be written"):
+        prepare(pictures(tmp_path), formats_of(tokenizer), tmp_path / "cache")
+
+
+# ---- bad rows
+
+
+def spoiled(folder: Path) -> Rows:
+    builder = pictures(folder)
+    (folder / "train" / "0.png").write_bytes(b"\x89PNG broken")
+    (folder / "val" / "3.png").unlink()
+    rows = builder.splits()
+    rows["test"][5] = Sample("test-5", rows["test"][5].values, "violet", None, "test.csv:7")
+    return builder
+
+
+def test_bad_rows_are_listed_and_refused_at_once(tmp_path: Path, tokenizer: str) -> None:
+    with pytest.raises(UserError) as caught:
+        prepare(spoiled(tmp_path), formats_of(tokenizer), tmp_path / "cache")
+    message = str(caught.value)
+    for part in ("3 rows cannot be used", "train.csv:2: image:", "cannot be decoded", "val.csv:5:", "does not exist",
+                 "test.csv:7: target:", "'violet'", "data.on_bad=skip"):  # fmt: skip
+        assert part in message
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_long_lists_of_bad_rows_are_cut_and_counted(tmp_path: Path, tokenizer: str) -> None:
+    builder = pictures(tmp_path, rows=30)
+    for path in (tmp_path / "train").iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(UserError) as caught:
+        prepare(builder, formats_of(tokenizer), tmp_path / "cache")
+    assert "29 rows cannot be used" in str(caught.value) and "… and 9 more" in str(caught.value)
+
+
+def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, tokenizer: str) -> None:
+    builder = spoiled(tmp_path)
+    data = prepare(builder, formats_of(tokenizer), tmp_path / "cache", on_bad="skip")
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 5, "val": 5, "test": 5}
+    assert [row.origin for row in data.skipped] == ["train.csv:2", "val.csv:5", "test.csv:7"]
+    assert data.splits["train"].ids == [f"train-{i}" for i in range(1, 6)]
+    # The columns moved up with the rows.
+    whole = prepare(pictures(tmp_path / "whole"), formats_of(tokenizer), tmp_path / "cache")
+    assert torch.equal(image_of(data), image_of(whole)[1:])
+    again = prepare(builder, formats_of(tokenizer), tmp_path / "cache", on_bad="skip")
+    assert again.skipped == data.skipped
+    with pytest.raises(UserError, match="3 rows cannot be used"):
+        prepare(builder, formats_of(tokenizer), tmp_path / "cache")
+
+
+# ---- batches
+
+
+def test_pictures_are_normalised(tmp_path: Path, tokenizer: str) -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    data = prepare(pictures(tmp_path), formats_of(tokenizer, mean=mean, std=std), tmp_path / "cache")
+    raw = torch.from_numpy(decode_image(tmp_path / "train" / "0.png", ImageFormat(8))).double() / 255
+    wanted = (raw - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(image_of(data)[0].double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_texts_are_tokenised_and_trimmed(tmp_path: Path, tokenizer: str) -> None:
+    split = prepare(pictures(tmp_path), formats_of(tokenizer), tmp_path / "cache").splits["train"]
+    text = split.batch(np.array([0, 2])).inputs["text"]
+    assert isinstance(text, dict)
+    words = [[WORDS[i] for i in row] for row in text["ids"].tolist()]
+    assert words == [["[CLS]", "green", "square", "[SEP]"], ["[CLS]", "[SEP]", "[PAD]", "[PAD]"]]
+    assert text["mask"].sum(1).tolist() == [4, 2]
+    long = split.batch(np.array([1])).inputs["text"]
+    assert isinstance(long, dict) and long["ids"].shape == (1, 8)
+    fixed = {"image": ImageFormat(8), "text": TextFormat(tokenizer, 8, trim=False)}
+    text = prepare(pictures(tmp_path), fixed, tmp_path / "cache").splits["train"].batch(np.array([0])).inputs["text"]
+    assert isinstance(text, dict) and text["ids"].shape == (1, 8) and text["mask"].sum() == 4
+
+
+@pytest.mark.parametrize("fill", ["zeros", "ones", "black", "mean"])
+def test_fill_values(fill: str, tmp_path: Path, tokenizer: str) -> None:
+    format = ImageFormat(8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.5))
+    formats: dict[str, Format] = {"image": format, "text": TextFormat(tokenizer, 8)}
+    image = image_of(prepare(pictures(tmp_path), formats, tmp_path / "cache", fill={"image": fill}))
+    there = torch.tensor([True, False, True, True, True, True])
+    wanted = {
+        "zeros": torch.zeros(3),
+        "ones": torch.ones(3),
+        "black": -torch.tensor(format.mean) / torch.tensor(format.std),
+        "mean": image[there].mean((0, 2, 3)),
+    }[fill]
+    torch.testing.assert_close(image[1], wanted[:, None, None].expand(3, 8, 8), atol=1e-4, rtol=1e-4)
+
+
+def test_wrong_fills_and_formats_are_refused(tmp_path: Path, tokenizer: str) -> None:
+    builder = pictures(tmp_path)
+    for fill, words in (("white", "unknown fill"), ({"sound": "zeros"}, "unknown modality")):
+        with pytest.raises(UserError, match=words):
+            prepare(builder, formats_of(tokenizer), tmp_path / "cache", fill=fill)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="needs a format"):
+        prepare(builder, {"image": ImageFormat(8)}, tmp_path / "cache")
+    with pytest.raises(UserError, match="does not read text"):
+        prepare(builder, {"image": ImageFormat(8), "text": ImageFormat(8)}, tmp_path / "cache")
+
+
+def test_ranks_share_one_batch(tmp_path: Path, tokenizer: str) -> None:
+    split = prepare(pictures(tmp_path), formats_of(tokenizer), tmp_path / "cache").splits["train"]
+    index = np.array([5, 0, 3, 4])
+    present = np.array([[True, False], [True, True], [False, True], [True, True]])
+    whole = split.batch(index, present=present)
+    part = split.batch(torch.from_numpy(index), present=torch.from_numpy(present), rows=slice(2, 4))
+    assert torch.equal(part.inputs["image"], whole.inputs["image"][2:])  # type: ignore[index, arg-type]
+    assert part.index.tolist() == [3, 4] and torch.equal(part.present_BM, whole.present_BM[2:])
+
+
+def test_a_split_travels_as_its_folder(tmp_path: Path, tokenizer: str) -> None:
+    data = prepare(pictures(tmp_path), formats_of(tokenizer), tmp_path / "cache")
+    carried = pickle.dumps(data.splits["train"])
+    assert len(carried) < 2000
+    assert torch.equal(image_of(data), pickle.loads(carried).batch(np.arange(6)).inputs["image"])
+
+
+def test_clips_and_sounds_make_batches(tmp_path: Path) -> None:
+    for i in range(6):
+        Image.new("L", (8, 8), i * 40).save(tmp_path / f"{i}.png")
+    np.save(tmp_path / "sound.npy", np.ones((5, 4), np.float32))
+    values = [{"audio": tmp_path / "sound.npy", "video": tmp_path}, {"audio": None, "video": tmp_path}]
+    rows = {n: [Sample(f"{n}{i}", v, "red", None, "") for i, v in enumerate(values)] for n in ("train", "val", "test")}
+    formats: dict[str, Format] = {
+        "video": VideoFormat(ImageFormat(8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), frames=2, stored=6),
+        "audio": AudioFormat(mel_bins=4, frames=6, mean=0.0, std=0.5),
+    }
+    builder = Rows({"audio": "audio", "video": "video"}, rows)
+    batch = prepare(builder, formats, tmp_path / "cache", fill="nan").splits["train"].batch(np.array([1, 0]))
+    audio, video = batch.inputs["audio"], batch.inputs["video"]
+    assert isinstance(audio, torch.Tensor) and isinstance(video, torch.Tensor)
+    assert audio.shape == (2, 6, 4) and audio[0].isnan().all() and audio[1, 0, 0] == 1
+    assert video.shape == (2, 2, 3, 8, 8)
+    torch.testing.assert_close(video[0, :, 0, 0, 0], torch.tensor([40.0, 160.0]) / 255)
+
+
+# ---- targets
+
+
+def test_targets_are_encoded_and_checked() -> None:
+    single, multi = Target("single_label", ("cat", "dog")), Target("multi_label", ("cat", "dog", "owl"))
+    assert single.encode("dog") == 1 and multi.encode(["owl", "cat"]).tolist() == [1, 0, 1]  # type: ignore[union-attr]
+    assert Target("regression").encode("-1.5") == -1.5 and Target("regression").width == 1
+    assert multi.encode_all([[], ["dog"]]).dtype == np.float32 and single.encode_all(["cat"]).dtype == np.int64
+    for target, value, words in (
+        (single, "dgo", "Did you mean 'dog'"),
+        (multi, "cat", "list of labels"),
+        (Target("regression"), "many", "not a number"),
+        (Target("regression"), "nan", "finite"),
+    ):
+        with pytest.raises(UserError, match=words):
+            target.encode(value)
+    with pytest.raises(UserError, match="listed twice"):
+        Target("single_label", ("cat", "cat"))

@@ -19,10 +19,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-MAX_PASSED_OVER = 4  # a trial that needs another frozen backbone goes first after it was passed over so often: nobody starves
-MAX_CRASHES = 3  # a trial whose host dies under it so often without a new report is failed, instead of sinking the sweep
+MAX_PASSED_OVER = (
+    4  # a trial that needs another frozen backbone goes first after it was passed over so often: nobody starves
+)
+MAX_CRASHES = (
+    3  # a trial whose host dies under it so often without a new report is failed, instead of sinking the sweep
+)
 MAX_FRUITLESS_STARTS = 6  # starts of one host in a row without one report: the sweep gives up
-JUDGEMENT_SECONDS = 60.0  # how long a host waits for Tune's word; beyond it the epoch's report stands and training goes on
+JUDGEMENT_SECONDS = (
+    60.0  # how long a host waits for Tune's word; beyond it the epoch's report stands and training goes on
+)
 
 
 class StaleHost(Exception):
@@ -99,7 +105,7 @@ class Board:
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(ready), seconds)
-            except asyncio.TimeoutError:  # noqa: UP041 - another class than TimeoutError on Python 3.10
+            except asyncio.TimeoutError:
                 return
 
     async def _notify(self) -> None:
@@ -146,7 +152,9 @@ class Board:
         fatal = None
         for name, host in self._hosts.items():
             if max(host.fruitless_starts, host.troubles) > MAX_FRUITLESS_STARTS:
-                fatal = f"{name} died again and again without finishing one epoch; last error: {host.error or 'none seen'}"
+                fatal = (
+                    f"{name} died again and again without finishing one epoch; last error: {host.error or 'none seen'}"
+                )
         return {"hosts": hosts, "waiting": len(self._queue), "fatal": fatal}
 
     # ------------------------------------------------------------------ a host's rank 0
@@ -168,7 +176,10 @@ class Board:
             elif entry.state == "running":
                 entry.crashes += 1
                 if entry.crashes >= MAX_CRASHES:
-                    entry.state, entry.error = "over", f"its host died {entry.crashes} times in a row: {host.error or 'no message'}"
+                    entry.state, entry.error = (
+                        "over",
+                        f"its host died {entry.crashes} times in a row: {host.error or 'no message'}",
+                    )
                 else:
                     entry.state = "waiting"
                     self._queue.insert(0, host.job)
@@ -176,7 +187,9 @@ class Board:
         await self._notify()
         return host.token
 
-    async def next_job(self, name: str, token: int, key: str | None, seconds: float) -> Posting | Literal["idle", "closed"]:
+    async def next_job(
+        self, name: str, token: int, key: str | None, seconds: float
+    ) -> Posting | Literal["idle", "closed"]:
         """The next trial for a host, "idle" where none came within `seconds`, or "closed".
 
         Of the waiting trials the first that needs what the host holds (`key`) is preferred, unless one was passed over too often.

@@ -55,7 +55,11 @@ def capacity(size: HostSize, nodes: list[dict[str, Any]]) -> int:
         fits = [resources.get("CPU", 0) / size.cpus]
         if size.gpus:
             # Ranks that share a GPU cannot be split over two: 0.4 fits twice, not 2.5 times, on one.
-            fits.append(resources.get("GPU", 0) * math.floor(1 / size.gpus) if size.gpus < 1 else resources.get("GPU", 0) / size.gpus)
+            fits.append(
+                resources.get("GPU", 0) * math.floor(1 / size.gpus)
+                if size.gpus < 1
+                else resources.get("GPU", 0) / size.gpus
+            )
         ranks += math.floor(min(fits) + 1e-9)
     return ranks // size.workers
 
@@ -69,7 +73,9 @@ def count_hosts(size: HostSize, wanted: int | str, trials: int, nodes: list[dict
     fit = capacity(size, nodes)
     needed = 1 if wanted == "auto" else int(wanted)
     if fit < needed:
-        has = "; ".join(f"{n['Resources'].get('CPU', 0):g} CPUs, {n['Resources'].get('GPU', 0):g} GPUs" for n in nodes if n["Alive"])
+        has = "; ".join(
+            f"{n['Resources'].get('CPU', 0):g} CPUs, {n['Resources'].get('GPU', 0):g} GPUs" for n in nodes if n["Alive"]
+        )
         raise UserError(
             f"the cluster lacks the resources for {needed} host{'s' if needed > 1 else ''}",
             key="resources",
@@ -114,7 +120,9 @@ class HostPool:
         self.names = [f"host-{i}" for i in range(count)]
         self._closing = threading.Event()
         self._fatal: str | None = None
-        self._threads = [threading.Thread(target=self._keep, args=(name,), name=name, daemon=True) for name in self.names]
+        self._threads = [
+            threading.Thread(target=self._keep, args=(name,), name=name, daemon=True) for name in self.names
+        ]
         self._status: Any = None
         self._asked = 0.0
 
@@ -138,7 +146,9 @@ class HostPool:
             except ray.exceptions.RayError as error:
                 self._fatal = f"the board is gone ({_last_line(error)})"
         if self._fatal is not None:
-            raise UserError(f"the hosts cannot go on: {self._fatal}", file=self.logs, hint="The log files in this folder say more.")
+            raise UserError(
+                f"the hosts cannot go on: {self._fatal}", file=self.logs, hint="The log files in this folder say more."
+            )
 
     def close(self, seconds: float) -> None:
         """Tell the hosts to end, and wait so long for those that do so at once (the others end with Ray)."""

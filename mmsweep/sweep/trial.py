@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 
-POLL_SECONDS = 1.0  # below Tune's patience (2 s) with a trial's thread that shall end, so that its actor can be used again
+POLL_SECONDS = (
+    1.0  # below Tune's patience (2 s) with a trial's thread that shall end, so that its actor can be used again
+)
 OBJECTIVE, EPOCH = "objective", "epoch"
 
 

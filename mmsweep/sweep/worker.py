@@ -84,7 +84,9 @@ class _Host:
 
     def run(self) -> None:
         self.token = self._share(self._ask(self.board.register, self.place.host) if self.world.first else None)
-        self.module = importlib.import_module(self.place.warm.split(":")[0])  # after registering, which counts vain starts
+        self.module = importlib.import_module(
+            self.place.warm.split(":")[0]
+        )  # after registering, which counts vain starts
         while True:
             word = self._share(self._next() if self.world.first else None)
             if word == "closed":
@@ -175,7 +177,9 @@ class _Host:
 def _check_objective(report: Report, metric: str) -> None:
     if metric not in report.metrics:
         known = ", ".join(sorted(m for m in report.metrics if m.startswith("val/")))
-        raise UserError("no such metric is computed", key="sweep.objective.metric", found=metric, expected=f"one of {known}")
+        raise UserError(
+            "no such metric is computed", key="sweep.objective.metric", found=metric, expected=f"one of {known}"
+        )
     if math.isnan(report.metrics[metric]):
         raise UserError(f"{metric} is not a number at epoch {report.epoch}")
 

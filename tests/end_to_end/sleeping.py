@@ -82,7 +82,9 @@ def study(name: str = "sleeping", **values: Any) -> Study:
     base = {
         "name": name,
         "data": {"dataset": "openclipart"},
-        "model": {"encoders": {"image": {"source": "mmsweep", "name": "vit"}, "text": {"source": "mmsweep", "name": "bert"}}},
+        "model": {
+            "encoders": {"image": {"source": "mmsweep", "name": "vit"}, "text": {"source": "mmsweep", "name": "bert"}}
+        },
         "method": {"name": "cmpt"},
         "train": {"epochs": 4},
         "search": {"method.align_weight": {"uniform": [0.0, 1.0]}},

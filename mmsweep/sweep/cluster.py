@@ -1,0 +1,110 @@
+"""Connecting to Ray quietly: a Ray of its own on this machine, or the cluster that RAY_ADDRESS (or a Ray job) names."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import mmsweep
+from mmsweep.errors import UserError
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how soon the controller sees that a rank died
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # results are in the trials' folders and in MLflow
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours, see Interrupt
+os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "30")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import ray
+
+OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it, and Ray's default is 30 % of the memory
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[None]:
+    """Be connected to Ray; a connection that exists already is used and left open.
+
+    Raises:
+        UserError: the cluster that RAY_ADDRESS names does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Workers must find mmsweep also where it is run from a checkout that is not installed.
+    home = str(Path(mmsweep.__file__).parents[1])
+    known = os.environ.get("PYTHONPATH", "")
+    if home not in known.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (home, known) if part)
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            # "local": never a cluster that somebody else, or a killed run, left on this machine. The dashboard stays on: Ray's
+            # own cleaning up after early stops asks it (research/sweeper.md §1.2).
+            ray.init(
+                address="local", object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level=logging.ERROR
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"Ray cannot be reached ({str(error).splitlines()[0]})", key="RAY_ADDRESS", found=address
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Interrupt:
+    """The first Ctrl-C (or SIGTERM) asks for a clean stop, the second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Interrupt]:
+        """Catches the signals within; elsewhere than on the main thread there are none to catch."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {s: signal.signal(s, self._caught) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextlib.contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Send everything that is logged, warned of or printed on the driver to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", buffering=1, encoding="utf-8") as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root, ours = logging.getLogger(), logging.getLogger("mmsweep")
+        kept, root.handlers = root.handlers, [handler]
+        level, ours_level = root.level, ours.level
+        root.setLevel(logging.WARNING)
+        ours.setLevel(logging.INFO)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            logging.captureWarnings(True)
+            try:
+                yield
+            finally:
+                logging.captureWarnings(False)
+                root.handlers = kept
+                root.setLevel(level)
+                ours.setLevel(ours_level)

@@ -1,0 +1,122 @@
+"""After the search: the winner (or the winner of each group) trained anew over seeds that the sweep has not used, and any other
+job that no Tune trial follows."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from mmsweep.report.record import SweepRecord, TrialRecord
+from mmsweep.study import Study
+from mmsweep.sweep.session import Session
+from mmsweep.training.checkpoint import TrialFolder
+
+FIRST_SEED = 101
+
+
+@dataclass(frozen=True)
+class FinalJob:
+    """One run without a Tune trial: its folder is laid out, its study resolved."""
+
+    folder: TrialFolder
+    study: Study
+
+
+def winners(record: SweepRecord) -> dict[str, TrialRecord]:
+    """The best finished trial by validation, as "best", or of each value of `sweep.final.per`.
+
+    Only trials that ran to their end compete: a stopped one is compared at fewer epochs, a failed or NaN one not at all.
+    """
+    final = record.study.sweep.final
+    finished = [
+        t for t in record.ranking if t.state == "finished" and t.objective is not None and not math.isnan(t.objective)
+    ]
+    if final is None or not finished:
+        return {}
+    if final.per is None:
+        return {"best": finished[0]}
+    groups: dict[str, TrialRecord] = {}
+    for trial in finished:
+        groups.setdefault(_group(trial.params.get(final.per)), trial)
+    return groups
+
+
+def _group(value: Any) -> str:
+    """A group's folder name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)) or "-"
+
+
+def final_seeds(record: SweepRecord) -> list[int]:
+    """Training seeds that no trial of the sweep has used."""
+    used = {record.study.train.seed} | {
+        int(json.loads((t.folder / "trial.json").read_text())["seed"]) for t in record.trials
+    }
+    final = record.study.sweep.final
+    seeds = (seed for seed in range(FIRST_SEED, FIRST_SEED + 10_000) if seed not in used)
+    return [next(seeds) for _ in range(final.seeds if final else 0)]
+
+
+def lay_out_finals(record: SweepRecord, session: Session) -> list[FinalJob]:
+    """The folders of all final runs; those of a winner that is none any more (the sweep was extended) are put aside."""
+    jobs = []
+    for group, winner in winners(record).items():
+        base = record.folder / "final" / group
+        origin = next((TrialFolder(path.parent).trial().get("from") for path in base.glob("*/trial.json")), None)
+        if origin not in (None, winner.id):
+            _put_aside(base, group, origin, session)
+        for seed in final_seeds(record):
+            study = record.study.with_values({**winner.params, "train.seed": seed})
+            folder = TrialFolder(base / f"seed-{seed}")
+            about = {"id": f"final/{group}/seed-{seed}", "number": None, "params": dict(winner.params), "kind": "final"}
+            folder.create({**about, "seed": seed, "from": winner.id}, study.to_yaml())
+            jobs.append(FinalJob(folder, study))
+    return jobs
+
+
+def _put_aside(base: Path, group: str, origin: str, session: Session) -> None:
+    aside = base.parents[1] / "superseded" / f"{group}-of-{origin}-{int(time.time())}"
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    for path in base.glob("*/trial.json"):
+        id = TrialFolder(path.parent).trial()["id"]
+        session.tracker.set_tags(
+            {"mmsweep.trial_id": f"superseded/{origin}/{id}", "mmsweep.kind": "superseded"}, trial_id=id
+        )
+    base.rename(aside)
+
+
+def run_jobs(jobs: Sequence[FinalJob], session: Session) -> bool:
+    """Train jobs on the session's hosts, in order; those that are done are only replayed into tracking and table.
+
+    Returns:
+        Whether all ended; False after Ctrl-C or when the hosts cannot go on (`session.problem`).
+    """
+    ids = [job.folder.trial()["id"] for job in jobs]
+    for job in jobs:
+        session.post(job.folder, job.study, judged=False)
+    last = dict.fromkeys(ids, 0)
+    waiting = dict(zip(ids, jobs, strict=True))
+    while waiting:
+        if session.must_end():
+            for id in waiting:
+                session.left(id)
+            return False
+        # One call for all that wait: each returns as soon as it has news, or after a second.
+        calls = {session.board.follow.remote(id, last[id], 1.0): id for id in waiting}
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=2.0)
+        for call in ready:
+            id = calls[call]
+            reports, over = ray.get(call)
+            for report in reports:
+                last[id] = report["epoch"]
+                session.epoch(id, report["epoch"], report["metrics"])
+            if over and not reports:
+                session.ended(id, waiting.pop(id).folder)
+    return True

@@ -1,0 +1,298 @@
+"""What to try next: the study's search space for Optuna, and the bookkeeping between Optuna's study and the trials' folders.
+
+The folders are the truth. A sweep that goes on (`--resume`, `--extend`) first serves the trials that have a folder: what they
+recorded is replayed, so Tune's scheduler is rebuilt, and Optuna is told once, from the folder. Then Optuna is asked for new ones.
+
+Optuna's sampler is seeded anew for every trial with the sweep's seed and the trial's number: with one host, a sweep that was
+killed suggests exactly what an undisturbed one would have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+from mmsweep.errors import UserError
+from mmsweep.study import Dimension, Objective, Study
+from mmsweep.sweep.trial import EPOCH, OBJECTIVE, score, trial_id
+from mmsweep.training.checkpoint import TrialFolder
+
+FOLDER = "mmsweep_trial"  # Optuna user attribute: the number of the trial's folder
+
+
+class SearchSpace:
+    """The study's search space as Optuna's define-by-run function.
+
+    >>> SearchSpace(study)(optuna_trial)  # doctest: +SKIP
+    {"method.name": "mmp", "method.aggregated_tokens": 8}
+
+    A dimension with `when` is suggested only where its condition holds among what was suggested before, or else in the study.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.dimensions = _conditions_first(study.search)
+        self.current = {key: study.value(key) for dimension in study.search.values() for key in dimension.when}
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, dimension in self.dimensions.items():
+            if self.holds(dimension, values):
+                values[key] = self._suggest(trial, key, dimension)
+        return values
+
+    def holds(self, dimension: Dimension, values: Mapping[str, Any]) -> bool:
+        """Whether a dimension's condition is met by the values chosen so far."""
+        for key, wanted in dimension.when.items():
+            if key in self.dimensions and key not in values:
+                return False  # what it depends on is itself switched off
+            value = values.get(key, self.current[key])
+            if value not in (wanted if isinstance(wanted, list) else [wanted]):
+                return False
+        return True
+
+    def _suggest(self, trial: Any, key: str, dimension: Dimension) -> Any:
+        if dimension.kind == "choice":
+            names = [_name(choice) for choice in dimension.choices]
+            return dimension.choices[names.index(trial.suggest_categorical(key, names))]
+        if dimension.kind in ("int", "log_int"):
+            low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
+            return trial.suggest_int(key, low, high, step=step, log=dimension.kind == "log_int")
+        return trial.suggest_float(
+            key, dimension.low, dimension.high, step=dimension.step, log=dimension.kind == "log_uniform"
+        )
+
+    def point(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Given values as Optuna wants them enqueued: those that are searched under their conditions, choices by name.
+
+        Raises:
+            UserError: a value lies outside of its dimension.
+        """
+        chosen: dict[str, Any] = {}
+        for key, dimension in self.dimensions.items():
+            if key in values and self.holds(dimension, chosen):
+                _check_inside(key, dimension, values[key])
+                chosen[key] = values[key]
+        return {k: _name(v) if self.dimensions[k].kind == "choice" else v for k, v in chosen.items()}
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of the choices, each once."""
+        combinations = product(*(dimension.choices for dimension in self.dimensions.values()))
+        points = [self.point(dict(zip(self.dimensions, values, strict=True))) for values in combinations]
+        return [point for i, point in enumerate(points) if point not in points[:i]]
+
+
+def _conditions_first(search: Mapping[str, Dimension]) -> dict[str, Dimension]:
+    ordered: dict[str, Dimension] = {}
+    waiting = dict(search)
+    while waiting:
+        free = [key for key, dimension in waiting.items() if not set(dimension.when) & set(waiting)]
+        if not free:
+            raise UserError("conditions that depend on each other", key=f"search.{next(iter(waiting))}.when")
+        ordered.update({key: waiting.pop(key) for key in free})
+    return ordered
+
+
+def _name(choice: Any) -> Any:
+    """Optuna keeps plain values; lists and mappings go by their JSON."""
+    return (
+        choice if choice is None or isinstance(choice, str | int | float | bool) else json.dumps(choice, sort_keys=True)
+    )
+
+
+def _check_inside(key: str, dimension: Dimension, value: Any) -> None:
+    if dimension.kind == "choice":
+        inside = value in dimension.choices
+    else:
+        inside = isinstance(value, int | float) and dimension.low <= value <= dimension.high
+    if not inside:
+        expected = (
+            dimension.choices if dimension.kind == "choice" else f"a value in [{dimension.low:g}, {dimension.high:g}]"
+        )
+        raise UserError(
+            "a starting point lies outside of the search space", key=f"search.{key}", found=value, expected=str(expected),
+            hint="Widen the search, change the value, or take `current` out of sweep.start_from.",
+        )  # fmt: skip
+
+
+def starting_points(study: Study) -> list[dict[str, Any]]:
+    """What is tried first: `sweep.start_from`, or the whole grid."""
+    space = SearchSpace(study)
+    if study.sweep.sampler.name == "grid":
+        return space.grid()
+    current = {key: study.value(key) for key in study.search}
+    return [space.point({**current, **(point if isinstance(point, dict) else {})}) for point in study.sweep.start_from]
+
+
+def count_trials(study: Study) -> int:
+    """How many trials a study asks for: `sweep.trials`, or every combination of a grid."""
+    return len(SearchSpace(study).grid()) if study.sweep.sampler.name == "grid" else study.sweep.trials
+
+
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler by its name in the study (a grid is enqueued, so its sampler never draws)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed)
+        if name == "nsgaii":
+            return optuna.samplers.NSGAIISampler(seed=seed)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+def open_optuna(path: Path, name: str, objectives: Sequence[Objective]) -> optuna.Study:
+    """The sweep's Optuna study in an SQLite file, created where there is none."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": 60}}
+    )
+    directions = ["minimize" if o.mode == "min" else "maximize" for o in objectives]
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+
+
+def ended_as(folder: TrialFolder, objectives: Sequence[Objective]) -> tuple[TrialState, list[float] | None]:
+    """What a trial's folder says about its end, in Optuna's words: finished COMPLETE with its scores, stopped early PRUNED,
+    failed or not a number FAIL; RUNNING where it did not end."""
+    done = folder.done()
+    if done is None:
+        return TrialState.RUNNING, None
+    epochs = [report.metrics for report in folder.reports()]
+    if done["state"] == "failed" or not epochs:
+        return TrialState.FAIL, None
+    scores = [score(epochs, objective) for objective in objectives]
+    if any(math.isnan(s) for s in scores):
+        return TrialState.FAIL, None
+    return (TrialState.COMPLETE, scores) if done["state"] == "finished" else (TrialState.PRUNED, None)
+
+
+def tell(study: optuna.Study, folder: TrialFolder, objectives: Sequence[Objective]) -> None:
+    """Tell Optuna how a trial ended; once, and only what its folder says. A trial that did not end is left running."""
+    state, scores = ended_as(folder, objectives)
+    asked = study.get_trials(deepcopy=False)[folder.trial()["optuna"]]
+    if state == TrialState.RUNNING or asked.state.is_finished():
+        return
+    live = optuna.trial.Trial(study, asked._trial_id)
+    if len(objectives) == 1 and state != TrialState.FAIL:  # Optuna refuses intermediate values of several objectives
+        epochs = [report.metrics for report in folder.reports()]
+        for n, report in enumerate(folder.reports(), 1):
+            if report.epoch not in asked.intermediate_values:
+                live.report(score(epochs[:n], objectives[0]), report.epoch)
+    study.tell(live, scores, state)
+
+
+Post = Callable[[TrialFolder, Study | None], None]
+
+
+class TrialSearch(OptunaSearch):
+    """Ray Tune's searcher: serves the trials that have a folder, then asks Optuna.
+
+    A trial's folder exists before Tune hears of the trial, and `post` puts it on the board at once, so an idle host starts while
+    Tune still prepares the light trial. Of OptunaSearch the asking is used; its telling is replaced, because it would tell a
+    stopped trial as COMPLETE with a low-fidelity value and would leave a NaN trial RUNNING for ever.
+
+    Args:
+        study: the study.
+        optuna_study: its Optuna study.
+        folder: `trials/` of the sweep.
+        served: numbers of the trials that have a folder, in the order in which they are served.
+        post: called with a trial's folder and its study (None where the values do not make a study) before Tune hears of it.
+        ended: called with a trial's folder when Tune is done with the trial, and whether Tune lost it (then it did not end).
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        optuna_study: optuna.Study,
+        folder: Path,
+        served: Sequence[int],
+        post: Post,
+        ended: Callable[[TrialFolder, bool], None],
+    ) -> None:
+        super().__init__(space=None, metric=OBJECTIVE, mode=study.sweep.objectives[0].mode)
+        self._space, self._ot_study = SearchSpace(study), optuna_study
+        self._study, self._folder, self._post, self._ended = study, folder, post, ended
+        self._to_serve = deque(served)
+        self._next = max(served, default=-1) + 1
+        self._live: dict[str, TrialFolder] = {}
+        known = {TrialFolder(folder / trial_id(n)).trial()["optuna"] for n in served}
+        # Asked for by a driver that was killed before it had made the folder; taken up, since enqueued points come only once.
+        self._orphans = deque(
+            t
+            for t in optuna_study.get_trials(deepcopy=False)
+            if t.state == TrialState.RUNNING and t.number not in known
+        )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self._to_serve:
+            folder = self._at(self._to_serve.popleft())
+            self._post(folder, self._study.with_values(folder.trial()["params"]) if folder.done() is None else None)
+        else:
+            folder = self._new(trial_id)
+        self._live[trial_id] = folder
+        trial = folder.trial()
+        return {"number": trial["number"], "params": trial["params"]}
+
+    def _at(self, number: int) -> TrialFolder:
+        return TrialFolder(self._folder / trial_id(number))
+
+    def _new(self, tune_id: str) -> TrialFolder:
+        number, self._next = self._next, self._next + 1
+        self._ot_study.sampler = make_sampler(self._study.sweep.sampler.name, self._study.sweep.sampler.seed + number)
+        if self._orphans:
+            self._ot_trials[tune_id] = optuna.trial.Trial(self._ot_study, self._orphans.popleft()._trial_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna warns of experimental options that were chosen on purpose
+            params = super().suggest(tune_id) or {}
+        asked = self._ot_trials.pop(tune_id)
+        asked.set_user_attr(FOLDER, number)
+        folder, own, problem = self._at(number), None, None
+        try:
+            own = self._study.with_values(params)
+        except UserError as error:  # each value is possible, their combination is not
+            problem = str(error)
+        about = {"id": trial_id(number), "number": number, "params": params, "kind": "trial", "optuna": asked.number}
+        folder.create({**about, "seed": (own or self._study).train.seed}, (own or self._study).to_yaml())
+        if problem:
+            folder.mark_done("failed", problem)
+        self._post(folder, own)
+        return folder
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: what Optuna learns about epochs it is told once, at the end, from the folder."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        folder = self._live.pop(trial_id, None)
+        if folder is None:
+            return
+        if folder.done() is None and self._finished(folder, result):
+            # Tune saw the last epoch before the host had written its mark; the mark follows, the scores are in the reports.
+            folder.mark_done("finished")
+        self._ended(folder, error)
+        tell(self._ot_study, folder, self._study.sweep.objectives)
+
+    def _finished(self, folder: TrialFolder, result: dict[str, Any] | None) -> bool:
+        epochs = self._study.with_values(folder.trial()["params"]).train.epochs
+        return bool(result) and int((result or {}).get(EPOCH, 0)) >= epochs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrialSearch:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher now and then; the truth is in the folders, so there is nothing to keep
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep goes on from its trials' folders")

@@ -1,0 +1,162 @@
+"""What the driver holds while it works on a sweep, and the one place where it writes: tracking and progress, for every trial alike.
+
+with Session.start(...) as session:  Ray is up, hosts are starting, the board is open
+    session.post(folder, study, ...)     a trial or final run goes to the hosts
+    session.epoch(id, report)            what it reported reaches MLflow and the table
+    session.ended(id, folder)            how it ended, too
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import ray
+
+from mmsweep.errors import UserError
+from mmsweep.study import Study
+from mmsweep.sweep.board import Posting
+from mmsweep.sweep.cluster import Interrupt, connect
+from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
+from mmsweep.sweep.progress import Progress
+from mmsweep.sweep.trial import score
+from mmsweep.tracking import Tracker
+from mmsweep.training.checkpoint import TrialFolder
+
+WARM = "mmsweep.assembly:Warm"
+
+log = logging.getLogger("mmsweep.sweep")
+
+
+class Session:
+    """See the top of this file; made by `start`."""
+
+    def __init__(
+        self,
+        study: Study,
+        board: Any,
+        pool: HostPool,
+        warm: str,
+        tracker: Tracker,
+        progress: Progress,
+        interrupt: Interrupt,
+    ) -> None:
+        self.study, self.board, self.pool, self.tracker, self.progress = study, board, pool, tracker, progress
+        self.interrupt = interrupt
+        self.problem: UserError | None = None
+        self._key = importlib.import_module(warm.split(":")[0]).warm_key
+        self._reports: dict[str, list[Mapping[str, float]]] = {}
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(
+        cls,
+        study: Study,
+        *,
+        trials: int,
+        warm: str,
+        storage: Path,
+        logs: Path,
+        tracker: Tracker,
+        progress: Progress,
+        interrupt: Interrupt,
+    ) -> Iterator[Session]:
+        """Connect to Ray, start hosts for so many trials; at the end, tell the hosts to end and disconnect."""
+        resources = study.resources
+        with connect():
+            size = HostSize(resources.workers, resources.cpus, resources.gpus)
+            count = count_hosts(size, resources.hosts, trials, ray.nodes())
+            board = open_board(f"board-{uuid4().hex[:8]}")
+            pool = HostPool(board, size, count, warm, storage, logs)
+            pool.start()
+            progress.phase(f"{count} host{'s' if count > 1 else ''} starting, logs in {logs}")
+            session = cls(study, board, pool, warm, tracker, progress, interrupt)
+            try:
+                yield session
+            finally:
+                pool.close(seconds=1.0 if interrupt.asked else 5.0)
+
+    @property
+    def hosts(self) -> int:
+        return len(self.pool.names)
+
+    def must_end(self) -> bool:
+        """Whether Ctrl-C was pressed or the hosts cannot go on (`problem`). Cheap."""
+        try:
+            self.pool.check()
+        except UserError as problem:
+            self.problem = problem
+        return self.interrupt.asked or self.problem is not None
+
+    def post(self, folder: TrialFolder, study: Study | None, *, judged: bool) -> None:
+        """Hand a trial to the hosts; one that is done (or has no study) only replays what it recorded."""
+        about, reports, done = folder.trial(), folder.reports(), folder.done() is not None
+        id, own = about["id"], study or self.study
+        self.progress.trial(id, about["params"], own.train.epochs, replayed=done and bool(reports))
+        text = (folder.path / "study.yaml").read_text(encoding="utf-8")
+        self.tracker.start_trial(id, about["params"], {"mmsweep.seed": str(about["seed"])}, text)
+        self._reports[id] = []
+        kind = "final" if about["kind"] == "final" else "trial"
+        posting = Posting(
+            id, kind, str(folder.path.absolute()), own.resolved(), self._key(own), own.train.epochs, judged
+        )  # type: ignore[arg-type]
+        ray.get(self.board.submit.remote(posting, [asdict(r) for r in reports], done))
+
+    def epoch(self, id: str, epoch: int, metrics: Mapping[str, float]) -> None:
+        """An epoch's report reached the driver."""
+        self.tracker.log_epoch(id, epoch, metrics)
+        reports = self._reports[id]
+        reports.append(metrics)
+        objective = self.study.sweep.objectives[0]
+        value = score(reports, objective) if all(objective.metric in m for m in reports) else math.nan
+        self.progress.epoch(id, epoch, None if math.isnan(value) else value)
+
+    def ended(self, id: str, folder: TrialFolder) -> None:
+        """The trial is over, or was stopped: mark its folder, stop its host, write it down."""
+        if folder.done() is None:
+            outcome = ray.get(self.board.outcome.remote(id))
+            if outcome["error"] or outcome["state"] == "over":
+                folder.mark_done("failed", outcome["error"] or "it ended without finishing; its host's log says why")
+            else:
+                folder.mark_done("stopped")
+        self.board.stop.remote(id)
+        done = folder.done() or {}
+        if done["state"] == "finished" and (folder.path / "evaluation.json").exists():
+            self.tracker.log_test(id, _test_metrics(folder.path / "evaluation.json"))
+        self.tracker.end_trial(
+            id,
+            done["state"],
+            [p for p in (_best_weights(folder, self.study), folder.path / "evaluation.json") if p and p.exists()],
+        )
+        self.progress.ended(id, done["state"], done["error"])
+
+    def left(self, id: str) -> None:
+        """The trial is neither over nor stopped: the sweep is interrupted, it will go on with `--resume`."""
+        self.board.stop.remote(id)
+
+
+def _best_weights(folder: TrialFolder, study: Study) -> Path | None:
+    """The trained weights (adapters, tokens, head) of the epoch that counts."""
+    objective = study.sweep.objectives[0]
+    known = [r for r in folder.reports() if r.checkpoint and objective.metric in r.metrics]
+    if not known:
+        return None
+    sign = 1 if objective.mode == "max" else -1
+    best = known[-1] if objective.scope == "last" else max(known, key=lambda r: sign * r.metrics[objective.metric])
+    return folder.path / str(best.checkpoint) / "weights.safetensors"
+
+
+def _test_metrics(path: Path) -> dict[str, float]:
+    """`test/<scenario>/<metric>` of an evaluation."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    groups = {name: s["metrics"] for name, s in record["scenarios"].items()}
+    groups |= {name: record[name] for name in ("mean_missing", "worst_missing") if record.get(name)}
+    return {f"test/{group}/{metric}": value for group, metrics in groups.items() for metric, value in metrics.items()}

@@ -269,6 +269,8 @@ def _decode_video_file(path: Path, format: VideoFormat) -> np.ndarray:
         raise UserError("video files need the package av", file=path, hint="pip install 'mmsweep[video]'") from None
     try:
         with av.open(str(path)) as clip:
+            if not clip.streams.video:
+                raise Undecodable(f"the clip {path} has no pictures")
             count = sum(1 for _ in clip.decode(video=0))  # containers' own frame counts cannot be trusted
         if count == 0:
             raise Undecodable(f"the clip {path} has no frames")

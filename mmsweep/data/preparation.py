@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,6 +74,7 @@ def write_prepared(
     progress: Progress | None = None,
 ) -> BadSamples:
     """Fills `folder` (empty). Returns the bad rows; unless `skip_bad`, the folder is of no use when there are any."""
+    _require_space(folder, splits, formats)
     bad: BadSamples = []
     decoders = {modality: _decoder(format) for modality, format in formats.items()}
     kept: dict[str, list[Sample]] = {}
@@ -109,6 +111,24 @@ def write_prepared(
     }
     (folder / "prepared.json").write_text(json.dumps(record, indent=1))
     return bad
+
+
+def _require_space(folder: Path, splits: Mapping[str, list[Sample]], formats: Mapping[str, Format]) -> None:
+    # A mapped file on a full disk ends the process (SIGBUS) instead of raising.
+    row = sum(
+        int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for modality, format in formats.items()
+        for _, dtype, shape in column_layout(modality, format)
+    )
+    needed, free = row * sum(len(rows) for rows in splits.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            "the disk has no room for the prepared data",
+            file=folder.parent,
+            found=f"{free / 1e9:.1f} GB free",
+            expected=f"{needed / 1e9:.1f} GB",
+            hint="Name a folder on a larger disk in $MMSWEEP_CACHE",
+        )
 
 
 # ---- digests -------------------------------------------------------------------------------------------------------

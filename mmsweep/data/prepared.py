@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mmsweep.data.augmentation import Augmentation, Draws, centre_crop
 from mmsweep.data.dataset import SPLITS, BadRow, Batch, DatasetBuilder, Target
+from mmsweep.data.decoding import uniform_frames
 from mmsweep.data.formats import KINDS, AudioFormat, Format, ImageFormat, TextFormat, VideoFormat
 from mmsweep.data.preparation import Progress, cache_key, column_layout, write_prepared
 from mmsweep.errors import UserError
@@ -255,7 +256,7 @@ class PreparedSplit:
     ) -> np.ndarray:
         if augmentation is not None and augmentation.random_frames and draws is not None:
             return augmentation.frames(modality, format.frames, draws).numpy()
-        uniform = [int((k + 0.5) * format.stored_frames / format.frames) for k in range(format.frames)]
+        uniform = uniform_frames(format.stored_frames, format.frames)
         return np.broadcast_to(np.array(uniform), (count, format.frames))
 
     def _shown_shape(self, format: ImageFormat | AudioFormat | VideoFormat) -> tuple[int, ...]:

@@ -378,3 +378,9 @@ def test_targets_are_encoded_and_checked() -> None:
             target.encode(value)
     with pytest.raises(UserError, match="listed twice"):
         Target("single_label", ("cat", "cat"))
+
+
+def test_a_full_disk_is_told_before_writing(tmp_path: Path, tokenizer: str) -> None:
+    huge = {"image": ImageFormat(2**23), "text": TextFormat(tokenizer, 8)}
+    with pytest.raises(UserError, match="no room for the prepared data"):
+        prepare(pictures(tmp_path), huge, tmp_path / "cache")

@@ -161,7 +161,7 @@ class Manifest(DatasetBuilder):
             name = SPLIT_NAMES.get(str(cell).strip().lower())
             if name is None:
                 raise UserError(
-                    "unknown split", file=self.path, line=int(sample.id), key=column, found="" if cell is None else cell,
+                    "unknown split", file=self.path, line=int(sample.id), key=column, found=cell or "",
                     expected="train, val (valid, validation, dev) or test",
                 )  # fmt: skip
             if sample.group is not None:

@@ -1,0 +1,108 @@
+"""Groups of finals against each other on the same test rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+from mmsweep.availability import BoolArray, Scenario, availability_table, table_digest
+from mmsweep.errors import UserError
+from mmsweep.report.bootstrap import METRICS, Bootstrap, Interval, Predicted
+from mmsweep.report.record import SweepRecord
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`a` minus `b` in one scenario, on `rows` test rows."""
+
+    a: str
+    b: str
+    scenario: str
+    difference: Interval
+    rows: int
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Intervals of every group's scores and of every pair's differences, for one metric.
+
+    Args:
+        note: why there are none, in words; empty where there are some.
+    """
+
+    metric: str
+    scores: Mapping[tuple[str, str], Interval]
+    comparisons: tuple[Comparison, ...]
+    note: str = ""
+
+    @classmethod
+    def of(cls, record: SweepRecord, metric: str | None = None) -> Leaderboard:
+        """Computes it from the finals' `predictions.npz`; what cannot be computed is said in `note`, never raised."""
+        name = metric or record.metric
+        groups = [group for group in record.groups if group.evaluations]
+        if not groups:
+            return cls(name, {}, (), "no final run has ended")
+        if name not in METRICS:
+            return cls(name, {}, (), f"intervals are made for {', '.join(METRICS)}, not for {name}")
+        try:
+            bootstrap, rows = _bootstrap(record)
+        except UserError as error:
+            return cls(name, {}, (), str(error))
+        names = [group.name for group in groups]
+        scenarios = list(rows)
+        scores = {(g, s): bootstrap.interval(g, s, name) for g in names for s in scenarios}
+        comparisons = tuple(
+            Comparison(a, b, s, bootstrap.difference(a, b, s, name), rows[s])
+            for a, b in combinations(names, 2)
+            for s in scenarios
+        )
+        return cls(name, scores, comparisons)
+
+
+def _bootstrap(record: SweepRecord) -> tuple[Bootstrap, dict[str, int]]:
+    """The bootstrap over all groups, and rows by scenario.
+
+    Raises:
+        UserError: predictions are missing, or do not give the scores that the evaluation wrote.
+    """
+    groups: dict[str, list[Predicted]] = {}
+    for group in record.groups:
+        for run in group.runs:
+            if run.evaluation is not None:
+                read = Predicted.read(run.folder / "predictions.npz", run.evaluation.thresholds_C)
+                groups.setdefault(group.name, []).append(read)
+    evaluation = next(group.evaluations[0] for group in record.groups if group.evaluations)
+    modalities, natural_NM = evaluation.modalities, next(iter(groups.values()))[0].natural_NM
+    missing = evaluation.missing_patterns()
+    listed = [Scenario.parse(spec, modalities) for spec in record.study.scenarios.evaluate]
+    scenarios = {s.name: s for s in listed if s.name in evaluation.scenarios}
+    scenarios |= {name: Scenario.parse(name, modalities) for name in missing if name not in scenarios}
+    tables: dict[str, BoolArray] = {}
+    for name, scenario in scenarios.items():
+        table = availability_table(scenario, len(natural_NM), modalities, record.study.scenarios.seed, natural_NM)
+        score = evaluation.score(name)
+        if score is not None and score.table in ("", table_digest(table)):
+            tables[name] = table
+    means = {"mean_missing": missing} if all(name in tables for name in missing) else {}
+    bootstrap = Bootstrap(groups, tables, means)
+    _check(record, bootstrap)
+    rows = {name: int(table.any(1).sum()) for name, table in tables.items()} | dict.fromkeys(means, evaluation.rows)
+    return bootstrap, {name: rows[name] for name in [*evaluation.scenarios, *means] if name in rows}
+
+
+def _check(record: SweepRecord, bootstrap: Bootstrap) -> None:
+    for group in record.groups:
+        for scenario in bootstrap.tables if group.name in bootstrap.groups else ():
+            for metric in METRICS:
+                written = group.cell(scenario, metric)
+                if written is None or math.isnan(written.mean):
+                    continue
+                found = bootstrap.interval(group.name, scenario, metric).value
+                if abs(found - written.mean) > 1e-5:
+                    raise UserError(
+                        f"predictions.npz does not give the written score of {group.name}, {scenario}, {metric}",
+                        found=round(found, 5),
+                        expected=f"{written.mean:.5f}",
+                    )

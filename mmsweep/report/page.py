@@ -1,0 +1,132 @@
+"""The report: one HTML page that needs nothing but itself, made from the sweep's folder alone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from mmsweep.errors import UserError
+from mmsweep.report import tables, wording
+from mmsweep.report.figures import all_of_finals
+from mmsweep.report.leaderboard import Leaderboard
+from mmsweep.report.published import published_table
+from mmsweep.report.record import SweepRecord
+from mmsweep.report.search_figures import all_of_search
+from mmsweep.report.sentences import facts, headline, selection, state_sentence
+from mmsweep.training.checkpoint import write_whole
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture on the page: what it shows, and the PNG itself."""
+
+    title: str
+    caption: str
+    data: str
+
+
+def write_report(folder: str | Path) -> Path:
+    """Writes `report/index.html`, `report/*.png` and `report/tables/*` of a sweep, finished or not.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: no sweep lies in `folder`, a file in it is damaged, or the report cannot be written there.
+    """
+    record = SweepRecord.load(folder)
+    target = record.folder / "report"
+    try:
+        target.mkdir(exist_ok=True)
+        board = Leaderboard.of(record)
+        drawn = all_of_finals(record, target) | all_of_search(record, target)
+        tables.write_tables(record, board, target / "tables")
+        index = target / "index.html"
+        write_whole(index, render(record, board, drawn))
+    except OSError as error:
+        raise UserError(f"the report cannot be written ({error.strerror})", file=target) from error
+    return index
+
+
+def render(record: SweepRecord, board: Leaderboard, drawn: Mapping[str, Path]) -> str:
+    """The page's HTML."""
+    several = len([group for group in record.groups if group.evaluations]) > 1
+    chosen = record.best_group
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mmsweep.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        name=record.name,
+        headline=headline(record),
+        state=state_sentence(record),
+        unfinished=record.state != "finished" or chosen is None,
+        scenarios=tables.groups_table(record) if several else tables.scenario_table(chosen) if chosen else None,
+        all_scenarios=[tables.scenario_table(g) for g in record.groups if g.evaluations] if several else [],
+        comparisons=tables.comparison_table(board) if board.comparisons else None,
+        board_note=board.note if several else "",
+        figures={name: _figure(name, path) for name, path in drawn.items()},
+        best=record.best,
+        best_objective=wording.number(record.metric, record.best.objective) if record.best else "",
+        best_params=_params(record),
+        best_yaml=record.best_study_yaml(),
+        selection=selection(record),
+        trials=tables.trials_table(record),
+        published=published_table(record),
+        facts=facts(record),
+        tables_digests=_digests(record),
+        folder=str(record.folder.absolute()),
+    )
+
+
+def _digests(record: SweepRecord) -> list[tuple[str, str, str]]:
+    evaluation = record.best_group.first() if record.best_group else None
+    if evaluation is None:
+        return []
+    described = {n: ", ".join(f"{p} {c}" for p, c in s.shares.items()) for n, s in evaluation.scenarios.items()}
+    return [(wording.scenario_label(n), described[n], s.table) for n, s in evaluation.scenarios.items()]
+
+
+def _params(record: SweepRecord) -> str:
+    """The winner's searched values as YAML, to be read before the whole study."""
+    if record.best is None:
+        return ""
+    return yaml.safe_dump(dict(record.best.params), sort_keys=False, default_flow_style=False)
+
+
+def _figure(name: str, path: Path) -> Figure:
+    title, caption = CAPTIONS[name]
+    return Figure(title, caption, base64.b64encode(path.read_bytes()).decode("ascii"))
+
+
+CAPTIONS = {
+    "share_available": (
+        "How the score falls as a modality goes missing",
+        "Test score against the share of rows that still have a modality, the others complete. Band: SD over seeds.",
+    ),
+    "scenarios": ("Every scenario", "Test score of each scenario; whiskers are the SD over seeds."),
+    "per_class": (
+        "Which classes lose",
+        "F1 of each class with everything there and with one modality gone; the classes that lose most come first.",
+    ),
+    "history": (
+        "Score by trial",
+        "Validation score of each trial in the order they started, and the best finished one so far.",
+    ),
+    "curves": (
+        "Trials by epoch",
+        "Validation score after each epoch; a triangle marks where the scheduler stopped a trial.",
+    ),
+    "importance": (
+        "What mattered",
+        "How much of what sets good trials apart each parameter explains (PED-ANOVA over finished trials).",
+    ),
+    "parallel": (
+        "Where good trials lie",
+        "A line for each trial through its values; dark is good, dashed was stopped early.",
+    ),
+}

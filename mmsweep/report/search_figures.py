@@ -1,0 +1,233 @@
+"""The pictures of the search: its history, what the trials' curves looked like, which parameters mattered.
+
+Every function returns the PNG's path, or None where there is nothing to draw yet.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import optuna
+from matplotlib.axes import Axes
+
+from mmsweep.report import wording
+from mmsweep.report.record import SweepRecord, TrialRecord
+from mmsweep.report.style import COLOURS, GREY, INK, figure
+
+FEWEST_FOR_IMPORTANCE = 4  # complete trials
+
+
+def history(record: SweepRecord, path: Path) -> Path | None:
+    """Objective by trial number, with the best so far; trials stopped early and failed are marked."""
+    scored = [trial for trial in record.trials if trial.objective is not None]
+    if not scored:
+        return None
+    metric = record.metric
+    with figure(path, 7.2, 3.6) as (_, (panel,)):
+        place = {trial.id: position for position, trial in enumerate(record.trials)}
+        best_x, best_y = _best_so_far(record, place)
+        if best_x:
+            values = [wording.scaled(metric, value) for value in best_y]
+            panel.step(
+                [*best_x, len(record.trials) - 0.6],
+                [*values, values[-1]],
+                where="post",
+                color=COLOURS[1],
+                label="best so far",
+            )
+        looks: Mapping[str, dict[str, Any]] = {
+            "finished": {"marker": "o", "color": COLOURS[0], "s": 42},
+            "stopped": {"marker": "v", "facecolors": "none", "edgecolors": GREY, "s": 42},
+            "running": {"marker": "o", "facecolors": "none", "edgecolors": COLOURS[0], "s": 42},
+            "failed": {"marker": "x", "color": COLOURS[5], "s": 42},
+        }
+        for state, look in looks.items():
+            trials = [t for t in scored if (t.state if t.state in looks else "running") == state]
+            if trials:
+                xs = [place[t.id] for t in trials]
+                ys = [wording.scaled(metric, t.objective or 0.0) for t in trials]
+                panel.scatter(xs, ys, label=wording.STATES.get(state, state), zorder=3, **look)
+        unscored = [place[t.id] for t in record.trials if t.objective is None and t.state == "failed"]
+        if unscored:
+            bottom = panel.get_ylim()[0]
+            panel.scatter(
+                unscored, [bottom] * len(unscored), label="failed without a score", zorder=3, **looks["failed"]
+            )
+        panel.set_xticks(*_ticks(record.trials))
+        panel.set_xlabel("trial")
+        panel.set_ylabel(_objective_label(record))
+        panel.legend(loc="lower right", ncols=2)
+    return path
+
+
+def _best_so_far(record: SweepRecord, place: Mapping[str, int]) -> tuple[list[int], list[float]]:
+    better = max if record.objective.mode == "max" else min
+    xs, ys = [], []
+    best: float | None = None
+    for trial in record.trials:
+        if trial.objective is not None and trial.state == "finished":
+            best = trial.objective if best is None else better(best, trial.objective)
+            xs.append(place[trial.id])
+            ys.append(best)
+    return xs, ys
+
+
+def curves(record: SweepRecord, path: Path) -> Path | None:
+    """Objective by epoch of every trial: where the scheduler cut, and how the winner ran."""
+    trials = [trial for trial in record.trials if len(trial.curve) > 1]
+    if not trials:
+        return None
+    best = record.best
+    with figure(path, 7.2, 3.6) as (_, (panel,)):
+        for trial in sorted(trials, key=lambda t: (t is best, t.state == "finished")):
+            xs = [epoch for epoch, _ in trial.curve]
+            ys = [wording.scaled(record.metric, value) for _, value in trial.curve]
+            is_best = best is not None and trial.id == best.id
+            colour = COLOURS[1] if is_best else COLOURS[0] if trial.state == "finished" else GREY
+            label = f"best ({trial.id})" if is_best else wording.STATES.get(trial.state, trial.state)
+            known = panel.get_legend_handles_labels()[1]
+            panel.plot(
+                xs, ys, color=colour, alpha=1.0 if is_best else 0.55, linewidth=2.6 if is_best else 1.3,
+                label=None if label in known else label,
+            )  # fmt: skip
+            if trial.state == "stopped":
+                panel.plot(xs[-1], ys[-1], marker="v", color=GREY, markerfacecolor="white", zorder=3)
+        panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(_objective_label(record))
+        panel.legend(loc="lower right")
+    return path
+
+
+def importances(record: SweepRecord) -> dict[str, float]:
+    """Share of each parameter in what made trials good (PED-ANOVA, Optuna's default); empty for too few trials."""
+    storage = record.folder / "optuna.db"
+    if not storage.exists() or len(record.study.sweep.objectives) > 1:
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.load_study(study_name=record.name, storage=f"sqlite:///{storage.absolute()}")
+        complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        if len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
+            return {}
+        return optuna.importance.get_param_importances(study)
+    except (KeyError, ValueError, RuntimeError, optuna.exceptions.OptunaError):
+        return {}  # a picture less: the search space may be conditional throughout, or the study that of another name
+
+
+def importance_bars(record: SweepRecord, path: Path) -> Path | None:
+    """Parameter importance, most important on top."""
+    found = importances(record)
+    if not found:
+        return None
+    names = wording.short_names(list(found))
+    with figure(path, 7.2, 1.0 + 0.38 * len(found)) as (_, (panel,)):
+        values = [100 * value for value in found.values()]
+        panel.barh(range(len(found)), values, 0.62, color=COLOURS[0])
+        for position, value in enumerate(values):
+            panel.annotate(
+                f"{value:.0f} %", (value, position), xytext=(4, 0), textcoords="offset points", va="center", size=9
+            )
+        panel.set_yticks(range(len(found)), [names[key] for key in found])
+        panel.invert_yaxis()
+        panel.grid(visible=False, axis="y")
+        panel.set_xlim(0, max(values) * 1.12)
+        panel.set_xlabel("share of what made trials good (PED-ANOVA, %)")
+    return path
+
+
+def parallel_coordinates(record: SweepRecord, path: Path) -> Path | None:
+    """A line for each scored trial through its parameters to its objective: darker is better, dashed was stopped."""
+    trials = list(reversed(record.ranking))
+    keys = [key for key in record.study.search if len({_key(t.params.get(key)) for t in trials}) > 1]
+    if len(trials) < 2 or not keys:
+        return None
+    names = wording.short_names(keys)
+    scores = np.array([wording.scaled(record.metric, trial.objective or 0.0) for trial in trials])
+    normal = (scores - scores.min()) / max(np.ptp(scores), 1e-12)
+    quality = normal if record.objective.mode == "max" else 1 - normal
+    places = [_axis(record, key, [trial.params.get(key) for trial in trials]) for key in keys]
+    ends = (scores.min(), scores.max())
+    score_ticks = [
+        (position, f"{ends[0] + position * (ends[1] - ends[0]):.1f}") for position in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    axes = [*places, (list(normal), score_ticks)]
+    colours = mpl.colormaps["viridis_r"]  # dark is good: yellow would be lost on white
+    with figure(path, max(6.4, 1.5 * len(axes) + 1.2), 4.0) as (_, (panel,)):
+        for position, trial in enumerate(trials):
+            ys = [values[position] for values, _ in axes]
+            stopped = trial.state != "finished"
+            panel.plot(
+                range(len(axes)), ys, color=colours(quality[position]), alpha=0.45 if stopped else 0.9,
+                linewidth=1.2 if stopped else 2.0, linestyle=(0, (3, 2)) if stopped else "-", zorder=2,
+            )  # fmt: skip
+        for x, (_, ticks) in enumerate(axes):
+            panel.axvline(x, color=INK, linewidth=0.9, zorder=1)
+            for y, text in ticks:
+                panel.annotate(
+                    text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", size=7.5, zorder=4,
+                    bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+                )  # fmt: skip
+        _frame(panel, [*(names[key] for key in keys), record.objective.metric.removeprefix("val/")])
+    return path
+
+
+def _frame(panel: Axes, titles: Sequence[str]) -> None:
+    panel.set_xticks(range(len(titles)), [title.replace("/", "\n") for title in titles])
+    panel.xaxis.tick_top()
+    panel.set_yticks([])
+    panel.set_xlim(-0.1, len(titles) - 0.6)
+    panel.set_ylim(-0.05, 1.05)
+    panel.grid(visible=False)
+    for side in panel.spines.values():
+        side.set_visible(False)
+
+
+def _axis(record: SweepRecord, key: str, values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Places between 0 and 1 of a parameter's values (NaN where a trial has none), and the axis' ticks."""
+    dimension = record.study.search[key]
+    if dimension.kind == "choice":
+        options = dimension.choices
+        step = 1 / max(len(options) - 1, 1)
+        place = {_key(option): index * step for index, option in enumerate(options)}
+        ticks = [(index * step, wording.param_value(option)) for index, option in enumerate(options)]
+        return [place.get(_key(value), math.nan) for value in values], ticks
+    scale = math.log if dimension.kind in ("log_uniform", "log_int") else float
+    low, high = scale(dimension.low), scale(dimension.high)
+    unscale = math.exp if scale is math.log else float
+    ticks = [
+        (t, wording.param_value(float(f"{unscale(low + t * (high - low)):.3g}"))) for t in (0.0, 0.25, 0.5, 0.75, 1.0)
+    ]
+    return [(scale(value) - low) / (high - low) if value is not None else math.nan for value in values], ticks
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _ticks(trials: Sequence[TrialRecord]) -> tuple[list[int], list[str]]:
+    every = max(1, -(-len(trials) // 16))
+    places = list(range(0, len(trials), every))
+    return places, [str(trials[place].number) for place in places]
+
+
+def _objective_label(record: SweepRecord) -> str:
+    scenario = record.objective.metric.split("/")[1]
+    return f"validation {wording.metric_label(record.metric)}\n{wording.scenario_label(scenario)}"
+
+
+def all_of_search(record: SweepRecord, folder: Path) -> dict[str, Path]:
+    """Draws all that can be drawn: name -> PNG."""
+    drawn = {
+        "history": history(record, folder / "history.png"),
+        "curves": curves(record, folder / "curves.png"),
+        "importance": importance_bars(record, folder / "importance.png"),
+        "parallel": parallel_coordinates(record, folder / "parallel.png"),
+    }
+    return {name: path for name, path in drawn.items() if path}

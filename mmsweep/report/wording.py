@@ -1,0 +1,110 @@
+"""How numbers, metrics, scenarios and parameters are written in tables, figures and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mmsweep.report.finals import Cell
+
+# Shares of the right answers; written in percent, as the papers do. Other metrics keep their own unit.
+PERCENT = ("accuracy", "f1_macro", "f1_micro", "miou")
+NAMES = {
+    "f1_macro": "F1-macro",
+    "f1_micro": "F1-micro",
+    "accuracy": "accuracy",
+    "miou": "mIoU",
+    "mae": "MAE",
+    "correlation": "correlation",
+}
+SCENARIOS = {"mean_missing": "mean of missing", "worst_missing": "worst of missing"}
+STATES = {"stopped": "stopped early"}
+
+
+def metric_name(metric: str) -> str:
+    return NAMES.get(metric, metric)
+
+
+def metric_label(metric: str) -> str:
+    """With its unit: "F1-macro (%)"."""
+    return metric_name(metric) + (" (%)" if metric in PERCENT else "")
+
+
+def scenario_label(scenario: str) -> str:
+    """For people: `missing-audio-text` is "missing audio + text", `image-100_text-30` is "image 100 %, text 30 %"."""
+    if scenario in SCENARIOS:
+        return SCENARIOS[scenario]
+    for kind in ("missing-rate-", "missing-", "only-"):
+        if scenario.startswith(kind):
+            rest = scenario.removeprefix(kind)
+            if kind == "missing-rate-":
+                rate, _, which = rest.partition("_")
+                return f"missing rate {rate} % ({which})"
+            return f"{kind[:-1]} {rest.replace('-', ' + ')}"
+    parts = [part.rpartition("-") for part in scenario.split("_")]
+    if all(name and share.replace(".", "").isdigit() for name, _, share in parts):
+        return ", ".join(f"{name} {share} %" for name, _, share in parts)
+    return scenario
+
+
+def scaled(metric: str, value: float) -> float:
+    """In the unit of `metric_label`."""
+    return 100 * value if metric in PERCENT else value
+
+
+def number(metric: str, value: float | None, digits: int | None = None) -> str:
+    """A score in its unit: "75.1", or "0.402" for metrics that are no shares."""
+    if value is None or math.isnan(value):
+        return "–"
+    places = digits if digits is not None else (1 if metric in PERCENT else 3)
+    return f"{scaled(metric, value):.{places}f}"
+
+
+def score(metric: str, value: float) -> str:
+    """Number, unit and metric: "75.1 % F1-macro", "MAE 0.402"."""
+    if metric in PERCENT:
+        return f"{number(metric, value)} % {metric_name(metric)}"
+    return f"{metric_name(metric)} {number(metric, value)}"
+
+
+def cell(metric: str, value: Cell | None, digits: int | None = None) -> str:
+    """Mean ± SD, or the mean alone for one seed."""
+    if value is None:
+        return "–"
+    spread = f" ± {number(metric, value.sd, digits)}" if value.sd is not None else ""
+    return number(metric, value.mean, digits) + spread
+
+
+def param_value(value: Any) -> str:
+    """Four significant digits; small numbers as 1.2e-04."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.2e}" if value and (abs(value) < 1e-3 or abs(value) >= 1e5) else f"{value:.4g}"
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Dotted keys without their section, where that tells them apart: "lora.rank", "align_weight"; a `name` is called
+    after what it names ("method")."""
+    short = {}
+    for key in keys:
+        parts = key.split(".")
+        if parts[-1] == "name":
+            parts = parts[:-1]
+        short[key] = ".".join(parts[1:] or parts)
+    return {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+
+
+def joined(words: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,277 @@
+"""Sweep folders read back, and what is written of them: tables, published numbers, figures, the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mmsweep.data.dataset import Target
+from mmsweep.errors import UserError
+from mmsweep.report import tables, wording
+from mmsweep.report.page import write_report
+from mmsweep.report.published import ROWS, published, published_table
+from mmsweep.report.record import SweepRecord
+from mmsweep.report.search_figures import importances
+from mmsweep.tasks.classification import MultiLabel
+from tests.unit import report_factory as factory
+
+FIGURES = {"share_available", "scenarios", "per_class", "history", "curves", "importance", "parallel"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return factory.make_sweep(tmp_path_factory.mktemp("report") / "demo")
+
+
+@pytest.fixture(scope="module")
+def by_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return factory.make_sweep(tmp_path_factory.mktemp("report") / "methods", factory.per_method())
+
+
+def test_show_json_has_the_shape_of_the_design(finished: Path) -> None:
+    shown = json.loads(json.dumps(SweepRecord.load(finished).to_json(), allow_nan=False))
+    assert set(shown) == {"name", "state", "trials", "best", "final"}
+    assert set(shown["trials"][0]) >= {"id", "state", "params", "metrics", "mlflow_run_id"}
+    assert shown["trials"][3]["mlflow_run_id"] == "run3"
+    assert {trial["state"] for trial in shown["trials"]} == {"finished", "stopped", "failed"}
+    cell = shown["final"]["missing-text"]["f1_macro"]
+    assert set(cell) == {"mean", "sd", "seeds", "rows"} and cell["seeds"] == 3 and cell["rows"] == 300
+    assert "mean_missing" in shown["final"] and "worst_missing" in shown["final"]
+
+
+def test_means_and_deviations_are_those_of_the_seeds(finished: Path) -> None:
+    values = []
+    for seed in (101, 102, 103):
+        raw = json.loads((finished / f"final/best/seed-{seed}/evaluation.json").read_text())
+        values.append(raw["scenarios"]["missing-text"]["metrics"]["accuracy"])
+    cell = SweepRecord.load(finished).groups[0].cell("missing-text", "accuracy")
+    assert cell is not None and cell.sd is not None
+    mean = sum(values) / 3
+    assert cell.mean == pytest.approx(mean)
+    assert cell.sd == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
+
+
+def test_a_score_is_the_best_epoch_and_a_stopped_trial_never_wins(finished: Path, tmp_path: Path) -> None:
+    record = SweepRecord.load(finished)
+    assert record.best is not None and record.best.state == "finished"
+    assert record.best.objective == max(value for _, value in record.best.curve)
+    assert record.best.objective == max(t.objective or 0 for t in record.trials if t.state == "finished")
+    stopped = next(trial for trial in record.trials if trial.state == "stopped")
+    line = json.loads((stopped.folder / "reports.jsonl").read_text().splitlines()[0])
+    line["metrics"]["val/mean_missing/f1_macro"] = 0.99
+    folder = factory.make_sweep(tmp_path / "s", trials=12, finals=False)
+    (folder / "trials" / stopped.id / "reports.jsonl").write_text(json.dumps(line) + "\n")
+    again = SweepRecord.load(folder)
+    assert again.ranking[0].id == stopped.id
+    assert again.best is not None and again.best.id == record.best.id
+
+
+def test_groups_come_in_the_study_s_order_and_validation_chooses(by_method: Path) -> None:
+    record = SweepRecord.load(by_method)
+    assert [group.name for group in record.groups] == list(factory.GROUPS)
+    assert record.best is not None and record.best_group is not None
+    assert record.best_group.name == record.best.params["method.name"]
+    assert set(record.to_json()["groups"]) == set(factory.GROUPS)
+
+
+@pytest.mark.parametrize("damage", ["nothing", "study", "sweep", "evaluation", "reports"])
+def test_a_damaged_folder_is_named(damage: str, tmp_path: Path) -> None:
+    folder = factory.make_sweep(tmp_path / "s", trials=2)
+    paths = {
+        "study": folder / "study.yaml",
+        "sweep": folder / "sweep.json",
+        "evaluation": folder / "final/best/seed-101/evaluation.json",
+        "reports": folder / "trials/0000/reports.jsonl",
+    }
+    if damage in paths:
+        paths[damage].write_text("{broken\n")
+    with pytest.raises(UserError) as error:
+        SweepRecord.load(folder if damage in paths else tmp_path / "elsewhere")
+    assert (paths[damage].name if damage in paths else "elsewhere") in str(error.value)
+    if damage == "nothing":
+        assert str(folder) in str(error.value)  # a sweep near the mistyped path
+
+
+def test_tables_say_n_only_where_it_differs(finished: Path, tmp_path: Path) -> None:
+    group = SweepRecord.load(finished).best_group
+    assert group is not None
+    whole = tables.scenario_table(group)
+    assert "n" not in whole.columns and "n = 300" in whole.title
+    folder = factory.make_sweep(tmp_path / "gaps", trials=1, finals=False)
+    factory.make_final(
+        folder / "final/best/seed-7", factory.study(), 7, (0.5, 0.6), natural={"image": 0.1, "text": 0.1}
+    )
+    gappy = SweepRecord.load(folder).best_group
+    assert gappy is not None
+    table = tables.scenario_table(gappy)
+    counts = [row[table.columns.index("n")] for row in table.rows]
+    assert table.columns[1] == "n" and len(set(counts)) > 1
+    assert not any("±" in text for row in table.rows for text in row)  # one seed has no SD
+
+
+def test_tables_in_every_notation(by_method: Path) -> None:
+    record = SweepRecord.load(by_method)
+    table = tables.groups_table(record)
+    assert table.columns == ("scenario", "plain", "modality_dropout", "cmpt")
+    assert table.to_markdown().count("\n|") == len(table.rows) + 2
+    latex = table.to_latex()
+    assert r"modality\_dropout" in latex and r"$\pm$" in latex and "±" not in latex and r"(\%)" in latex
+    output = io.StringIO()
+    Console(file=output, width=200).print(tables.trials_table(record, limit=5).to_rich())
+    assert "best 5 of 12" in output.getvalue()
+    whole = tables.trials_table(record)
+    assert "stopped early" in {row[1] for row in whole.rows}
+    assert whole.rows[-1][1] == "failed" or whole.rows[-1][2] != "–"
+    read = list(csv.DictReader(io.StringIO(tables.trials_csv(record))))
+    assert float(read[0]["objective"]) == record.trials[0].objective
+    assert len(list(csv.DictReader(io.StringIO(tables.finals_csv(record))))) == 3 * 7 * 3
+
+
+def test_words() -> None:
+    assert wording.scenario_label("image-100_text-30") == "image 100 %, text 30 %"
+    assert wording.scenario_label("missing-audio-text") == "missing audio + text"
+    assert wording.scenario_label("missing-rate-70_both") == "missing rate 70 % (both)"
+    assert wording.scenario_label("my own") == "my own"
+    keys = ["method.name", "model.lora.rank", "method.masking.probability", "train.seed", "data.seed"]
+    names = ["method", "lora.rank", "masking.probability", "train.seed", "data.seed"]
+    assert list(wording.short_names(keys).values()) == names
+    assert wording.joined(["a", "b", "c"]) == "a, b and c"
+
+
+def test_published_numbers_are_those_of_the_papers() -> None:
+    def value(source: str, dataset: str, method: str, test: dict[str, float], metric: str = "accuracy") -> list[float]:
+        rows = [r for r in published(dataset) if (r.source, r.method, r.metric) == (source, method, metric)]
+        return [
+            row.value
+            for row in rows
+            if row.test == test and (source != "CMPT, Table 6" or row.train == {"image": 0.3, "text": 1.0})
+        ]
+
+    assert value("CMPT, Table 1", "mm-imdb", "cmpt", {"image": 0.65, "text": 0.65}, "f1_macro") == [54.04]
+    assert value("CMPT, Table 2", "Food101", "MLA", {"image": 0.0, "text": 1.0}) == [86.47]
+    assert value("CMPT, Table 2", "kinetics_sounds", "cmpt", {"audio": 0.0, "video": 1.0}) == [85.77]
+    assert value("CMPT, Table 3", "mmimdb", "cmpt", {"image": 1.0, "text": 1.0}, "f1_micro") == [69.23]
+    assert value("CMPT, Table 6", "mmimdb", "cmpt", {"image": 1.0, "text": 0.3}, "f1_macro") == [36.10]
+    assert value("MMP, Table 1", "nyudv2", "mmp", {"rgb": 0.0, "depth": 1.0}, "miou") == [41.08]
+    assert value("MMP, Table 3", "food101", "mmp", {"image": 0.3, "text": 1.0}) == [87.71]
+    assert value("MMP, Table 4", "mosi", "mmp", {"text": 0.0, "video": 0.0, "audio": 1.0}, "f1") == [53.98]
+    # CMPT loses five of the eighteen cells of Table 6 to Kim & Kim.
+    grid = [r for r in ROWS if r.source == "CMPT, Table 6"]
+    best = {(r.dataset, *r.train.values(), *r.test.values()): r.value for r in grid if r.method == "Kim & Kim"}
+    ours = {(r.dataset, *r.train.values(), *r.test.values()): r.value for r in grid if r.method == "cmpt"}
+    assert len(ours) == 18 and sum(ours[key] < best[key] for key in ours) == 5
+
+
+def test_published_numbers_stand_beside_matching_scenarios_only(tmp_path: Path, finished: Path) -> None:
+    assert published_table(SweepRecord.load(finished)) is None  # openclipart is in no paper
+    folder = factory.make_sweep(tmp_path / "imdb", factory.study(data={"dataset": "mmimdb"}), trials=1)
+    table = published_table(SweepRecord.load(folder))
+    assert table is not None
+    assert {row[:3] for row in table.rows} == {
+        ("CMPT, Table 3", "complete", "F1-macro"),
+        ("CMPT, Table 3", "complete", "F1-micro"),
+    }
+    gaps = {"seed": 3, "train": {"available": {"image": 1.0, "text": 0.3}}, "evaluate": factory.EVALUATE}
+    folder = factory.make_sweep(tmp_path / "gaps", factory.study(data={"dataset": "mmimdb"}, scenarios=gaps), trials=1)
+    table = published_table(SweepRecord.load(folder))
+    assert table is not None
+    assert table.rows[0][3:5] == ("52.61 ± 0.12", "Kim & Kim 43.21")
+
+
+def test_importance_needs_complete_trials(finished: Path, tmp_path: Path) -> None:
+    found = importances(SweepRecord.load(finished))
+    assert set(found) == set(factory.STUDY["search"]) and sum(found.values()) == pytest.approx(1.0)
+    few = factory.make_sweep(tmp_path / "few", trials=2, finals=False)
+    assert importances(SweepRecord.load(few)) == {}
+    (few / "optuna.db").unlink()
+    assert importances(SweepRecord.load(few)) == {}
+
+
+class _Page(HTMLParser):
+    """Collects what a page refers to and whether its tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href"):
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.add(value or "")
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(index: Path) -> str:
+    text = index.read_text()
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
+    return text
+
+
+def test_the_page_of_a_finished_sweep_stands_alone(finished: Path) -> None:
+    index = write_report(finished)
+    text = checked(index)
+    assert {path.stem for path in index.parent.glob("*.png")} == FIGURES
+    assert text.count("data:image/png") == len(FIGURES)
+    assert re.search(
+        r"<h1>With text missing, the best configuration keeps \d+\.\d of its \d+\.\d % F1-macro; with image", text
+    )
+    assert "stopped early" in text and "method.align_weight" in text and "sqlite:////tmp/mlflow.db" in text
+    names = {path.name for path in (index.parent / "tables").iterdir()}
+    assert names == {"trials.csv", "trials.md", "trials.tex", "scenarios.csv", "scenarios.md", "scenarios.tex"}
+
+
+def test_the_page_of_groups_has_a_leaderboard(by_method: Path) -> None:
+    index = write_report(by_method)
+    text = checked(index)
+    assert "plain − cmpt" in text and "95 % interval" in text
+    assert (index.parent / "tables/differences.md").exists()
+
+
+@pytest.mark.parametrize("trials", [0, 5])
+def test_the_page_of_an_unfinished_sweep_says_so(trials: int, tmp_path: Path) -> None:
+    folder = factory.make_sweep(tmp_path / "s", state="running", trials=trials, finals=False)
+    text = checked(write_report(folder))
+    assert "The sweep is running" in text
+    assert ("No trial has reported yet." if trials == 0 else "No test result yet.") in text
+    assert "Results on test" not in text
+
+
+def test_the_page_of_a_multi_label_sweep(tmp_path: Path) -> None:
+    made = factory.study(data={"dataset": "openclipart", "task": "multi_label"})
+    folder = factory.make_sweep(tmp_path / "s", made, trials=1, finals=False)
+    task = MultiLabel(Target("multi_label", factory.CLASSES))
+    factory.make_final(folder / "final/best/seed-1", made, 1, (0.5, 0.6), task=task, rows=60)
+    assert "F1-macro" in checked(write_report(folder))
+
+
+def test_text_of_others_is_escaped(tmp_path: Path) -> None:
+    folder = factory.make_sweep(tmp_path / "s", trials=1, finals=False)
+    about = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**about, "name": "<script>alert(1)</script>"}))
+    assert "<script>" not in checked(write_report(folder))
+
+
+def test_a_report_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    folder = factory.make_sweep(tmp_path / "s", trials=1, finals=False)
+    (folder / "report").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(folder)

@@ -1,0 +1,162 @@
+"""The search space's grammar, what Optuna is told, and how a sweep's folder and Optuna's study find together again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from mmsweep.errors import UserError
+from mmsweep.study import Study
+from mmsweep.sweep.search import SearchSpace, TrialSearch, count_trials, open_optuna, starting_points, tell
+from mmsweep.sweep.trial import score
+from mmsweep.training.checkpoint import Report, TrialFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
+from sleeping import METRIC, study  # noqa: E402
+
+SEARCH = {
+    "method.aggregated_tokens": {"choice": [4, 8], "when": {"method.name": "mmp"}},
+    "method.name": {"choice": ["cmpt", "mmp"]},
+    "model.lora.rank": {"log_int": [1, 8]},
+    "train.optimizer.betas": {"choice": [[0.9, 0.99], [0.9, 0.999]]},
+    "method.align_weight": {"log_uniform": [0.01, 1.0], "when": {"train.batch_size": [8, 16]}},
+}
+
+
+def searched(search: dict[str, Any] = SEARCH, **values: Any) -> Study:
+    return Study.parse({**study(**values).resolved(), "search": search})
+
+
+def post(folder: TrialFolder, own: Study | None) -> None:
+    pass
+
+
+def ended(folder: TrialFolder, lost: bool) -> None:
+    if folder.done() is None and not lost:
+        folder.mark_done("stopped")
+
+
+def searcher(s: Study, path: Path) -> tuple[TrialSearch, optuna.Study]:
+    told = open_optuna(path / "optuna.db", "s", s.sweep.objectives)
+    for point in starting_points(s):
+        told.enqueue_trial(point, skip_if_exists=True)
+    numbers = sorted(int(p.parent.name) for p in path.glob("trials/*/trial.json"))
+    return TrialSearch(s, told, path / "trials", numbers, post, ended), told
+
+
+def train(path: Path, number: int, values: list[float], state: str | None = "finished") -> TrialFolder:
+    folder = TrialFolder(path / "trials" / f"{number:04d}")
+    for epoch, value in enumerate(values, 1):
+        folder.append(Report(epoch, {METRIC: value}))
+    if state:
+        folder.mark_done(state)  # type: ignore[arg-type]
+    return folder
+
+
+def test_a_condition_decides_whether_a_dimension_is_suggested() -> None:
+    space, told = SearchSpace(searched()), optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(20):
+        values = space(told.ask())
+        assert ("method.aggregated_tokens" in values) == (values["method.name"] == "mmp")
+        assert values["train.optimizer.betas"] in ([0.9, 0.99], [0.9, 0.999])  # a list, though Optuna keeps its JSON
+        assert "method.align_weight" in values  # the study's own batch size is 8
+        assert 1 <= values["model.lora.rank"] <= 8
+    with pytest.raises(UserError, match="depend on each other"):
+        SearchSpace(searched({a: {"choice": [1], "when": {b: 1}} for a, b in [("train.seed", "train.epochs"), ("train.epochs", "train.seed")]}))
+
+
+def test_the_study_as_it_stands_is_the_first_point_and_must_lie_inside() -> None:
+    s = searched(method__align_weight=0.3)
+    assert starting_points(s) == [
+        {"method.name": "cmpt", "model.lora.rank": 1, "train.optimizer.betas": "[0.9, 0.999]", "method.align_weight": 0.3}
+    ]
+    with pytest.raises(UserError, match=r"outside of the search space.*found 3"):
+        starting_points(searched({"method.align_weight": {"uniform": [0, 1]}}, method__align_weight=3))
+
+
+def test_a_grid_is_every_combination_under_its_conditions_once() -> None:
+    grid = {"method.name": {"choice": ["cmpt", "mmp"]}, "method.aggregated_tokens": SEARCH["method.aggregated_tokens"]}
+    s = searched({**grid, "train.seed": {"choice": [0, 1]}}, sweep__sampler__name="grid")
+    points = starting_points(s)
+    assert len(points) == count_trials(s) == 2 * (1 + 2)
+    assert {"method.name": "cmpt", "train.seed": 1} in points
+
+
+def test_scores_follow_mode_and_scope() -> None:
+    epochs = [{METRIC: v} for v in (0.1, 0.5, 0.3)]
+    for mode, scope, expected in [("max", "best", 0.5), ("max", "last", 0.3), ("min", "best", 0.1)]:
+        s = study(sweep__objective={"metric": METRIC, "mode": mode, "scope": scope})
+        assert score(epochs, s.sweep.objectives[0]) == expected
+
+
+def test_optuna_learns_from_the_folder_how_a_trial_ended(tmp_path: Path) -> None:
+    search, told = searcher(study(), tmp_path)
+    configs = [search.suggest(f"t{n}") for n in range(4)]
+    assert [c["number"] for c in configs if c] == [0, 1, 2, 3]
+    train(tmp_path, 0, [0.1, 0.6, 0.5, 0.4])
+    train(tmp_path, 1, [0.2], state=None)  # Tune stops it
+    train(tmp_path, 2, [float("nan")], state="failed")
+    train(tmp_path, 3, [0.1, 0.2, 0.3, 0.4], state=None)  # Tune is faster than the host's mark
+    for n in range(4):
+        search.on_trial_complete(f"t{n}", {"epoch": (4, 1, 1, 4)[n]})
+    trials = told.get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE]
+    assert trials[0].value == 0.6 and trials[0].intermediate_values == {1: 0.1, 2: 0.6, 3: 0.6, 4: 0.6}
+    assert trials[1].value == 0.2 and trials[1].intermediate_values == {1: 0.2}
+
+
+def test_a_trial_that_tune_lost_is_not_told_and_served_again(tmp_path: Path) -> None:
+    search, told = searcher(study(), tmp_path)
+    first = search.suggest("t0")
+    train(tmp_path, 0, [0.1], state=None)
+    search.on_trial_complete("t0", None, error=True)
+    assert told.get_trials()[0].state == TrialState.RUNNING
+    again, _ = searcher(study(), tmp_path)
+    assert again.suggest("u0") == first
+
+
+def test_a_killed_search_suggests_what_an_undisturbed_one_would_have(tmp_path: Path) -> None:
+    def until(path: Path, n: int, kill_at: frozenset[int] = frozenset()) -> list[Any]:
+        path.mkdir()
+        configs: list[Any] = []
+        search, told = searcher(study(sweep__sampler={"name": "tpe"}), path)
+        for k in range(n):
+            if k in kill_at:
+                told.sampler = optuna.samplers.RandomSampler(seed=99)
+                told.ask()  # a driver asks, and is killed before it has made the folder
+                search, told = searcher(study(sweep__sampler={"name": "tpe"}), path)
+                for served in range(k):
+                    assert search.suggest(f"again{served}") == configs[served]
+            configs.append(search.suggest(f"t{k}"))
+            train(path, k, [0.1 * k, 0.3, 0.2, 0.1])
+            search.on_trial_complete(f"t{k}", {"epoch": 4})
+        return configs
+
+    assert until(tmp_path / "a", 14) == until(tmp_path / "b", 14, frozenset({0, 5, 12}))
+
+
+def test_a_combination_that_makes_no_study_is_a_failed_trial(tmp_path: Path) -> None:
+    s = searched({"train.epochs": {"choice": [2, 9]}, "train.schedule.warmup_epochs": {"choice": [0, 5]}},
+                 sweep__sampler__name="grid", sweep__start_from=[])  # fmt: skip
+    search, told = searcher(s, tmp_path)
+    for n in range(4):
+        search.suggest(f"t{n}")
+        search.on_trial_complete(f"t{n}")
+    done = [TrialFolder(tmp_path / "trials" / f"{n:04d}").done() or {} for n in range(4)]
+    assert [d["state"] for d in done].count("failed") == 1
+    assert any("warm" in (d["error"] or "") for d in done)
+    assert [t.state for t in told.get_trials()].count(TrialState.FAIL) >= 1
+
+
+def test_telling_twice_changes_nothing(tmp_path: Path) -> None:
+    search, told = searcher(study(), tmp_path)
+    search.suggest("t0")
+    folder = train(tmp_path, 0, [0.1, 0.2, 0.3, 0.4])
+    for _ in range(2):
+        tell(told, folder, study().sweep.objectives)
+    assert [t.value for t in told.get_trials()] == [0.4]

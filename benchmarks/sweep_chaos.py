@@ -2,11 +2,13 @@
 
     python benchmarks/sweep_chaos.py --kills 20 --seed 0
 
-The trials sleep instead of training (`tests/end_to_end/sleeping.py`) but keep the real contract: two ranks that exchange gradients by
-gloo, checkpoints, durable reports, exact resume. Killed (SIGKILL) is at random: one rank, all ranks, Ray Train's controller, the
-light Tune trial's process, or the driver; after a driver's death the sweep is resumed. At the end:
+The trials sleep instead of training (`tests/end_to_end/sleeping.py`) but keep the real contract: two ranks that
+exchange gradients by gloo, checkpoints, durable reports, exact resume. Killed (SIGKILL) is at random: one rank, all
+ranks, Ray Train's controller, the light Tune trial's process, or the driver; after a driver's death the sweep is
+resumed. At the end:
 
-- every trial and final run is in a terminal state, with the parameters and the metrics of the undisturbed sweep, to the last bit;
+- every trial and final run is in a terminal state, with the parameters and the metrics of the undisturbed sweep, to
+  the last bit;
 - no epoch that was reported was trained a second time, and nothing was trained after a trial's end;
 - Optuna agrees with the folders; MLflow has one run for each trial and final, in a terminal state.
 
@@ -85,6 +87,7 @@ def kill(what: str, driver: subprocess.Popen[bytes], rng: random.Random) -> bool
         while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family) and time.monotonic() < until:
             time.sleep(0.2)
             family = [p for p in family if p.is_running()]
+        print(f"          Ray's processes outlived the driver by {time.monotonic() - until + 60:.1f} s", flush=True)
         return True
     found = []
     for process in family:
@@ -155,7 +158,8 @@ def problems(out: Path, quiet: Path) -> list[str]:
             if disturbed[name][what] != undisturbed[name][what]:
                 wrong.append(f"{name}: {what} {disturbed[name][what]} instead of {undisturbed[name][what]}")
     for name, trial in disturbed.items():
-        # An epoch may be trained twice only if it was killed before its report: the line in trained.log follows the report.
+        # An epoch may be trained twice only if it was killed before its report: the line in trained.log follows the
+        # report.
         trained = [int(line.split()[0]) for line in (out / name / "trained.log").read_text().splitlines()]
         if any(count > 1 for count in Counter(trained).values()) or len(trained) > len(trial["epochs"]):
             wrong.append(f"{name}: trained again: {trained}")
@@ -202,20 +206,22 @@ def main() -> int:
         wrong = problems(out, quiet)
         states = Counter(trial["state"] for trial in facts(out).values())
         counts = Counter(what for _, what, _ in log)
+        machine = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
+        command = f"python benchmarks/sweep_chaos.py --kills {options.kills} --seed {options.seed}"
+        against = (
+            "no difference in parameters, states and metrics (compared exactly); no reported epoch trained twice; "
+        )
+        against += "Optuna and MLflow agree with the folders."
         said = [
             "# A sweep under random kills",
             "",
-            f"`python benchmarks/sweep_chaos.py --kills {options.kills} --seed {options.seed}` on {time.strftime('%Y-%m-%d')}, "
-            f"{os.cpu_count()} cores ({platform.processor() or platform.machine()}), Python {platform.python_version()}; "
-            "12 trials and 3 final runs of up to 6 sleeping epochs, ASHA, TPE, one host of two gloo ranks.",
+            f"`{command}` on {time.strftime('%Y-%m-%d')}, {machine}. 12 trials and 3 final runs of up to 6 sleeping",
+            "epochs, ASHA, TPE, one host of two gloo ranks. What is compared stands at the top of the script.",
             "",
             f"- Kills: {len(log)} ({', '.join(f'{n} × {what}' for what, n in sorted(counts.items()))}).",
             f"- Undisturbed {undisturbed:.0f} s; with the kills {whole:.0f} s, restarts included.",
-            f"- At the end: {', '.join(f'{n} {state}' for state, n in sorted(states.items()))}; {reports(out)} epochs reported.",
-            f"- Against the undisturbed sweep: {'no difference' if not wrong else f'{len(wrong)} differences'} in parameters, "
-            "states and metrics (compared exactly); no reported epoch trained twice; Optuna and MLflow agree with the folders."
-            if not wrong
-            else "- WRONG: " + "; ".join(wrong),
+            f"- At the end: {dict(sorted(states.items()))}; {reports(out)} reports.",
+            f"- Against the undisturbed sweep: {'WRONG: ' + '; '.join(wrong) if wrong else against}",
             "",
             "| second | killed | epochs reported by then |",
             "|---|---|---|",

@@ -1,14 +1,15 @@
 """The board between trials and hosts: which trials wait, which host trains which, what was reported, who shall stop.
 
-One 0-CPU actor on the driver's node, which lives as long as the driver. It holds nothing that the trials' folders do not hold too:
-if it dies, a resumed sweep builds a new one. Every call may be repeated (its caller may have been killed before the answer came).
+One 0-CPU actor on the driver's node, which lives as long as the driver. It holds nothing that the trials' folders
+do not hold too: if it dies, a resumed sweep builds a new one. Every call may be repeated (its caller may have been
+killed before the answer came).
 
     driver   submit ──►┌───────┐◄── register, next_job, report, over    rank 0 of a host (worker.py)
     driver   stop ────►│ board │
     trial    follow ──►└───────┘◄── judged                              light Tune trial (trial.py)
 
-A report waits on the board until Tune has judged it, so that a stopped trial trains no epoch more than Tune allowed: what a trial
-computed never depends on how fast the driver was.
+A report waits on the board until Tune has judged it, so that a stopped trial trains no epoch more than Tune
+allowed: what a trial computed never depends on how fast the driver was.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class _Host:
 
 
 class Board:
-    """See the top of this file. All methods are coroutines of one event loop, so they never interleave within a step."""
+    """See the top of this file. All methods are coroutines of one event loop."""
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
@@ -147,7 +148,7 @@ class Board:
         return {"state": entry.state, "error": entry.error, "timeline": dict(entry.timeline)}
 
     async def status(self) -> dict[str, Any]:
-        """{"hosts": {name: {"job", "started", "error"}}, "waiting": n, "fatal": reason or None} for the driver's watch."""
+        """{"hosts": {name: {"job", "started", "error"}}, "waiting": n, "fatal": reason or None}, for the driver."""
         hosts = {name: {"job": h.job, "started": h.token > 0, "error": h.error} for name, h in self._hosts.items()}
         fatal = None
         for name, host in self._hosts.items():
@@ -192,7 +193,8 @@ class Board:
     ) -> Posting | Literal["idle", "closed"]:
         """The next trial for a host, "idle" where none came within `seconds`, or "closed".
 
-        Of the waiting trials the first that needs what the host holds (`key`) is preferred, unless one was passed over too often.
+        Of the waiting trials the first that needs what the host holds (`key`) is preferred, unless one was passed
+        over too often.
         """
         host = self._host(name, token)
         host.key = key
@@ -263,7 +265,7 @@ class Board:
             raise StaleHost(name)
         return host
 
-    # ------------------------------------------------------------------ followers: light Tune trials, and the driver for finals
+    # ------------------------------------------------------------------ followers: light Tune trials, or the driver
 
     async def follow(self, id: str, after_epoch: int, seconds: float) -> tuple[list[dict[str, Any]], bool]:
         """Reports later than `after_epoch` (waiting up to `seconds` for one), and whether the trial is over."""

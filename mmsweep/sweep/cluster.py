@@ -47,8 +47,8 @@ def connect() -> Iterator[None]:
         if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
-            # "local": never a cluster that somebody else, or a killed run, left on this machine. The dashboard stays on: Ray's
-            # own cleaning up after early stops asks it (research/sweeper.md §1.2).
+            # "local": never a cluster that somebody else, or a killed run, left on this machine. The dashboard stays
+            # on: Ray's own cleaning up after early stops asks it (research/sweeper.md §1.2).
             ray.init(
                 address="local", object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level=logging.ERROR
             )

@@ -1,5 +1,5 @@
-"""After the search: the winner (or the winner of each group) trained anew over seeds that the sweep has not used, and any other
-job that no Tune trial follows."""
+"""After the search: the winner (or the winner of each group) trained anew over seeds that the sweep has not used,
+and any other job that no Tune trial follows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class FinalJob:
 def winners(record: SweepRecord) -> dict[str, TrialRecord]:
     """The best finished trial by validation, as "best", or of each value of `sweep.final.per`.
 
-    Only trials that ran to their end compete: a stopped one is compared at fewer epochs, a failed or NaN one not at all.
+    Only trials that ran to their end compete: a stopped one is compared at fewer epochs, a failed or NaN one not at
+    all.
     """
     final = record.study.sweep.final
     finished = [

@@ -45,16 +45,17 @@ class SweepFolder:
             extend: so many trials more than the sweep had; implies `resume`.
 
         Raises:
-            UserError: the folder holds a sweep already and neither was asked for, holds none, holds another study's, cannot be
-                written, or is held by a running sweep.
+            UserError: the folder holds a sweep already and neither was asked for, holds none, holds another
+                study's, cannot be written, or is held by a running sweep.
         """
         folder = cls(path)
         exists = (path / "study.yaml").exists()
         if exists and not (resume or extend):
             raise UserError(
-                "a sweep lies here already", file=path,
-                hint="Add --resume to go on with it, --extend N for more trials, or give another name (name=…) or --out.",
-            )  # fmt: skip
+                "a sweep lies here already",
+                file=path,
+                hint="Add --resume to go on with it, --extend N for more trials, or another name (name=…) or --out.",
+            )
         if extend and not exists:
             raise UserError("no sweep lies here that could be extended", file=path)
         if extend and study.sweep.sampler.name == "grid":
@@ -117,7 +118,7 @@ class SweepFolder:
             self._lock = None
 
     def _hold(self) -> None:
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held as long as the sweep runs; a killed driver's is freed
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the sweep ends or its driver dies
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -176,11 +177,20 @@ def check_lasting(study: Study, out: Path) -> None:
         return
     here = Path.cwd().resolve()
     if not out.is_absolute() or out.resolve().is_relative_to(here):
-        raise UserError("inside a Ray job the sweep's folder must not lie in the working directory, which Ray deletes", key="--out",
-                        found=str(out), expected="an absolute path that outlives the job", hint="Add: --out /path/to/sweeps")  # fmt: skip
+        raise UserError(
+            "inside a Ray job the sweep's folder must not lie in the working directory, which Ray deletes",
+            key="--out",
+            found=str(out),
+            expected="an absolute path that outlives the job",
+            hint="Add: --out /path/to/sweeps",
+        )
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     local = uri is None or (uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"))
     if local:
-        raise UserError("inside a Ray job MLflow's default store would lie in the working directory, which Ray deletes",
-                        key="tracking.uri", found=uri, expected="an absolute store or a server",
-                        hint=f"Add: tracking.uri=sqlite:///{out.parent / 'mlflow.db'}")  # fmt: skip
+        raise UserError(
+            "inside a Ray job MLflow's default store would lie in the working directory, which Ray deletes",
+            key="tracking.uri",
+            found=uri,
+            expected="an absolute store or a server",
+            hint=f"Add: tracking.uri=sqlite:///{out.parent / 'mlflow.db'}",
+        )

@@ -1,7 +1,8 @@
 """Hosts: Ray Train worker groups that stay warm and serve trials; starting them, watching them, ending them.
 
-A host is one `TorchTrainer` run whose train function is `worker.serve`. Ray Train restarts its worker group when a rank dies; this
-file restarts the run when its controller dies, and gives up when a host only ever starts and never finishes an epoch.
+A host is one `TorchTrainer` run whose train function is `worker.serve`. Ray Train restarts its worker group when a
+rank dies; this file restarts the run when its controller dies, and gives up when a host only ever starts and never
+finishes an epoch.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
 from mmsweep.sweep.worker import Place, serve
 
-# Trials take 0.01 CPU each while hosts may fill a node: each worker asks for a little less than its CPUs, so that both fit.
+# Trials take 0.01 CPU each while hosts may fill a node: each worker asks for a little less than its CPUs, so that
+# both fit.
 CPU_FOR_TRIALS = 0.02
 MAX_RUNS = 20  # TorchTrainer runs of one host (a run ends when its controller dies)
 
@@ -87,8 +89,9 @@ def count_hosts(size: HostSize, wanted: int | str, trials: int, nodes: list[dict
 
 def open_board(name: str) -> Any:
     """Start a board on this node. It ends with this process's connection to Ray."""
-    here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-    actor = ray.remote(num_cpus=0, max_concurrency=1000, label_selector=here)(Board)
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "label_selector": here}
+    actor: Any = ray.remote(**options)(Board)
     return actor.options(name=name, namespace="mmsweep").remote()
 
 
@@ -175,20 +178,22 @@ class HostPool:
 
     def _fit(self, name: str) -> None:
         place = Place(self.board, name, self.warm, math.floor(self.size.cpus), str(self.logs))
+        # ray.train's stubs still show the classes of Train V1; V2 takes only its own.
+        config: Any = RunConfig(
+            name=f"{name}-{uuid4().hex[:6]}",  # a name that was used before would make Ray Train resume that run
+            storage_path=str(self.storage),
+            failure_config=FailureConfig(max_failures=-1),  # the board counts, and knows about progress
+            callbacks=[_Trouble(self.board, name)],
+            logging_config=LoggingConfig(log_level="WARNING"),
+        )
         TorchTrainer(
             serve,
             train_loop_config={"place": place},
-            scaling_config=ray.train.ScalingConfig(
+            scaling_config=ScalingConfig(
                 num_workers=self.size.workers, use_gpu=self.size.gpus > 0, resources_per_worker=self.size.per_worker
             ),
             torch_config=TorchConfig(backend=None if self.size.gpus else "gloo"),
-            run_config=ray.train.RunConfig(
-                name=f"{name}-{uuid4().hex[:6]}",  # a name that was used before would make Ray Train resume that run
-                storage_path=str(self.storage),
-                failure_config=ray.train.FailureConfig(max_failures=-1),  # the board counts, and knows about progress
-                callbacks=[_Trouble(self.board, name)],
-                logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            ),
+            run_config=config,
         ).fit()
 
 

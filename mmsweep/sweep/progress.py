@@ -1,4 +1,5 @@
-"""What a person sees while a sweep runs: one live table in a terminal, one line per event elsewhere. The only file that prints."""
+"""What a person sees while a sweep runs: one live table in a terminal, one line per event elsewhere. The only file
+that prints."""
 
 from __future__ import annotations
 

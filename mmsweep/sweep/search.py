@@ -1,10 +1,12 @@
-"""What to try next: the study's search space for Optuna, and the bookkeeping between Optuna's study and the trials' folders.
+"""What to try next: the study's search space for Optuna, and the bookkeeping between Optuna's study and the trials'
+folders.
 
-The folders are the truth. A sweep that goes on (`--resume`, `--extend`) first serves the trials that have a folder: what they
-recorded is replayed, so Tune's scheduler is rebuilt, and Optuna is told once, from the folder. Then Optuna is asked for new ones.
+The folders are the truth. A sweep that goes on (`--resume`, `--extend`) first serves the trials that have a folder:
+what they recorded is replayed, so Tune's scheduler is rebuilt, and Optuna is told once, from the folder. Then
+Optuna is asked for new ones.
 
-Optuna's sampler is seeded anew for every trial with the sweep's seed and the trial's number: with one host, a sweep that was
-killed suggests exactly what an undisturbed one would have.
+Optuna's sampler is seeded anew for every trial with the sweep's seed and the trial's number: with one host, a sweep
+that was killed suggests exactly what an undisturbed one would have.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
@@ -36,7 +39,8 @@ class SearchSpace:
     >>> SearchSpace(study)(optuna_trial)  # doctest: +SKIP
     {"method.name": "mmp", "method.aggregated_tokens": 8}
 
-    A dimension with `when` is suggested only where its condition holds among what was suggested before, or else in the study.
+    A dimension with `when` is suggested only where its condition holds among what was suggested before, or else in
+    the study.
     """
 
     def __init__(self, study: Study) -> None:
@@ -119,9 +123,12 @@ def _check_inside(key: str, dimension: Dimension, value: Any) -> None:
             dimension.choices if dimension.kind == "choice" else f"a value in [{dimension.low:g}, {dimension.high:g}]"
         )
         raise UserError(
-            "a starting point lies outside of the search space", key=f"search.{key}", found=value, expected=str(expected),
+            "a starting point lies outside of the search space",
+            key=f"search.{key}",
+            found=value,
+            expected=str(expected),
             hint="Widen the search, change the value, or take `current` out of sweep.start_from.",
-        )  # fmt: skip
+        )
 
 
 def starting_points(study: Study) -> list[dict[str, Any]]:
@@ -157,13 +164,15 @@ def open_optuna(path: Path, name: str, objectives: Sequence[Objective]) -> optun
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{path.absolute()}", engine_kwargs={"connect_args": {"timeout": 60}}
     )
-    directions = ["minimize" if o.mode == "min" else "maximize" for o in objectives]
+    directions = [StudyDirection.MINIMIZE if o.mode == "min" else StudyDirection.MAXIMIZE for o in objectives]
     return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
 
 def ended_as(folder: TrialFolder, objectives: Sequence[Objective]) -> tuple[TrialState, list[float] | None]:
-    """What a trial's folder says about its end, in Optuna's words: finished COMPLETE with its scores, stopped early PRUNED,
-    failed or not a number FAIL; RUNNING where it did not end."""
+    """What a trial's folder says about its end, in Optuna's words.
+
+    Finished is COMPLETE with its scores, stopped early PRUNED, failed or not a number FAIL; RUNNING: it did not end.
+    """
     done = folder.done()
     if done is None:
         return TrialState.RUNNING, None
@@ -197,18 +206,23 @@ Post = Callable[[TrialFolder, Study | None], None]
 class TrialSearch(OptunaSearch):
     """Ray Tune's searcher: serves the trials that have a folder, then asks Optuna.
 
-    A trial's folder exists before Tune hears of the trial, and `post` puts it on the board at once, so an idle host starts while
-    Tune still prepares the light trial. Of OptunaSearch the asking is used; its telling is replaced, because it would tell a
-    stopped trial as COMPLETE with a low-fidelity value and would leave a NaN trial RUNNING for ever.
+    A trial's folder exists before Tune hears of the trial, and `post` puts it on the board at once, so an idle host
+    starts while Tune still prepares the light trial. Of OptunaSearch the asking is used; its telling is replaced,
+    because it would tell a stopped trial as COMPLETE with a low-fidelity value and would leave a NaN trial RUNNING
+    for ever.
 
     Args:
         study: the study.
         optuna_study: its Optuna study.
         folder: `trials/` of the sweep.
         served: numbers of the trials that have a folder, in the order in which they are served.
-        post: called with a trial's folder and its study (None where the values do not make a study) before Tune hears of it.
-        ended: called with a trial's folder when Tune is done with the trial, and whether Tune lost it (then it did not end).
+        post: called with a trial's folder and its study (None where the values do not make a study) before Tune
+            hears of it.
+        ended: called with a trial's folder when Tune is done with the trial, and whether Tune lost it (then it did
+            not end).
     """
+
+    _ot_study: Any  # OptunaSearch declares None
 
     def __init__(
         self,
@@ -226,7 +240,8 @@ class TrialSearch(OptunaSearch):
         self._next = max(served, default=-1) + 1
         self._live: dict[str, TrialFolder] = {}
         known = {TrialFolder(folder / trial_id(n)).trial()["optuna"] for n in served}
-        # Asked for by a driver that was killed before it had made the folder; taken up, since enqueued points come only once.
+        # Asked for by a driver that was killed before it had made the folder; taken up, since enqueued points come
+        # only once.
         self._orphans = deque(
             t
             for t in optuna_study.get_trials(deepcopy=False)
@@ -276,7 +291,8 @@ class TrialSearch(OptunaSearch):
         if folder is None:
             return
         if folder.done() is None and self._finished(folder, result):
-            # Tune saw the last epoch before the host had written its mark; the mark follows, the scores are in the reports.
+            # Tune saw the last epoch before the host had written its mark; the mark follows, the scores are in the
+            # reports.
             folder.mark_done("finished")
         self._ended(folder, error)
         tell(self._ot_study, folder, self._study.sweep.objectives)

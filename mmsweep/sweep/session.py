@@ -1,6 +1,6 @@
-"""What the driver holds while it works on a sweep, and the one place where it writes: tracking and progress, for every trial alike.
+"""What the driver holds while it works on a sweep, and the one place where it writes tracking and progress.
 
-with Session.start(...) as session:  Ray is up, hosts are starting, the board is open
+with Session.start(...) as session:          Ray is up, hosts are starting, the board is open
     session.post(folder, study, ...)     a trial or final run goes to the hosts
     session.epoch(id, report)            what it reported reaches MLflow and the table
     session.ended(id, folder)            how it ended, too
@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import ray
@@ -104,10 +104,10 @@ class Session:
         text = (folder.path / "study.yaml").read_text(encoding="utf-8")
         self.tracker.start_trial(id, about["params"], {"mmsweep.seed": str(about["seed"])}, text)
         self._reports[id] = []
-        kind = "final" if about["kind"] == "final" else "trial"
+        kind: Literal["trial", "final"] = "final" if about["kind"] == "final" else "trial"
         posting = Posting(
             id, kind, str(folder.path.absolute()), own.resolved(), self._key(own), own.train.epochs, judged
-        )  # type: ignore[arg-type]
+        )
         ray.get(self.board.submit.remote(posting, [asdict(r) for r in reports], done))
 
     def epoch(self, id: str, epoch: int, metrics: Mapping[str, float]) -> None:

@@ -1,8 +1,8 @@
 """A study's sweep from its start (or from wherever it was interrupted) to its finals.
 
-`--resume` and `--extend` are one mechanism: a new `Tuner` over the same folder. The trials that have a folder are served first and
-replay what they recorded, then Optuna is asked for what is missing. `Tuner.restore` is not used: it unpickles what lies in the
-folder, can be a step behind it, and cannot extend.
+`--resume` and `--extend` are one mechanism: a new `Tuner` over the same folder. The trials that have a folder are
+served first and replay what they recorded, then Optuna is asked for what is missing. `Tuner.restore` is not used:
+it unpickles what lies in the folder, can be a step behind it, and cannot extend.
 """
 
 from __future__ import annotations
@@ -219,7 +219,8 @@ class _Sweep:
         search = TrialSearch(
             study, optuna_study, folder.path / "trials", served,
             post=lambda trial, own: session.post(trial, own, judged=True),
-            ended=lambda trial, lost: session.left(trial.trial()["id"]) if lost else session.ended(trial.trial()["id"], trial),
+            ended=lambda trial, lost: session.left(trial.trial()["id"]) if lost else
+            session.ended(trial.trial()["id"], trial),
         )  # fmt: skip
         watch = _Watch(session, study.sweep.budget.hours)
         trainable = tune.with_resources(

@@ -1,12 +1,13 @@
 """The train function of a host: every rank of a Ray Train worker group runs `serve` until the board closes.
 
-Rank 0 talks to the board and tells the other ranks; all ranks train every trial together. What is warm (prepared data, frozen
-backbone) is kept from trial to trial as long as the trials' keys are equal.
+Rank 0 talks to the board and tells the other ranks; all ranks train every trial together. What is warm (prepared
+data, frozen backbone) is kept from trial to trial as long as the trials' keys are equal.
 
 What can go wrong, and what then happens
-    A trial raises: it is marked failed with the message, the host goes on with the next. With several ranks, an exception may also be
-    the echo of another rank's death, so only a `UserError` is taken as the trial's own; anything else ends the worker group, Ray Train
-    starts it again, and the board gives the trial back (and fails it when that happens again and again).
+    A trial raises: it is marked failed with the message, the host goes on with the next. With several ranks, an
+    exception may also be the echo of another rank's death, so only a `UserError` is taken as the trial's own;
+    anything else ends the worker group, Ray Train starts it again, and the board gives the trial back (and fails it
+    when that happens again and again).
     A rank or the worker group is killed: likewise; the trial goes on from its last checkpoint.
     The board is gone: the driver is; end.
 """
@@ -76,7 +77,7 @@ class _Host:
         self.place, self.world, self.board = place, world, place.board
         self.module: Any = None
         # Objects are broadcast on the CPU even where gradients travel by NCCL.
-        self.control = dist.new_group(backend="gloo") if world.size > 1 else None
+        self.control: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self.device = _device()
         self.warm: Any = None
         self.key: str | None = None
@@ -136,8 +137,8 @@ class _Host:
             raise problem
         folder.mark_done("failed", text)
         if self.world.size > 1 or "CUDA error" in text:
-            # It may have struck one rank alone while the others wait for it, and a process whose CUDA context broke can train
-            # nothing more: only a new group is surely sound.
+            # It may have struck one rank alone while the others wait for it, and a process whose CUDA context broke
+            # can train nothing more: only a new group is surely sound.
             self._ask(self.board.over, self.place.host, self.token, posting.id, text)
             raise problem
         self.warm = self.key = None  # its state is unknown after an exception
@@ -186,7 +187,7 @@ def _check_objective(report: Report, metric: str) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: TrialFolder) -> Iterator[None]:
-    """Hold the trial's folder alone: a worker that was replaced, or that a killed driver left behind, may live a moment longer."""
+    """Hold the trial's folder alone: a worker that was replaced, or left behind by a killed driver, may still live."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with open(folder.path / ".lock", "w") as file:
         until = time.monotonic() + LOCK_SECONDS

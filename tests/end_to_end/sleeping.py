@@ -1,7 +1,8 @@
 """A stand-in for `mmsweep.assembly`: epochs that sleep, with metrics that follow exactly from the parameters.
 
-It keeps the real contract (checkpoints, durable reports, exact resume, collectives between ranks), so that sweeps, kills and resumes
-can be tested by the dozen. Every epoch that was really trained leaves a line in the trial's `trained.log`.
+It keeps the real contract (checkpoints, durable reports, exact resume, collectives between ranks), so that sweeps,
+kills and resumes can be tested by the dozen. Every epoch that was really trained leaves a line in the trial's
+`trained.log`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from mmsweep.sweep.trial import score
 from mmsweep.training.checkpoint import Report, TrialFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
-from sleeping import METRIC, study  # noqa: E402
+from sleeping import METRIC, study
 
 SEARCH = {
     "method.aggregated_tokens": {"choice": [4, 8], "when": {"method.name": "mmp"}},
@@ -67,13 +67,25 @@ def test_a_condition_decides_whether_a_dimension_is_suggested() -> None:
         assert "method.align_weight" in values  # the study's own batch size is 8
         assert 1 <= values["model.lora.rank"] <= 8
     with pytest.raises(UserError, match="depend on each other"):
-        SearchSpace(searched({a: {"choice": [1], "when": {b: 1}} for a, b in [("train.seed", "train.epochs"), ("train.epochs", "train.seed")]}))
+        SearchSpace(
+            searched(
+                {
+                    a: {"choice": [1], "when": {b: 1}}
+                    for a, b in [("train.seed", "train.epochs"), ("train.epochs", "train.seed")]
+                }
+            )
+        )
 
 
 def test_the_study_as_it_stands_is_the_first_point_and_must_lie_inside() -> None:
     s = searched(method__align_weight=0.3)
     assert starting_points(s) == [
-        {"method.name": "cmpt", "model.lora.rank": 1, "train.optimizer.betas": "[0.9, 0.999]", "method.align_weight": 0.3}
+        {
+            "method.name": "cmpt",
+            "model.lora.rank": 1,
+            "train.optimizer.betas": "[0.9, 0.999]",
+            "method.align_weight": 0.3,
+        }
     ]
     with pytest.raises(UserError, match=r"outside of the search space.*found 3"):
         starting_points(searched({"method.align_weight": {"uniform": [0, 1]}}, method__align_weight=3))

@@ -17,7 +17,7 @@ from mmsweep.report.leaderboard import Leaderboard
 from mmsweep.report.published import published_table
 from mmsweep.report.record import SweepRecord
 from mmsweep.report.search_figures import all_of_search
-from mmsweep.report.sentences import facts, headline, selection, state_sentence
+from mmsweep.report.sentences import facts, headline, rivals, selection, state_sentence
 from mmsweep.training.checkpoint import write_whole
 
 
@@ -63,6 +63,7 @@ def render(record: SweepRecord, board: Leaderboard, drawn: Mapping[str, Path]) -
     return environment.get_template("page.html.j2").render(
         name=record.name,
         headline=headline(record),
+        rivals=rivals(record),
         state=state_sentence(record),
         unfinished=record.state != "finished" or chosen is None,
         scenarios=tables.groups_table(record) if several else tables.scenario_table(chosen) if chosen else None,
@@ -71,7 +72,7 @@ def render(record: SweepRecord, board: Leaderboard, drawn: Mapping[str, Path]) -
         board_note=board.note if several else "",
         figures={name: _figure(name, path) for name, path in drawn.items()},
         best=record.best,
-        best_objective=wording.number(record.metric, record.best.objective) if record.best else "",
+        best_objective=_validation(record),
         best_params=_params(record),
         best_yaml=record.best_study_yaml(),
         selection=selection(record),
@@ -89,6 +90,11 @@ def _digests(record: SweepRecord) -> list[tuple[str, str, str]]:
         return []
     described = {n: ", ".join(f"{p} {c}" for p, c in s.shares.items()) for n, s in evaluation.scenarios.items()}
     return [(wording.scenario_label(n), described[n], s.table) for n, s in evaluation.scenarios.items()]
+
+
+def _validation(record: SweepRecord) -> str:
+    found = record.best.objective if record.best else None
+    return wording.score(record.metric, found) if found is not None else "–"
 
 
 def _params(record: SweepRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,10 +144,13 @@ class SweepRecord:
         """The group that validation chose: the one with the best trial's value of `sweep.final.per`."""
         evaluated = [group for group in self.groups if group.evaluations]
         per = self.study.sweep.final.per if self.study.sweep.final else None
-        if per and self.best:
-            wanted = str(self.best.params.get(per))
-            evaluated.sort(key=lambda group: group.name != wanted)
-        return evaluated[0] if evaluated else None
+        wanted = group_name(self.best.params.get(per)) if per and self.best else None
+        return min(evaluated, key=lambda group: group.name != wanted, default=None)
+
+    @property
+    def planned(self) -> int:
+        """How many trials the sweep is to have (a grid or `--extend` may differ from `sweep.trials`)."""
+        return max(int(self.meta.get("trials") or self.study.sweep.trials), len(self.trials))
 
     def count(self, state: str) -> int:
         return sum(trial.state == state for trial in self.trials)
@@ -169,6 +173,11 @@ class SweepRecord:
         if self.study.sweep.final and self.study.sweep.final.per:
             shown["groups"] = {group.name: _cells(group) for group in self.groups}
         return shown
+
+
+def group_name(value: object) -> str:
+    """The folder of the finals of one value of `sweep.final.per`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)) or "-"
 
 
 def _trial(folder: TrialFolder, objective: Objective, sweep_state: str, runs: Mapping[str, str]) -> TrialRecord:
@@ -212,7 +221,7 @@ def _groups(root: Path, study: Study, sweep_state: str) -> tuple[FinalGroup, ...
             runs.append(FinalRun(group.name, seed, path, state, done.get("error") if done else None, found))
         groups.append(FinalGroup(group.name, tuple(runs)))
     per = study.sweep.final.per if study.sweep.final else None
-    order = [str(value) for value in study.search[per].choices] if per in study.search else []
+    order = [group_name(value) for value in study.search[per].choices] if per in study.search else []
     groups.sort(key=lambda g: (order.index(g.name) if g.name in order else len(order), g.name))
     return tuple(groups)
 

@@ -62,7 +62,7 @@ def history(record: SweepRecord, path: Path) -> Path | None:
         panel.set_xticks(*_ticks(record.trials))
         panel.set_xlabel("trial")
         panel.set_ylabel(_objective_label(record))
-        panel.legend(loc="lower right", ncols=2)
+        panel.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5)
     return path
 
 
@@ -164,7 +164,7 @@ def parallel_coordinates(record: SweepRecord, path: Path) -> Path | None:
             ys = [values[position] for values, _ in axes]
             stopped = trial.state != "finished"
             panel.plot(
-                range(len(axes)), ys, color=colours(quality[position]), alpha=0.45 if stopped else 0.9,
+                range(len(axes)), ys, color=colours(0.15 + 0.85 * quality[position]), alpha=0.45 if stopped else 0.9,
                 linewidth=1.2 if stopped else 2.0, linestyle=(0, (3, 2)) if stopped else "-", zorder=2,
             )  # fmt: skip
         for x, (_, ticks) in enumerate(axes):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 from mmsweep.report import wording
 from mmsweep.report.finals import Cell, FinalGroup
 from mmsweep.report.record import SweepRecord
 
 
 def headline(record: SweepRecord) -> str:
-    """The sweep's answer in a sentence or two."""
+    """The sweep's answer in a sentence."""
     chosen = record.best_group
     if chosen is None:
         best = record.best
@@ -17,13 +19,17 @@ def headline(record: SweepRecord) -> str:
         score = wording.score(record.metric, best.objective)
         where = wording.scenario_label(record.objective.metric.split("/")[1])
         return f"No test result yet. Best on validation so far: trial {best.id}, {score} ({where})."
-    sentence = _kept(record, chosen)
-    rivals = [group for group in record.groups if group.evaluations and group.name != chosen.name]
-    scores = {group.name: group.cell("mean_missing", record.metric) for group in [chosen, *rivals]}
-    told = [f"{name} {wording.cell(record.metric, cell)}" for name, cell in scores.items() if cell]
-    if rivals and told:
-        sentence += f" Mean over the missing patterns: {wording.joined(told)}."
-    return sentence
+    return _kept(record, chosen)
+
+
+def rivals(record: SweepRecord) -> str:
+    """All groups by their mean over the missing patterns; "" where there is one group."""
+    cells = [(g.name, cell) for g in record.groups if (cell := g.cell("mean_missing", record.metric)) is not None]
+    if len(cells) < 2:
+        return ""
+    cells.sort(key=lambda pair: -pair[1].mean if record.objective.mode == "max" else pair[1].mean)
+    told = [f"{name} {wording.cell(record.metric, cell)}" for name, cell in cells]
+    return f"Mean {wording.metric_label(record.metric)} over the missing patterns: {wording.joined(told)}."
 
 
 def _kept(record: SweepRecord, group: FinalGroup) -> str:
@@ -38,7 +44,7 @@ def _kept(record: SweepRecord, group: FinalGroup) -> str:
     found = [(name, cell) for name in names if (cell := group.cell(name, metric)) is not None]
     rising = record.objective.mode == "max"
     found.sort(key=lambda pair: pair[1].mean if rising else -pair[1].mean)
-    who = "the best configuration" if group.name == "best" else group.name
+    who = "the best configuration" if group.name == "best" else f"{group.name} (best on validation)"
     text = "; ".join(
         _clause(metric, name, cell, complete, who if position == 0 else "", rising)
         for position, (name, cell) in enumerate(found)
@@ -63,8 +69,7 @@ def state_sentence(record: SweepRecord) -> str:
     counts = [f"{record.count(state)} {word}" for state, word in words.items() if record.count(state)]
     left = len(record.trials) - sum(map(record.count, words))
     counts += [f"{left} {'running' if record.state == 'running' else 'interrupted'}"] if left else []
-    planned = max(record.study.sweep.trials, len(record.trials))
-    text = f"{len(record.trials)} of {planned} trials: {wording.joined(counts) or 'none yet'}."
+    text = f"{len(record.trials)} of {record.planned} trials: {wording.joined(counts) or 'none yet'}."
     runs = [run for group in record.groups for run in group.runs]
     if runs:
         done = sum(run.evaluation is not None for run in runs)
@@ -116,7 +121,7 @@ def facts(record: SweepRecord) -> list[tuple[str, str]]:
         "test rows": str(evaluation.rows) if evaluation else "",
         "seeds": ", ".join(f"{k} {v}" for k, v in {**seeds, "sampler": study.sweep.sampler.seed}.items()),
         "study digest": study.digest(),
-        "created": str(record.meta.get("created", "")),
+        "created": _moment(record.meta.get("created")),
         "time trained": wording.duration(sum(t.seconds for t in record.trials)) if record.trials else "",
         "MLflow store": str(record.tracking.get("uri", "")),
         "MLflow run": str(record.tracking.get("run_id", "")),
@@ -124,3 +129,9 @@ def facts(record: SweepRecord) -> list[tuple[str, str]]:
     rest = {key.removeprefix("mmsweep."): str(value) for key, value in sorted(tags.items())}
     rest = {key: value for key, value in rest.items() if key not in shown}
     return [(key, value) for key, value in {**shown, **rest}.items() if value]
+
+
+def _moment(seconds: object) -> str:
+    if not isinstance(seconds, (int, float)):
+        return str(seconds or "")
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

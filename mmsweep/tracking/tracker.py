@@ -55,6 +55,7 @@ class _ChildRun:
     state: str | None = None
     last_epoch: int = 0
     logged: dict[str, float] = field(default_factory=dict)
+    settled: str | None = None  # the state in which an earlier driver closed it for good
 
 
 class Tracker:
@@ -104,8 +105,9 @@ class Tracker:
         carries as a tag, so that a folder which was deleted and made anew does not write into the old sweep's runs.
 
         Args:
-            tags: see `environment_tags`; with `mmsweep.dataset` and `mmsweep.fingerprint` among them the data are also
-                logged as an MLflow dataset.
+            tags: what makes the sweep reproducible, beside `environment_tags`; every child run gets them too, so that
+                each stands alone. Plain names get the prefix `mmsweep.`; with `dataset` and `dataset_fingerprint` among
+                them the data are also logged as an MLflow dataset.
 
         Raises:
             UserError: the store fails before the sweep has begun.
@@ -123,10 +125,11 @@ class Tracker:
                 self._client.update_run(self._parent, status="RUNNING")
             else:
                 self._parent = self._create(name, fixed)
-            self._log(self._parent, tags={**tags, **fixed})
+            self._log(self._parent, tags={**_prefixed(tags), **fixed})
             self._client.log_text(self._parent, study_yaml, "study.yaml")
             self._log_dataset(self._parent, tags)
-        self._notes |= {"uri": self.uri, "experiment": self.experiment, "run_id": self._parent, "tags": dict(tags)}
+        self._notes |= {"uri": self.uri, "experiment": self.experiment, "run_id": self._parent}
+        self._notes["tags"] = _prefixed(tags)
         write_whole(self._notebook, json.dumps(self._notes, indent=1))
         return self._parent
 
@@ -135,11 +138,11 @@ class Tracker:
 
         def write() -> None:
             run_id = self._parent_id() if trial_id is None else self._run_id(self._run(trial_id))
-            self._log(run_id, tags=tags)
+            self._log(run_id, tags=_prefixed(tags))
             self._log_dataset(run_id, tags)
 
         if trial_id is None:
-            self._notes["tags"] = {**self._notes.get("tags", {}), **tags}
+            self._notes["tags"] = {**self._notes.get("tags", {}), **_prefixed(tags)}
             write_whole(self._notebook, json.dumps(self._notes, indent=1))
         self._outbox.write("tags", write)
 
@@ -225,6 +228,8 @@ class Tracker:
         """
         run = self._run(trial_id)
         run.state = state
+        if run.settled == state:
+            return
         for path in map(Path, artifacts):
             what = f"artifact {path.name} of {trial_id}"
             self._outbox.write_unordered(what, lambda path=path: self._send(self._run_id(run), path, ""))  # type: ignore[misc]
@@ -280,15 +285,18 @@ class Tracker:
             run_id, data = found[0].info.run_id, found[0].data
             run.logged, params = dict(data.metrics), set(data.params)
             run.last_epoch = int(data.metrics.get("epoch", 0))
-            if data.tags.get("mmsweep.state") not in ("finished", "stopped"):  # those are only being replayed
+            state = data.tags.get("mmsweep.state")
+            run.settled = state if state in ("finished", "stopped") else None  # those are only being replayed
+            if run.settled is None:
                 self._client.update_run(run_id, status="RUNNING")
         else:
             tags = {"mlflow.parentRunId": parent, "mmsweep.trial_id": run.trial_id, "mmsweep.sweep": self._sweep}
             tags["mmsweep.kind"] = "final" if run.trial_id.startswith("final") else "trial"
             run_id = self._create(run.trial_id, tags)
         missing = {metric_name(k): _text(v) for k, v in run.params.items() if metric_name(k) not in params}
-        self._log(run_id, tags=run.tags, params=missing)  # params are write-once
-        self._log_dataset(run_id, run.tags)
+        facts = {**self._notes.get("tags", {}), **_prefixed(run.tags)}
+        self._log(run_id, tags=facts, params=missing)  # params are write-once
+        self._log_dataset(run_id, facts)
         run.run_id = run_id
         self._notes["runs"][run.trial_id] = run_id
         write_whole(self._notebook, json.dumps(self._notes, indent=1))
@@ -309,8 +317,9 @@ class Tracker:
             self._client.log_batch(run_id, metrics[i * 800 : (i + 1) * 800], some_params, some_tags)
 
     def _log_dataset(self, run_id: str, tags: Mapping[str, str]) -> None:
-        if "mmsweep.dataset" in tags and "mmsweep.fingerprint" in tags:
-            name, digest = tags["mmsweep.dataset"], tags["mmsweep.fingerprint"][:36]  # MLflow's column is 36 wide
+        named = _prefixed(tags)
+        if "mmsweep.dataset" in named and "mmsweep.dataset_fingerprint" in named:
+            name, digest = named["mmsweep.dataset"], named["mmsweep.dataset_fingerprint"][:36]  # the column's width
             dataset = Dataset(name, digest, source_type="mmsweep", source=json.dumps({"dataset": name}))
             self._client.log_inputs(run_id, [DatasetInput(dataset, [])])
 
@@ -338,6 +347,12 @@ def _notes(path: Path) -> dict[str, Any]:
         return notes
     except ValueError as error:
         raise UserError("not valid JSON", file=path, expected="the file as mmsweep wrote it") from error
+
+
+def _prefixed(tags: Mapping[str, str]) -> dict[str, str]:
+    """Plain names become ours: "split_digest" is `mmsweep.split_digest`."""
+    ours = ("mmsweep.", "mlflow.")
+    return {name if name.startswith(ours) else f"mmsweep.{name}": str(value) for name, value in tags.items()}
 
 
 def _is_number(value: object) -> bool:

@@ -74,13 +74,13 @@ def make_sweep(
     made = made or study()
     folder.mkdir(parents=True)
     (folder / "study.yaml").write_text(made.to_yaml())
-    about = {"name": made.name, "state": state, "created": "2026-11-21T12:00:00", "trials": made.sweep.trials}
+    about = {"name": made.name, "state": state, "created": 1795262400.0, "trials": made.sweep.trials}
     (folder / "sweep.json").write_text(json.dumps(about))
     tags = {
         "mmsweep.version": "0.1.0",
         "mmsweep.torch": "2.15.0",
         "mmsweep.device": "cpu (2 cores)",
-        "mmsweep.fingerprint": "9f2c",
+        "mmsweep.dataset_fingerprint": "9f2c",
     }
     runs = {f"{number:04d}": f"run{number}" for number in range(trials)}
     tracking = {"id": "x", "uri": "sqlite:////tmp/mlflow.db", "run_id": "parent", "runs": runs, "tags": tags}

@@ -243,6 +243,7 @@ def test_the_page_of_groups_has_a_leaderboard(by_method: Path) -> None:
     index = write_report(by_method)
     text = checked(index)
     assert "plain − cmpt" in text and "95 % interval" in text
+    assert "(best on validation) keeps" in text and "over the missing patterns: cmpt" in text
     assert (index.parent / "tables/differences.md").exists()
 
 

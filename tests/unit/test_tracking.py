@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -64,7 +65,7 @@ def history(writer: Tracker, run: Run, metric: str) -> list[tuple[int, float]]:
 
 def test_one_sweep_as_mlflow_shows_it(tmp_path: Path) -> None:
     writer = tracker(tmp_path)
-    tags = {"mmsweep.dataset": "openclipart", "mmsweep.fingerprint": "f" * 64, "mmsweep.scenarios": "t1"}
+    tags = {"dataset": "openclipart", "dataset_fingerprint": "f" * 64, "mmsweep.scenarios": "t1"}
     parent_id = writer.start_sweep("demo", tmp_path / "sweeps/demo", STUDY, {**tags, **environment_tags()})
     assert writer.start_trial("0000", {"model.lora.rank": 4, "train.optimizer.lr": 1e-3}, {}, "name: demo\n")
     for epoch, score in ((1, 0.5), (2, 0.6), (3, 0.4)):
@@ -107,7 +108,10 @@ def test_one_sweep_as_mlflow_shows_it(tmp_path: Path) -> None:
     parent = client.get_run(parent_id)
     assert parent.info.status == "FINISHED"
     assert parent.inputs.dataset_inputs[0].dataset.name == "openclipart"
-    assert parent.data.tags["mmsweep.torch"]
+    for run in (parent, runs["0000"]):  # every run stands alone
+        assert run.data.tags["mmsweep.torch"] and run.data.tags["mmsweep.dataset_fingerprint"] == "f" * 64
+    notes = json.loads((tmp_path / "sweeps/demo/tracking.json").read_text())
+    assert notes["runs"]["0000"] == runs["0000"].info.run_id and notes["run_id"] == parent_id
     note = parent.data.tags["mlflow.note.content"]
     assert "| final | state | test/mean_missing/f1_macro |" in note
     assert note.index("[0000]") < note.index("[0001]")  # .6 before .5
@@ -276,7 +280,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_the_same_sweep_on_a_real_server(server: str, tmp_path: Path) -> None:
     writer = Tracker(server, "demo", tmp_path)
     assert writer.ui_command() == server
-    writer.start_sweep("demo", tmp_path / "sweeps/demo", STUDY, {"mmsweep.dataset": "d", "mmsweep.fingerprint": "f"})
+    writer.start_sweep("demo", tmp_path / "sweeps/demo", STUDY, {"dataset": "d", "dataset_fingerprint": "f"})
     writer.start_trial("0000", {f"p{i}": i for i in range(120)}, {}, STUDY)  # more than one request takes
     writer.log_epoch("0000", 1, {**METRICS, **{f"val/s{i}/f1_macro": i / 1200 for i in range(1200)}})
     weights = tmp_path / "weights.safetensors"

@@ -1,8 +1,8 @@
 """From a study to the things that train: the one place that knows every registry.
 
-    Study ─► builder, formats ─► prepared data      (warm: kept by a host from trial to trial)
-          ─► encoders ─► backbone, frozen           (warm)
-          ─► adapters, head, method, task ─► Slot   (a trial's own, drawn from train.seed)
+Study ─► builder, formats ─► prepared data      (warm: kept by a host from trial to trial)
+      ─► encoders ─► backbone, frozen           (warm)
+      ─► adapters, head, method, task ─► Slot   (a trial's own, drawn from train.seed)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+import yaml
 
 from mmsweep.availability import Scenario, availability_table, pattern_name, pattern_rows, patterns, table_digest
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.formats import Format, VideoFormat
+from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import PreparedData, prepare
-from mmsweep.data.registry import DatasetCard, DatasetOptions, build_dataset, dataset_card
+from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS, Method
 from mmsweep.models.dual_encoder import DualEncoder
@@ -78,23 +80,54 @@ def make_builder(study: Study) -> DatasetBuilder:
     """The dataset of a study. Raises UserError where its data cannot be found."""
     data = study.data
     if data.root and "${" in data.root:
-        raise UserError("an environment variable is not set", key="data.root", found=data.root, hint="It says where the raw data lies.")
+        raise UserError(
+            "an environment variable is not set",
+            key="data.root",
+            found=data.root,
+            hint="It says where the raw data lies.",
+        )
     return build_dataset(data.dataset, dataset_options(study))
 
 
 def dataset_options(study: Study) -> DatasetOptions:
     """The part of a study that concerns reading its data."""
     data = study.data
-    return DatasetOptions(Path(data.root) if data.root else None, data.task, data.text.field, data.split_seed, _manifest(study))
+    return DatasetOptions(
+        Path(data.root) if data.root else None, data.task, data.text.field, data.split_seed, _manifest(study)
+    )
 
 
 def card_of(study: Study) -> DatasetCard:
     """What is known of a study's dataset; for a manifest the file itself is read where its classes are not listed."""
     card = dataset_card(study.data.dataset, dataset_options(study))
+    if card.target is None:
+        builder = make_builder(study)
+        rows = {name: len(samples) for name, samples in builder.splits().items()}
+        card = replace(card, target=builder.target, modalities=builder.modalities, rows=rows)
     return card
 
 
-def make_formats(encoders: Mapping[str, PretrainedEncoder], study: Study, kinds: Mapping[str, str]) -> dict[str, Format]:
+def _manifest(study: Study) -> ManifestOptions | None:
+    data = study.data
+    if data.path is None or data.modalities is None or data.target is None:
+        return None
+    columns = {name: ModalityColumn(m.kind, m.column) for name, m in data.modalities.items()}
+    classes = tuple(data.target.classes) if data.target.classes else None
+    target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes)
+    split = data.split
+    if split is None:
+        rule = SplitRule(seed=data.split_seed)
+    elif split.column:
+        rule = SplitRule(column=split.column, seed=data.split_seed)
+    else:
+        seed = data.split_seed if split.seed is None else split.seed
+        rule = SplitRule(None, split.train or 0.0, split.val or 0.0, split.test or 0.0, seed)
+    return ManifestOptions(Path(data.path), columns, target, rule, data.group.column if data.group else None)
+
+
+def make_formats(
+    encoders: Mapping[str, PretrainedEncoder], study: Study, kinds: Mapping[str, str]
+) -> dict[str, Format]:
     """How each modality's raw values become arrays: as its encoder was made for, unless the study says otherwise."""
     formats: dict[str, Format] = {}
     for modality, encoder in encoders.items():
@@ -105,19 +138,37 @@ def make_formats(encoders: Mapping[str, PretrainedEncoder], study: Study, kinds:
     return formats
 
 
-def make_encoders(study: Study, modalities: Sequence[str], weights: bool = True) -> dict[str, PretrainedEncoder]:
-    """One encoder a modality, in the dataset's order."""
+def make_encoders(
+    study: Study, modalities: Sequence[str], weights: bool = True, files: bool = True
+) -> dict[str, PretrainedEncoder]:
+    """One encoder a modality, in the dataset's order; `weights` and `files` as PretrainedEncoder takes them."""
     given = study.model.encoders
     for name in given:
         if name not in modalities:
-            raise UserError("an encoder for a modality that the dataset lacks", key=f"model.encoders.{name}", found=name, expected=f"one of {', '.join(modalities)}")
+            raise UserError(
+                "an encoder for a modality that the dataset lacks",
+                key=f"model.encoders.{name}",
+                found=name,
+                expected=f"one of {', '.join(modalities)}",
+            )
     for name in modalities:
         if name not in given:
-            raise UserError("a modality without an encoder", key="model.encoders", found=list(given), expected=f"one for {name} too")
+            raise UserError(
+                "a modality without an encoder", key="model.encoders", found=list(given), expected=f"one for {name} too"
+            )
     data = study.data
     options = FormatOptions(size=data.image.size, length=data.text.length, frames=data.audio.frames)
     return {
-        m: PretrainedEncoder(given[m].source, given[m].name, f"model.encoders.{m}.name", options, given[m].layers, given[m].pool, weights)
+        m: PretrainedEncoder(
+            given[m].source,
+            given[m].name,
+            f"model.encoders.{m}.name",
+            options,
+            given[m].layers,
+            given[m].pool,
+            weights,
+            files,
+        )
         for m in modalities
     }
 
@@ -127,7 +178,11 @@ def make_method(study: Study, backbone: DualEncoder) -> Method:
     if study.method.name not in METHODS:
         near = get_close_matches(study.method.name, METHODS, 1)
         raise UserError(
-            "unknown method", key="method.name", found=study.method.name, expected=f"one of {', '.join(METHODS)}", hint=f"Did you mean {near[0]!r}?" if near else None
+            "unknown method",
+            key="method.name",
+            found=study.method.name,
+            expected=f"one of {', '.join(METHODS)}",
+            hint=f"Did you mean {near[0]!r}?" if near else None,
         )
     init = generator(study.train.seed, "init", 0)
     own, noise = backbone.trial_copy([m for m, e in study.model.encoders.items() if e.trainable]), Noise()
@@ -152,9 +207,13 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
     names = [s.name for s in scenarios]
     if len(set(names)) != len(names):
         twice = next(n for n in names if names.count(n) > 1)
-        raise UserError("two scenarios of one name", key="scenarios.evaluate", found=twice, hint="Give one a name: {name: …, …}.")
+        raise UserError(
+            "two scenarios of one name", key="scenarios.evaluate", found=twice, hint="Give one a name: {name: …, …}."
+        )
     if reserved := {"mean_missing", "worst_missing"} & set(names):
-        raise UserError("this name is taken", key="scenarios.evaluate", found=sorted(reserved)[0], expected="another name")
+        raise UserError(
+            "this name is taken", key="scenarios.evaluate", found=sorted(reserved)[0], expected="another name"
+        )
     return scenarios
 
 
@@ -173,6 +232,7 @@ def check(study: Study) -> None:
     card = card_of(study)
     modalities = tuple(card.modalities)
     Scenario.parse(study.scenarios.train, modalities)
+    assert card.target is not None
     names = metric_names(study, modalities, make_task(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
@@ -181,16 +241,33 @@ def check(study: Study) -> None:
                 "no such metric",
                 key="sweep.objective.metric",
                 found=objective.metric,
-                expected=f"one of {', '.join(names)}" if len(names) <= 12 else "a val/scenario/metric of the listed scenarios",
+                expected=f"one of {', '.join(names)}"
+                if len(names) <= 12
+                else "a val/scenario/metric of the listed scenarios",
                 hint=f"Did you mean {near[0]!r}?" if near else None,
             )
     names_of_methods = study.search["method.name"].choices if "method.name" in study.search else [study.method.name]
     for name in names_of_methods:
         if name not in METHODS:
             near = get_close_matches(str(name), METHODS, 1)
-            raise UserError("unknown method", key="method.name", found=name, expected=f"one of {', '.join(METHODS)}", hint=f"Did you mean {near[0]!r}?" if near else None)
+            raise UserError(
+                "unknown method",
+                key="method.name",
+                found=name,
+                expected=f"one of {', '.join(METHODS)}",
+                hint=f"Did you mean {near[0]!r}?" if near else None,
+            )
     if len(modalities) < 2:
         raise UserError("a study needs two modalities at least", key="data", found=list(modalities))
+
+
+def prepare_data(study: Study) -> PreparedData:
+    """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, not their weights."""
+    builder = make_builder(study)
+    with torch.device("meta"):
+        encoders = make_encoders(study, tuple(builder.modalities), weights=False)
+    formats = make_formats(encoders, study, builder.modalities)
+    return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
 
 
 class Warm:
@@ -237,7 +314,9 @@ class Warm:
             return is_better(new[objective.metric], best[objective.metric], objective.mode)
 
         options = study.data.augmentation
-        augmentation = Augmentation(crop_scale=options.crop, flip=0.5 if options.flip else 0.0, random_frames=options.random_frames)
+        augmentation = Augmentation(
+            crop_scale=options.crop, flip=0.5 if options.flip else 0.0, random_frames=options.random_frames
+        )
         active = augmentation if options.crop or options.flip or options.random_frames else None
         method = make_method(study, backbone).to(self.device)
         return Slot(folder, method, task, study.train, table, better, active)
@@ -286,7 +365,9 @@ class Warm:
         size = study.train.eval_batch_size or 4 * study.train.batch_size
 
         def of(name: str) -> Predictions:
-            return predict(slot.method, slot.task, data.splits[name], size, self.device, self.world, study.train.precision)
+            return predict(
+                slot.method, slot.task, data.splits[name], size, self.device, self.world, study.train.precision
+            )
 
         task = slot.task
         if study.scenarios.thresholds == "tuned" and isinstance(task, MultiLabel):
@@ -297,13 +378,37 @@ class Warm:
         return evaluation_record(predictions, task, scenarios, study.scenarios.seed, split, best.epoch), predictions
 
 
+def evaluate_run(path: Path, split: str, device: str) -> dict[str, Any]:
+    """Evaluate the best epoch of a trial's folder on a split: the evaluation record.
+
+    Raises:
+        UserError: no run lies there, or its checkpoint is not whole or of another architecture.
+    """
+    folder = TrialFolder(path)
+    if not (path / "study.yaml").exists() or not folder.exists():
+        raise UserError(
+            "no run lies here", file=path, expected="a folder with study.yaml, trial.json and reports.jsonl"
+        )
+    study = Study.parse(yaml.safe_load((path / "study.yaml").read_text(encoding="utf-8")))
+    warm = Warm(device, World())
+    return warm.evaluate(study, folder, warm.slot(study, folder), split)[0]
+
+
 def facts(study: Study, data: PreparedData) -> dict[str, str]:
     """What makes a result reproducible, as tags of its run (DESIGN §7.1), beside what tracking knows of the environment."""
-    tags = {"dataset": study.data.dataset, "dataset_fingerprint": data.fingerprint, "split_digest": data.split_digest, "study_digest": study.digest()}
+    tags = {
+        "dataset": study.data.dataset,
+        "dataset_fingerprint": data.fingerprint,
+        "split_digest": data.split_digest,
+        "study_digest": study.digest(),
+    }
     modalities = tuple(data.modalities)
     for split in ("val", "test"):
         part = data.splits[split]
-        tables = [availability_table(s, len(part), modalities, study.scenarios.seed, part.natural_NM) for s in make_scenarios(study, modalities)]
+        tables = [
+            availability_table(s, len(part), modalities, study.scenarios.seed, part.natural_NM)
+            for s in make_scenarios(study, modalities)
+        ]
         tags[f"tables_{split}"] = hashlib.sha256("".join(table_digest(t) for t in tables).encode()).hexdigest()[:16]
     return tags
 
@@ -313,8 +418,9 @@ def dry_run(study: Study) -> dict[str, Any]:
     check(study)
     card = card_of(study)
     modalities = tuple(card.modalities)
+    assert card.target is not None
     with torch.device("meta"):
-        encoders = make_encoders(study, modalities, weights=False)
+        encoders = make_encoders(study, modalities, weights=False, files=False)
         backbone = DualEncoder(encoders, card.target.width)
     method = make_method(study, backbone)
     return {
@@ -322,10 +428,15 @@ def dry_run(study: Study) -> dict[str, Any]:
         "parameters": _count(method),
         "tokens": _tokens(method, study, card.modalities),
         "scenarios": {s: _pattern_counts(study, modalities, n) for s, n in card.rows.items() if s in ("val", "test")},
-        "steps_per_trial": -(-card.rows["train"] // study.train.batch_size) * study.train.epochs if card.rows.get("train") else None,
+        "steps_per_trial": -(-card.rows["train"] // study.train.batch_size) * study.train.epochs
+        if card.rows.get("train")
+        else None,
         "trials": study.sweep.trials,
         "hosts": study.resources.hosts,
-        "search": {k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True) for k, d in study.search.items()},
+        "search": {
+            k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+            for k, d in study.search.items()
+        },
     }
 
 
@@ -357,5 +468,7 @@ def _pattern_counts(study: Study, modalities: tuple[str, ...], n: int) -> dict[s
     for scenario in make_scenarios(study, modalities):
         table = availability_table(scenario, n, modalities, study.scenarios.seed)
         found = [int((table == row).all(1).sum()) for row in pattern_rows(modalities)]
-        counts[scenario.name] = {pattern_name(p, modalities): c for p, c in zip(patterns(modalities), found, strict=True) if c}
+        counts[scenario.name] = {
+            pattern_name(p, modalities): c for p, c in zip(patterns(modalities), found, strict=True) if c
+        }
     return counts

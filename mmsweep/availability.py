@@ -138,16 +138,24 @@ class Scenario:
         return cls._of(shares, modalities, name or f"missing-rate-{_percent(rate)}_{kind}{ratio}")
 
     @classmethod
-    def _of(cls, shares: Mapping[Pattern, float], modalities: Sequence[str], name: str | None, only: bool = False) -> Scenario:
+    def _of(
+        cls, shares: Mapping[Pattern, float], modalities: Sequence[str], name: str | None, only: bool = False
+    ) -> Scenario:
         total = sum(shares.values())
         if abs(total - 1.0) > 1e-6:
-            raise UserError("the shares of a scenario do not sum to 1", key="scenarios.shares", found=total, expected="1.0")
+            raise UserError(
+                "the shares of a scenario do not sum to 1", key="scenarios.shares", found=total, expected="1.0"
+            )
         if any(not pattern and share > 0 for pattern, share in shares.items()):
-            raise UserError("this scenario leaves a row with no modality at all", key="scenarios", expected="one left at least")
+            raise UserError(
+                "this scenario leaves a row with no modality at all", key="scenarios", expected="one left at least"
+            )
         kept = tuple((p, shares[p]) for p in patterns(modalities) if shares.get(p, 0.0) > 1e-12)
         if name is None and len(kept) == 1:
             (pattern,) = (p for p, _ in kept)
-            name = "only-" + "-".join(m for m in modalities if m in pattern) if only else pattern_name(pattern, modalities)
+            name = (
+                "only-" + "-".join(m for m in modalities if m in pattern) if only else pattern_name(pattern, modalities)
+            )
         if name is None:
             name = "_".join(f"{'+'.join(m for m in modalities if m in p)}-{_percent(s)}" for p, s in kept)
         return cls(name, kept)
@@ -235,7 +243,9 @@ def _named(text: str, modalities: Sequence[str]) -> Mapping[str, Any]:
         if text.startswith(kind + "-"):
             rest = text[len(kind) + 1 :]
             return {kind: rest if rest in modalities else rest.split("-")}
-    raise UserError("unknown scenario", key="scenarios", found=text, expected="complete, missing-M, only-M or a mapping")
+    raise UserError(
+        "unknown scenario", key="scenarios", found=text, expected="complete, missing-M, only-M or a mapping"
+    )
 
 
 def _modalities(value: Any, modalities: Sequence[str]) -> Pattern:

@@ -80,7 +80,9 @@ class Data(_Section):
     text: TextOptions = TextOptions()
     audio: AudioOptions = AudioOptions()
     video: VideoOptions = VideoOptions()
-    fill: Literal["zeros", "ones", "black", "mean", "nan"] = Field("zeros", description="what stands for an absent input (B19)")
+    fill: Literal["zeros", "ones", "black", "mean", "nan"] = Field(
+        "zeros", description="what stands for an absent input (B19)"
+    )
     on_bad: Literal["refuse", "skip"] = "refuse"
     split_seed: int = Field(0, ge=0)
     augmentation: Augmentation = Augmentation()
@@ -105,7 +107,9 @@ class EncoderSpec(_Section):
     source: Literal["transformers", "timm", "mmsweep"] = "transformers"
     name: str = Field(description="a hub name, a folder, `package:NAME/path`, a timm name, or (mmsweep) one that ships")
     layers: int | None = Field(None, ge=1, description="keep only the first layers")
-    pool: Literal["auto", "cls", "mean", "pooler"] = Field("auto", description="which token stands for the input (B10-B12)")
+    pool: Literal["auto", "cls", "mean", "pooler"] = Field(
+        "auto", description="which token stands for the input (B10-B12)"
+    )
     trainable: bool = Field(False, description="train all its weights instead of freezing them")
     train_layernorm: bool = Field(False, description="train its LayerNorms beside the adapters (B15)")
 
@@ -158,7 +162,9 @@ class Schedule(_Section):
     power: float = Field(0.9, gt=0)
     warmup_epochs: float = Field(0, ge=0)
     warmup_steps: int | None = Field(None, ge=0, description="instead of warmup_epochs")
-    warmup: Literal["linear", "constant"] = Field("linear", description="B20: ramp from the ratio to 1, or hold the ratio")
+    warmup: Literal["linear", "constant"] = Field(
+        "linear", description="B20: ramp from the ratio to 1, or hold the ratio"
+    )
     warmup_ratio: float = Field(0.1, gt=0, le=1)
 
 
@@ -176,15 +182,19 @@ class Train(_Section):
     @model_validator(mode="after")
     def _warmup_ends(self) -> Train:
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
-            raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves no epoch of {self.epochs} after it")
+            raise ValueError(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves no epoch of {self.epochs} after it"
+            )
         return self
 
 
 class Scenarios(_Section):
     seed: int = Field(0, ge=0)
     train: ScenarioSpec = Field("complete", description="natural missingness while training, as in Lee et al.")
-    evaluate: list[ScenarioSpec] = Field(default_factory=lambda: ["complete"], min_length=1)
-    thresholds: Literal["half", "tuned"] = Field("half", description="multi-label: .5, or per label on validation (B17)")
+    evaluate: list[ScenarioSpec] = Field(["complete"], min_length=1)
+    thresholds: Literal["half", "tuned"] = Field(
+        "half", description="multi-label: .5, or per label on validation (B17)"
+    )
 
 
 class Dimension(_Section):
@@ -196,7 +206,9 @@ class Dimension(_Section):
     log_int: tuple[int, int] | None = None
     choice: list[Any] | None = Field(None, min_length=1)
     step: float | None = Field(None, gt=0)
-    when: dict[str, Any] = Field(default_factory=dict, description="key: value or list of values under which it is searched")
+    when: dict[str, Any] = Field(
+        default_factory=dict, description="key: value or list of values under which it is searched"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Dimension:
@@ -263,7 +275,9 @@ class Budget(_Section):
 
 class Final(_Section):
     seeds: int = Field(3, ge=1)
-    per: str | None = Field(None, description="a searched key: the best configuration of each of its values is re-trained")
+    per: str | None = Field(
+        None, description="a searched key: the best configuration of each of its values is re-trained"
+    )
 
 
 class Sweep(_Section):
@@ -272,7 +286,7 @@ class Sweep(_Section):
     sampler: Sampler = Sampler()
     seeds: int = Field(1, ge=1)
     scheduler: Scheduler = Scheduler(name="none")
-    start_from: list[Literal["current"] | dict[str, Any]] = Field(default_factory=lambda: ["current"])
+    start_from: list[Literal["current"] | dict[str, Any]] = ["current"]
     budget: Budget = Budget()
     final: Final | None = Final()
 
@@ -348,12 +362,16 @@ class Study(_Section):
             try:
                 self.with_values({key: value})
             except UserError as error:
-                raise UserError(f"the search space holds an impossible value ({error.problem})", **place, found=value) from None
+                raise UserError(
+                    f"the search space holds an impossible value ({error.problem})", **place, found=value
+                ) from None
         for other in dimension.when:
             try:
                 self.value(other)
             except KeyError:
-                raise UserError("`when` names an unknown key", **place, found=other, expected="a key of the study") from None
+                raise UserError(
+                    "`when` names an unknown key", **place, found=other, expected="a key of the study"
+                ) from None
 
     def _check_sweep(self, source: Source) -> None:
         sweep, schedule = self.sweep, self.train.schedule
@@ -367,13 +385,19 @@ class Study(_Section):
             )
         if len(sweep.objectives) > 1 and sweep.scheduler.name != "none":
             raise UserError(
-                "no scheduler can judge several objectives", **source.place("sweep.scheduler"), found=sweep.scheduler.name, expected="none"
+                "no scheduler can judge several objectives",
+                **source.place("sweep.scheduler"),
+                found=sweep.scheduler.name,
+                expected="none",
             )
         if sweep.sampler.name == "grid" and (wide := [k for k, d in self.search.items() if d.kind != "choice"]):
             raise UserError("a grid needs choices", **source.place(f"search.{wide[0]}"), expected="{choice: [...]}")
         if sweep.final and sweep.final.per and sweep.final.per not in self.search:
             raise UserError(
-                "`final.per` is not searched", **source.place("sweep.final.per"), found=sweep.final.per, expected=f"one of {list(self.search)}"
+                "`final.per` is not searched",
+                **source.place("sweep.final.per"),
+                found=sweep.final.per,
+                expected=f"one of {list(self.search)}",
             )
         if sweep.seeds > 1:
             raise UserError(

@@ -25,7 +25,9 @@ class _ScientificLoader(yaml.SafeLoader):
 
 _ScientificLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|nan))$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|nan))$"
+    ),
     list("-+0123456789."),
 )
 
@@ -52,13 +54,18 @@ class Source:
             raise UserError(f"the study file cannot be read ({error})", file=path) from None
         try:
             node = yaml.compose(text, Loader=_ScientificLoader)
-            values = yaml.load(text, Loader=_ScientificLoader)  # noqa: S506 - a SafeLoader
+            values = yaml.load(text, Loader=_ScientificLoader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             problem = getattr(error, "problem", None) or str(error)
             raise UserError(f"not valid YAML ({problem})", file=path, line=mark.line + 1 if mark else None) from None
         if not isinstance(values, dict):
-            raise UserError("not a study", file=path, found=type(values).__name__, expected="a mapping with name, data, model, method")
+            raise UserError(
+                "not a study",
+                file=path,
+                found=type(values).__name__,
+                expected="a mapping with name, data, model, method",
+            )
         source = cls(values, path)
         source._note_lines(node, "")
         for override in overrides:
@@ -66,7 +73,7 @@ class Source:
             if not equals or not key:
                 raise UserError("not an override", key=override, expected="key=value, for example train.epochs=2")
             try:
-                source.set(key.strip(), yaml.load(value, Loader=_ScientificLoader))  # noqa: S506
+                source.set(key.strip(), yaml.load(value, Loader=_ScientificLoader))
             except yaml.YAMLError:
                 raise UserError("the override's value is not valid YAML", key=key, found=value) from None
             source.overridden.add(key.strip())
@@ -115,16 +122,24 @@ class Source:
         if not isinstance(value, str):
             return value
         gaps = [name for name in _VARIABLE.findall(value) if name not in os.environ]
-        if gaps and key in _PATH_KEYS:
-            return value  # a dry run needs no data: asked for when the data is read
+        if gaps and (key in _PATH_KEYS or _is_encoder(key)):
+            return value  # a dry run needs neither data nor weights: asked for when they are read
         if gaps:
-            raise UserError("an environment variable is not set", **self.place(key), found=value, hint=f"export {gaps[0]}=…")
+            raise UserError(
+                "an environment variable is not set", **self.place(key), found=value, hint=f"export {gaps[0]}=…"
+            )
         text = _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
-        if key in _PATH_KEYS or (key.startswith("model.encoders.") and key.endswith(".name") and text.startswith((".", "~"))):
+        if key in _PATH_KEYS or (
+            key.startswith("model.encoders.") and key.endswith(".name") and text.startswith((".", "~"))
+        ):
             path = Path(text).expanduser()
             base = self.file.parent if self.file else Path.cwd()
             return str(path if path.is_absolute() else (base / path).resolve())
         return text
+
+
+def _is_encoder(key: str) -> bool:
+    return key.startswith("model.encoders.") and key.endswith(".name")
 
 
 def first_problem(error: ValidationError, source: Source, schema: type[BaseModel]) -> UserError:

@@ -14,12 +14,27 @@ import transformers
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 WIDTH = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *("##" + c for c in "abcdefghijklmnopqrstuvwxyz")]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"abcdefghijklmnopqrstuvwxyz",
+    *("##" + c for c in "abcdefghijklmnopqrstuvwxyz"),
+]
 
 
 def tiny_networks() -> dict[str, torch.nn.Module]:
     t = transformers
-    whisper = dict(d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24, num_mel_bins=8, max_source_positions=10)
+    whisper = dict(
+        d_model=16,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        num_mel_bins=8,
+        max_source_positions=10,
+    )
     return {
         "clip": t.CLIPVisionModel(t.CLIPVisionConfig(image_size=16, patch_size=8, **WIDTH)),
         "vit": t.ViTModel(t.ViTConfig(image_size=16, patch_size=8, **WIDTH), add_pooling_layer=False),

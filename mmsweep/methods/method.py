@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Method(nn.Module, ABC):
         noise: where dropout masks come from; the engine sets it.
     """
 
-    accepts: ClassVar[type[Backbone]] = Backbone
+    accepts: ClassVar[type[Any]] = Backbone
 
     def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
         super().__init__()

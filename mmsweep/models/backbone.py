@@ -57,4 +57,6 @@ class EncoderBackbone(Backbone):
 
 def without_absent(value: Tensor, present_B: Tensor) -> Tensor:
     """Zeros where a sample lacks the input. `where` and not a product: NaN times zero is NaN."""
-    return torch.where(present_B.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros((), dtype=value.dtype, device=value.device))
+    return torch.where(
+        present_B.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros((), dtype=value.dtype, device=value.device)
+    )

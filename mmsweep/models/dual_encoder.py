@@ -66,20 +66,26 @@ class DualEncoder(EncoderBackbone):
             tokens[modality] = self.encoder(modality).embed(x)
         return tokens
 
-    def classes(self, modality: str, tokens: Tokens, extra_ED: Tensor | None = None, place: str = "last") -> tuple[Tensor, Tensor]:
+    def classes(
+        self, modality: str, tokens: Tokens, extra_ED: Tensor | None = None, place: str = "last"
+    ) -> tuple[Tensor, Tensor]:
         encoder = self.encoder(modality)
         n, extras = tokens.values_BND.shape[1], 0 if extra_ED is None else extra_ED.shape[0]
         mask_BN = tokens.mask_BN
         if extra_ED is not None:
             where = cast(Literal["last", "first"], place)
-            extra_BED = encoder.embed_extra(extra_ED).to(tokens.values_BND.dtype).expand(tokens.values_BND.shape[0], -1, -1)
+            extra_BED = (
+                encoder.embed_extra(extra_ED).to(tokens.values_BND.dtype).expand(tokens.values_BND.shape[0], -1, -1)
+            )
             tokens = tokens.with_extra(extra_BED, where)
         values_BND = encoder.encode(tokens)
         start = extras if place == "first" else 0
         own_BND = values_BND[:, start : start + n]
         extra_out_BED = values_BND[:, n:] if place == "last" else values_BND[:, :extras]
         class_BD = encoder.pool(own_BND, mask_BN)
-        if tokens.sequences > 1:  # B13: each frame is a sequence of its own; a clip's tokens are the means over its frames
+        if (
+            tokens.sequences > 1
+        ):  # B13: each frame is a sequence of its own; a clip's tokens are the means over its frames
             class_BD = class_BD.unflatten(0, (-1, tokens.sequences)).mean(1)
             extra_out_BED = extra_out_BED.unflatten(0, (-1, tokens.sequences)).mean(1)
         project = self.projections[modality]

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
-    ASTConfig,
     ASTModel,
     BertModel,
     CLIPVisionModel,
@@ -60,12 +59,12 @@ class Family(ABC):
         return config
 
     @classmethod
-    def build(cls, config: Any, pooler: bool = True) -> nn.Module:
+    def build(cls, config: Any, pooler: bool = True) -> Any:
         """The network with initial weights."""
         return cls.model(cls.config(config), **({"add_pooling_layer": pooler} if cls.pooler else {}))
 
     @classmethod
-    def load(cls, folder: str, config: Any, pooler: bool) -> nn.Module:
+    def load(cls, folder: str, config: Any, pooler: bool) -> Any:
         """The network with a checkpoint's weights. Raises ValueError where the checkpoint lacks some."""
         extra = {"add_pooling_layer": pooler} if cls.pooler else {}
         model, info = cls.model.from_pretrained(
@@ -77,29 +76,29 @@ class Family(ABC):
 
     @staticmethod
     @abstractmethod
-    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]: ...
+    def blocks(model: Any) -> tuple[str, Any]: ...
 
     @staticmethod
     @abstractmethod
-    def embed(model: nn.Module, x: Any) -> Tokens: ...
+    def embed(model: Any, x: Any) -> Tokens: ...
 
     @staticmethod
-    def before(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def before(model: Any, values_BND: Tensor) -> Tensor:
         """What runs between the embeddings and block 1."""
         return values_BND
 
     @staticmethod
     @abstractmethod
-    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def after(model: Any, values_BND: Tensor) -> Tensor:
         """The final norm."""
 
     @staticmethod
-    def extra(model: nn.Module, extra_ED: Tensor) -> Tensor:
+    def extra(model: Any, extra_ED: Tensor) -> Tensor:
         return extra_ED
 
     @staticmethod
     @abstractmethod
-    def class_embedding(model: nn.Module) -> Tensor: ...
+    def class_embedding(model: Any) -> Tensor: ...
 
     @classmethod
     @abstractmethod
@@ -108,7 +107,6 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]: ...
-
 
 
 class FormatOptions:
@@ -123,7 +121,7 @@ class _Picture(Family):
     std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
 
     @classmethod
-    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> ImageFormat:
+    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> Format:
         size = options.size or _side(preprocessing.get("crop_size") or preprocessing.get("size")) or config.image_size
         mean = tuple(preprocessing.get("image_mean", cls.mean))
         return ImageFormat(int(size), mean, tuple(preprocessing.get("image_std", cls.std)))
@@ -152,35 +150,34 @@ class Clip(_Picture):
         return getattr(config, "vision_config", config)
 
     @staticmethod
-    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    def blocks(model: Any) -> tuple[str, Any]:
         return "encoder.layers", model.encoder.layers
 
     @staticmethod
-    def embed(model: nn.Module, x: Tensor) -> Tokens:
+    def embed(model: Any, x: Tensor) -> Tokens:
         values_BND = model.embeddings(x, interpolate_pos_encoding=True)
         return Tokens(values_BND, None, _Picture.grid(model.config, x))
 
     @staticmethod
-    def before(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def before(model: Any, values_BND: Tensor) -> Tensor:
         return model.pre_layrnorm(values_BND)
 
     @staticmethod
-    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def after(model: Any, values_BND: Tensor) -> Tensor:
         return model.post_layernorm(values_BND)
 
     @staticmethod
-    def class_embedding(model: nn.Module) -> Tensor:
+    def class_embedding(model: Any) -> Tensor:
         return model.embeddings.class_embedding
-
 
 
 class _LayersAndNorm(_Picture):
     @staticmethod
-    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def after(model: Any, values_BND: Tensor) -> Tensor:
         return model.layernorm(values_BND)
 
     @staticmethod
-    def class_embedding(model: nn.Module) -> Tensor:
+    def class_embedding(model: Any) -> Tensor:
         return model.embeddings.cls_token[0, 0]
 
 
@@ -190,13 +187,12 @@ class Vit(_LayersAndNorm):
     pooler = True
 
     @staticmethod
-    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    def blocks(model: Any) -> tuple[str, Any]:
         return "layers", model.layers
 
     @staticmethod
-    def embed(model: nn.Module, x: Tensor) -> Tokens:
+    def embed(model: Any, x: Tensor) -> Tokens:
         return Tokens(model.embeddings(x, interpolate_pos_encoding=True), None, _Picture.grid(model.config, x))
-
 
 
 @family("dinov2")
@@ -206,13 +202,12 @@ class Dinov2(_LayersAndNorm):
     model = Dinov2Model
 
     @staticmethod
-    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    def blocks(model: Any) -> tuple[str, Any]:
         return "encoder.layer", model.encoder.layer
 
     @staticmethod
-    def embed(model: nn.Module, x: Tensor) -> Tokens:
+    def embed(model: Any, x: Tensor) -> Tokens:
         return Tokens(model.embeddings(x), None, _Picture.grid(model.config, x))
-
 
 
 @family("audio-spectrogram-transformer")
@@ -225,11 +220,11 @@ class Ast(_LayersAndNorm):
     model = ASTModel
 
     @staticmethod
-    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    def blocks(model: Any) -> tuple[str, Any]:
         return "layers", model.layers
 
     @staticmethod
-    def embed(model: nn.Module, x: Tensor) -> Tokens:
+    def embed(model: Any, x: Tensor) -> Tokens:
         return Tokens(model.embeddings(x), None, _ast_grid(model.config))
 
     @classmethod
@@ -243,7 +238,6 @@ class Ast(_LayersAndNorm):
         return high * wide + cls.prefix, config.hidden_size
 
 
-
 @family("bert")
 class Bert(Family):
     """BERT. B8: an extra token gets a token type and the embedding norm, no position. B11: last hidden state."""
@@ -254,24 +248,25 @@ class Bert(Family):
     pooler = True
 
     @staticmethod
-    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    def blocks(model: Any) -> tuple[str, Any]:
         return "encoder.layer", model.encoder.layer
 
     @staticmethod
-    def embed(model: nn.Module, x: dict[str, Tensor]) -> Tokens:
+    def embed(model: Any, x: dict[str, Tensor]) -> Tokens:
         return Tokens(model.embeddings(input_ids=x["ids"]), x["mask"], (x["ids"].shape[1] - 1,))
 
     @staticmethod
-    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def after(model: Any, values_BND: Tensor) -> Tensor:
         return values_BND
 
     @staticmethod
-    def extra(model: nn.Module, extra_ED: Tensor) -> Tensor:
+    def extra(model: Any, extra_ED: Tensor) -> Tensor:
         return model.embeddings.LayerNorm(extra_ED + model.embeddings.token_type_embeddings.weight[0])
 
     @staticmethod
-    def class_embedding(model: nn.Module) -> Tensor:
+    def class_embedding(model: Any) -> Tensor:
         return model.embeddings.LayerNorm.bias  # where the embedding norm centres every token
+
     @classmethod
     def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:
         length = options.length or min(128, config.max_position_embeddings)
@@ -281,7 +276,6 @@ class Bert(Family):
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
         assert isinstance(fmt, TextFormat)
         return fmt.length, config.hidden_size
-
 
 
 @family("whisper")
@@ -295,28 +289,28 @@ class Whisper(Family):
     model = WhisperEncoder
 
     @classmethod
-    def load(cls, folder: str, config: Any, pooler: bool) -> nn.Module:
+    def load(cls, folder: str, config: Any, pooler: bool) -> Any:
         if any(name.startswith("WhisperEncoder") for name in config.architectures or ()):
             return super().load(folder, config, pooler)
         whole = WhisperModel.from_pretrained(folder, config=config, dtype=torch.float32)
         return whole.encoder
 
     @staticmethod
-    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    def blocks(model: Any) -> tuple[str, Any]:
         return "layers", model.layers
 
     @staticmethod
-    def embed(model: nn.Module, x: Tensor) -> Tokens:
+    def embed(model: Any, x: Tensor) -> Tokens:
         hidden = F.gelu(model.conv2(F.gelu(model.conv1(x.transpose(1, 2))))).transpose(1, 2)
         n = hidden.shape[1]
         return Tokens(hidden + model.embed_positions.weight[:n], None, (n,))
 
     @staticmethod
-    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def after(model: Any, values_BND: Tensor) -> Tensor:
         return model.layer_norm(values_BND)
 
     @staticmethod
-    def class_embedding(model: nn.Module) -> Tensor:
+    def class_embedding(model: Any) -> Tensor:
         return model.embed_positions.weight.mean(0)
 
     @classmethod
@@ -328,7 +322,6 @@ class Whisper(Family):
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
         assert isinstance(fmt, AudioFormat)
         return (fmt.frames + 1) // 2, config.d_model
-
 
 
 class SplitQKV(nn.Module):
@@ -346,7 +339,7 @@ class SplitQKV(nn.Module):
             self.add_module(name, part)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.q(x), self.k(x), self.v(x)], -1)
+        return torch.cat([part(x) for part in self.children()], -1)
 
 
 class Timm(_Picture):
@@ -355,24 +348,24 @@ class Timm(_Picture):
     projections = ("attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.proj")
 
     @staticmethod
-    def blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    def blocks(model: Any) -> tuple[str, Any]:
         return "blocks", model.blocks
 
     @staticmethod
-    def embed(model: nn.Module, x: Tensor) -> Tokens:
+    def embed(model: Any, x: Tensor) -> Tokens:
         values_BND = model._pos_embed(model.patch_embed(x))
         return Tokens(values_BND, None, model.patch_embed.grid_size)
 
     @staticmethod
-    def before(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def before(model: Any, values_BND: Tensor) -> Tensor:
         return model.norm_pre(values_BND)
 
     @staticmethod
-    def after(model: nn.Module, values_BND: Tensor) -> Tensor:
+    def after(model: Any, values_BND: Tensor) -> Tensor:
         return model.norm(values_BND)
 
     @staticmethod
-    def class_embedding(model: nn.Module) -> Tensor:
+    def class_embedding(model: Any) -> Tensor:
         return model.cls_token[0, 0]
 
 
@@ -383,6 +376,6 @@ def _side(size: Any) -> int | None:
     return int(size) if size else None
 
 
-def _ast_grid(config: ASTConfig) -> tuple[int, int]:
+def _ast_grid(config: Any) -> tuple[int, int]:
     high = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
     return high, (config.max_length - config.patch_size) // config.time_stride + 1

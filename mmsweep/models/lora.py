@@ -7,8 +7,8 @@ layers and pooler (B14).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -55,7 +55,7 @@ class SeededDropout(nn.Module):
 
 
 def add_lora(
-    encoder: Encoder, rank: int, alpha: float, dropout: float, noise: Noise, generator: torch.Generator, names: Sequence[str] | None = None
+    encoder: Encoder, rank: int, alpha: float, dropout: float, noise: Noise, generator: torch.Generator
 ) -> None:
     """Adapt an encoder in place: W x + alpha / rank * B A drop(x) on its attention linears; B starts at zero.
 
@@ -64,12 +64,12 @@ def add_lora(
         rank, alpha, dropout: as in Hu et al. 2022.
         noise: the trial's source of dropout masks.
         generator: draws the initial A (Kaiming uniform, as peft's own start).
-        names: the linears; default `encoder.attention_linears()`.
     """
-    targets = list(names if names is not None else encoder.attention_linears())
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
+    config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=encoder.attention_linears(), bias="none")
+    config.lora_alpha = alpha  # type: ignore[assignment]  # peft's annotation says int, its arithmetic takes any number
     inject_adapter_in_model(config, encoder)
-    for _, layer in sorted(((n, m) for n, m in encoder.named_modules() if isinstance(m, LoraLayer)), key=lambda pair: pair[0]):
+    layers: dict[str, Any] = {n: m for n, m in encoder.named_modules() if isinstance(m, LoraLayer)}
+    for _, layer in sorted(layers.items()):
         a = layer.lora_A["default"].weight
         if a.device.type != "meta":
             start = torch.empty(a.shape).uniform_(-1, 1, generator=generator) / math.sqrt(a.shape[1])

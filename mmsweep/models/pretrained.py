@@ -22,8 +22,11 @@ class PretrainedEncoder(Encoder):
         options: input sizes that the study sets.
         layers: keep the first blocks only.
         pool: which token stands for the input; auto: the family's own rule (B10 to B12).
-        weights: False builds it without weights, for counting.
+        weights: False builds it with initial values, for counting.
+        files: False needs nothing on disk where the architecture is known by name; default as `weights`.
     """
+
+    network: Any
 
     def __init__(
         self,
@@ -34,29 +37,37 @@ class PretrainedEncoder(Encoder):
         layers: int | None = None,
         pool: Pool = "auto",
         weights: bool = True,
+        files: bool | None = None,
     ) -> None:
         super().__init__()
-        architecture = locate(source, name, key, weights)
+        architecture = locate(source, name, key, weights if files is None else files)
         self.family = architecture.family
-        self.network: Any = architecture.network(weights)
+        network: Any = architecture.network(weights)
+        self.network = network
         options = options or FormatOptions()
         if self.family is Timm:
-            cfg = self.network.pretrained_cfg
-            size = self.network.patch_embed.img_size[0]
+            cfg = network.pretrained_cfg
+            size = network.patch_embed.img_size[0]
             if options.size not in (None, size):
-                raise UserError("timm encoders run at their own size", key="data.image.size", found=options.size, expected=str(size))
+                raise UserError(
+                    "timm encoders run at their own size", key="data.image.size", found=options.size, expected=str(size)
+                )
             self.format = ImageFormat(size, tuple(cfg["mean"]), tuple(cfg["std"]))
-            self._token_shape = (self.network.patch_embed.num_patches + self.network.num_prefix_tokens, self.network.embed_dim)
-            self.prefix = self.network.num_prefix_tokens
+            self._token_shape = (network.patch_embed.num_patches + network.num_prefix_tokens, network.embed_dim)
+            self.prefix = network.num_prefix_tokens
         else:
-            config = self.network.config
-            self.format = self.family.format(config, architecture.preprocessing(), str(architecture.folder or ""), options)
+            config = network.config
+            self.format = self.family.format(
+                config, architecture.preprocessing(), str(architecture.folder or ""), options
+            )
             self._token_shape = self.family.token_shape(config, self.format)
             self.prefix = self.family.prefix
         self.width = self._token_shape[1]
         self._blocks_name, blocks = self.family.blocks(self.network)
         if layers is not None and layers > len(blocks):
-            raise UserError("the encoder has fewer layers", key=f"{key}.layers", found=layers, expected=f"at most {len(blocks)}")
+            raise UserError(
+                "the encoder has fewer layers", key=f"{key}.layers", found=layers, expected=f"at most {len(blocks)}"
+            )
         if layers is not None:
             del blocks[layers:]
         self._pool = self.family.default_pool if pool == "auto" else pool

@@ -29,10 +29,19 @@ ARCHITECTURES: dict[str, Any] = {
     "bert-base-uncased": BertConfig,
     "google-bert/bert-base-uncased": BertConfig,
     "MIT/ast-finetuned-audioset-10-10-0.4593": ASTConfig,
-    "facebook/dinov2-small": lambda: Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
+    "facebook/dinov2-small": lambda: Dinov2Config(
+        hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14
+    ),
     "facebook/dinov2-base": lambda: Dinov2Config(image_size=518, patch_size=14),
     "google/vit-base-patch16-224-in21k": ViTConfig,
-    "openai/whisper-tiny.en": lambda: WhisperConfig(d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536),
+    # The two that scripts/lift_encoders.py lifts out of packages, by their folders' names.
+    "vit_s14": lambda: Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
+    "minilm_l6": lambda: BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    ),
+    "openai/whisper-tiny.en": lambda: WhisperConfig(
+        d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536
+    ),
 }
 
 
@@ -70,18 +79,20 @@ class Architecture:
             return self.family.load(str(self.folder), self.config, self.pooler)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"the encoder's weights cannot be loaded ({str(error).splitlines()[0]})", file=self.folder, expected="a whole checkpoint"
+                f"the encoder's weights cannot be loaded ({str(error).splitlines()[0]})",
+                file=self.folder,
+                expected="a whole checkpoint",
             ) from error
 
 
-def locate(source: str, name: str, key: str, weights: bool = True) -> Architecture:
+def locate(source: str, name: str, key: str, files: bool = True) -> Architecture:
     """Find an encoder.
 
     Args:
         source: transformers, timm or mmsweep.
         name: as EncoderSpec.name of the study.
         key: the study's key, for messages.
-        weights: whether weights must be there; without them an architecture that is known by name is enough.
+        files: whether its files must be there; without them an architecture that is known by name is enough.
 
     Raises:
         UserError: not found; says where it was looked for and how to provide it.
@@ -89,9 +100,14 @@ def locate(source: str, name: str, key: str, weights: bool = True) -> Architectu
     if source == "timm":
         return Architecture(name, Timm, name, None)
     looked: list[str] = []
+    if files and "${" in name:
+        raise UserError(
+            "an environment variable is not set", key=key, found=name, hint="It says where the encoder lies."
+        )
     folder = _shipped(name, key) if source == "mmsweep" else _folder(name, looked)
-    if folder is None and not weights and name in ARCHITECTURES:
-        config = ARCHITECTURES[name]()
+    known = ARCHITECTURES.get(name) or ARCHITECTURES.get(Path(name).name)
+    if folder is None and not files and known is not None:
+        config = known()
         return Architecture(name, FAMILIES[config.model_type], config, None)
     if folder is None:
         folder = _hub(name, looked, key)
@@ -99,7 +115,10 @@ def locate(source: str, name: str, key: str, weights: bool = True) -> Architectu
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise UserError(
-            "no encoder of this architecture", key=key, found=config.model_type, expected=f"one of {', '.join(sorted(FAMILIES))}, or timm"
+            "no encoder of this architecture",
+            key=key,
+            found=config.model_type,
+            expected=f"one of {', '.join(sorted(FAMILIES))}, or timm",
         )
     return Architecture(name, family, config, folder, _has_pooler(folder))
 
@@ -138,7 +157,9 @@ def _hub(name: str, looked: list[str], key: str) -> Path:
         for offline in (True, False):
             try:
                 return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=offline))
-            except Exception:  # the hub client raises a dozen kinds for "not there" and "no network"; all mean: not found
+            except (
+                Exception
+            ):  # the hub client raises a dozen kinds for "not there" and "no network"; all mean: not found
                 continue
         looked += [f"the hub's cache {constants.HF_HUB_CACHE}", "the hub itself (no answer, or no such name)"]
     raise UserError(
@@ -154,7 +175,9 @@ def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the encoder's configuration cannot be read ({str(error).splitlines()[0]})", file=folder / "config.json") from error
+        raise UserError(
+            f"the encoder's configuration cannot be read ({str(error).splitlines()[0]})", file=folder / "config.json"
+        ) from error
 
 
 def _has_pooler(folder: Path) -> bool:
@@ -173,18 +196,22 @@ def _timm(name: str, weights: bool) -> nn.Module:
     overlay: dict[str, Any] = {}
     try:
         if weights and not name.startswith("local-dir:"):
-            hub_id = timm.get_pretrained_cfg(name).hf_hub_id
-            if hub_id:
-                overlay = {"file": str(_hub(hub_id, [], "model.encoders") / "model.safetensors")}
-        model = timm.create_model(name, pretrained=weights, num_classes=0, pretrained_cfg_overlay=overlay)
+            known = timm.get_pretrained_cfg(name)
+            if known is not None and known.hf_hub_id:
+                overlay = {"file": str(_hub(known.hf_hub_id, [], "model.encoders") / "model.safetensors")}
+        model: Any = timm.create_model(name, pretrained=weights, num_classes=0, pretrained_cfg_overlay=overlay)
     except UserError:
         raise
     except Exception as error:  # timm passes on whatever its readers raise
         problem = str(error).splitlines()[0]
         hint = "Name one of timm.list_models('vit_*'), or a folder as local-dir:FOLDER."
-        raise UserError(f"timm cannot provide this model ({problem})", key="model.encoders", found=name, hint=hint) from error
+        raise UserError(
+            f"timm cannot provide this model ({problem})", key="model.encoders", found=name, hint=hint
+        ) from error
     if not hasattr(model, "blocks") or not hasattr(model, "_pos_embed"):
-        raise UserError("not a vision transformer of timm's", found=name, expected="a name that starts with vit_ or deit_")
+        raise UserError(
+            "not a vision transformer of timm's", found=name, expected="a name that starts with vit_ or deit_"
+        )
     for block in model.blocks:
         with torch.device(block.attn.qkv.weight.device):
             block.attn.qkv = SplitQKV(block.attn.qkv)

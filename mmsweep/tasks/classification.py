@@ -67,7 +67,9 @@ class MultiLabel(Task):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         weights = None if self.label_weights is None else self.label_weights.to(prediction.device)
-        return F.binary_cross_entropy_with_logits(prediction.float(), target, pos_weight=weights, reduction="none").mean(-1)
+        return F.binary_cross_entropy_with_logits(
+            prediction.float(), target, pos_weight=weights, reduction="none"
+        ).mean(-1)
 
     def statistics(self, prediction: Tensor) -> Tensor:
         return prediction.float().sigmoid()
@@ -86,7 +88,9 @@ class MultiLabel(Task):
     def per_class(self, statistics: Tensor, target: Tensor) -> dict[str, list[float]]:
         if len(target) == 0:
             return {"f1": [math.nan] * self.outputs}
-        return {"f1": multilabel_f1_score(self._decide(statistics), target.long(), self.outputs, average="none").tolist()}
+        return {
+            "f1": multilabel_f1_score(self._decide(statistics), target.long(), self.outputs, average="none").tolist()
+        }
 
     def tuned(self, statistics: Tensor, target: Tensor) -> MultiLabel:
         """This task with each label's threshold at its best F1 on these (validation) rows; ties go to the one nearest 0.5."""

@@ -89,7 +89,9 @@ class TrialFolder:
             try:
                 reports.append(Report(**json.loads(line)))
             except (ValueError, TypeError) as error:
-                raise UserError("not a report", file=path, line=number, found=line[:80], expected="a JSON object") from error
+                raise UserError(
+                    "not a report", file=path, line=number, found=line[:80], expected="a JSON object"
+                ) from error
         return reports
 
     def append(self, report: Report) -> None:
@@ -204,4 +206,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, to
         resume = load_file(folder / "resume.safetensors")
         return weights, resume, json.loads((folder / "resume.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"the checkpoint cannot be read ({error})", file=folder, expected="a checkpoint folder") from error
+        raise UserError(
+            f"the checkpoint cannot be read ({error})", file=folder, expected="a checkpoint folder"
+        ) from error

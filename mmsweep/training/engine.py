@@ -101,7 +101,9 @@ def fit(
 class _Fit:
     """A slot under way."""
 
-    def __init__(self, slot: Slot, data: PreparedData, plan: EvaluationPlan, device: torch.device, world: World) -> None:
+    def __init__(
+        self, slot: Slot, data: PreparedData, plan: EvaluationPlan, device: torch.device, world: World
+    ) -> None:
         self.slot, self.data, self.plan, self.device, self.world = slot, data, plan, device, world
         self.split = data.splits["train"]
         self.rows = np.flatnonzero(slot.table_NM.any(1))  # a row with nothing to read teaches nothing
@@ -126,11 +128,19 @@ class _Fit:
             raise Diverged(f"the loss is {losses['loss']} in epoch {self.done + 1}")
         batch_size = train.eval_batch_size or 4 * train.batch_size
         predictions = predict(
-            self.slot.method, self.slot.task, self.data.splits["val"], batch_size, self.device, self.world, train.precision
+            self.slot.method,
+            self.slot.task,
+            self.data.splits["val"],
+            batch_size,
+            self.device,
+            self.world,
+            train.precision,
         )
         scores = scenario_metrics(predictions, self.slot.task, self.plan.scenarios, self.plan.seed)
         self.done += 1
-        metrics = {f"train/{name}": value for name, value in losses.items()} | {f"val/{k}": v for k, v in scores.items()}
+        metrics = {f"train/{name}": value for name, value in losses.items()} | {
+            f"val/{k}": v for k, v in scores.items()
+        }
         metrics["epoch"] = float(self.done)
         if self.best is None or self.slot.better(metrics, self.best.metrics):
             self.best = Report(self.done, metrics)
@@ -249,7 +259,10 @@ def load_weights(method: Method, weights: dict[str, Tensor], where: object) -> N
     for name, parameter in own.items():
         if parameter.shape != weights[name].shape:
             raise UserError(
-                f"a checkpoint of another architecture: tensor {name}", file=where, found=tuple(weights[name].shape), expected=str(tuple(parameter.shape))
+                f"a checkpoint of another architecture: tensor {name}",
+                file=where,
+                found=tuple(weights[name].shape),
+                expected=str(tuple(parameter.shape)),
             )
         with torch.no_grad():
             parameter.copy_(weights[name])

@@ -74,7 +74,13 @@ def autocast(precision: str, device: torch.device) -> Any:
 
 @torch.inference_mode()
 def predict(
-    method: Method, task: Task, split: PreparedSplit, batch_size: int, device: torch.device, world: World, precision: str = "fp32"
+    method: Method,
+    task: Task,
+    split: PreparedSplit,
+    batch_size: int,
+    device: torch.device,
+    world: World,
+    precision: str = "fp32",
 ) -> Predictions:
     """Read the split once and predict under every pattern; each row is evaluated by one rank."""
     modalities = method.backbone.modalities
@@ -91,10 +97,14 @@ def predict(
         parts.append(task.statistics(prediction_PBC))
     local = torch.cat(parts, 1) if parts else torch.zeros(len(patterns_PM), 0, task.outputs, device=device)
     whole = world.all_gather_rows(local, len(split), dim=1).cpu()
-    return Predictions(whole, torch.from_numpy(np.asarray(split.targets)), np.asarray(split.natural_NM), modalities, tuple(split.ids))
+    return Predictions(
+        whole, torch.from_numpy(np.asarray(split.targets)), np.asarray(split.natural_NM), modalities, tuple(split.ids)
+    )
 
 
-def scenario_metrics(predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int) -> dict[str, float]:
+def scenario_metrics(
+    predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int
+) -> dict[str, float]:
     """`scenario/metric` for every scenario, and `mean_missing/…`, `worst_missing/…` over the proper patterns."""
     scores: dict[str, float] = {}
     for scenario in scenarios:
@@ -132,7 +142,9 @@ def evaluation_record(
             scenario = Scenario.parse({"available": {modality: tenth / 10}}, modalities)
             table = availability_table(scenario, len(predictions.ids), modalities, seed, predictions.natural_NM)
             statistics, target, _ = predictions.under(table)
-            curves[modality].append({"share": tenth / 10, "rows": len(target), "metrics": task.metrics(statistics, target)})
+            curves[modality].append(
+                {"share": tenth / 10, "rows": len(target), "metrics": task.metrics(statistics, target)}
+            )
     return {
         "split": split,
         "task": task.target.task,
@@ -141,7 +153,10 @@ def evaluation_record(
         "rows": len(predictions.ids),
         "epoch": epoch,
         "scenarios": {s.name: _entry(predictions, task, s, seed) for s in scenarios},
-        "patterns": {pattern_name(p, modalities): _entry(predictions, task, _whole(p, modalities), seed) for p in patterns(modalities)},
+        "patterns": {
+            pattern_name(p, modalities): _entry(predictions, task, _whole(p, modalities), seed)
+            for p in patterns(modalities)
+        },
         "mean_missing": mean,
         "worst_missing": worst,
         "curves": curves,
@@ -180,7 +195,10 @@ def _entry(predictions: Predictions, task: Task, scenario: Scenario, seed: int) 
     modalities = predictions.modalities
     table = availability_table(scenario, len(predictions.ids), modalities, seed, predictions.natural_NM)
     statistics, target, _ = predictions.under(table)
-    counts = {pattern_name(p, modalities): int((table == row).all(1).sum()) for p, row in zip(patterns(modalities), pattern_rows(modalities), strict=True)}
+    counts = {
+        pattern_name(p, modalities): int((table == row).all(1).sum())
+        for p, row in zip(patterns(modalities), pattern_rows(modalities), strict=True)
+    }
     return {
         "rows": len(target),
         "table": table_digest(table),

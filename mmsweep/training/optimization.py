@@ -17,7 +17,9 @@ def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -
     Warm-up: `linear` climbs from `warmup_ratio` to 1 (what the code that the papers build on does), `constant` holds the
     ratio (what their text says): research/methods.md B20. Afterwards polynomial decay to 0, cosine to 0, or constant.
     """
-    warmup = schedule.warmup_steps if schedule.warmup_steps is not None else round(schedule.warmup_epochs * steps_per_epoch)
+    warmup = (
+        schedule.warmup_steps if schedule.warmup_steps is not None else round(schedule.warmup_epochs * steps_per_epoch)
+    )
     if step < warmup:
         if schedule.warmup == "constant":
             return schedule.warmup_ratio
@@ -32,8 +34,11 @@ def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -
 
 def make_optimizer(spec: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
     """AdamW; biases, norms and single vectors are not decayed, as the reference code does (research/methods.md §2.4, §5.2)."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in parameters:
         (decayed if parameter.dim() > 1 and not name.startswith("proxies.") else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=spec.lr, betas=spec.betas, eps=spec.eps, foreach=True)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=spec.lr, betas=spec.betas, eps=spec.eps, foreach=True
+    )

@@ -65,7 +65,10 @@ def test_equals_the_library_s_own_model(name, make, encoder_folders, tiny_timm):
         elif name == "whisper":
             theirs = WhisperEncoder.from_pretrained(encoder_folders[name]).eval()(x.transpose(1, 2)).last_hidden_state
         elif name == "clip":
-            ours, theirs = encoder.pool(ours), transformers.CLIPVisionModel.from_pretrained(encoder_folders[name]).eval()(x).pooler_output
+            ours, theirs = (
+                encoder.pool(ours),
+                transformers.CLIPVisionModel.from_pretrained(encoder_folders[name]).eval()(x).pooler_output,
+            )
         else:
             theirs = transformers.AutoModel.from_pretrained(encoder_folders[name]).eval()(x).last_hidden_state
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

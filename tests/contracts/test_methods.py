@@ -116,8 +116,13 @@ def test_a_row_does_not_depend_on_its_batch_mates(name, M, make):
     with torch.no_grad():
         together = method(batch, used).prediction
         for row in range(ROWS):
-            one = {m: {k: v[row : row + 1] for k, v in x.items()} if isinstance(x, dict) else x[row : row + 1] for m, x in batch.inputs.items()}
-            alone = method(Batch(one, batch.present_BM[row : row + 1], batch.target[row : row + 1]), used[row : row + 1]).prediction
+            one = {
+                m: {k: v[row : row + 1] for k, v in x.items()} if isinstance(x, dict) else x[row : row + 1]
+                for m, x in batch.inputs.items()
+            }
+            alone = method(
+                Batch(one, batch.present_BM[row : row + 1], batch.target[row : row + 1]), used[row : row + 1]
+            ).prediction
             torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -132,7 +137,9 @@ def test_gradients_reach_exactly_what_is_trained(name, M, make):
     frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
     assert moved == trained
     assert all("lora_" not in n and n.startswith("backbone.encoders.") for n in frozen)
-    expected = {"backbone.head.weight", "backbone.head.bias"} | ({f"proxies.{m}" for m in method.backbone.modalities} if name == "cmpt" else set())
+    expected = {"backbone.head.weight", "backbone.head.bias"} | (
+        {f"proxies.{m}" for m in method.backbone.modalities} if name == "cmpt" else set()
+    )
     assert {n for n in trained if "lora_" not in n} == expected
 
 
@@ -157,8 +164,12 @@ def test_dropout_masks_do_not_depend_on_the_ranks(name, make):
 
     def run(rows):
         method.noise.generator, method.noise.total, method.noise.rows = torch.Generator().manual_seed(4), ROWS, rows
-        part = {m: {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows] for m, x in batch.inputs.items()}
-        return method(Batch(part, batch.present_BM[rows], batch.target[rows]), batch.present_BM[rows]).prediction.detach()
+        part = {
+            m: {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows] for m, x in batch.inputs.items()
+        }
+        return method(
+            Batch(part, batch.present_BM[rows], batch.target[rows]), batch.present_BM[rows]
+        ).prediction.detach()
 
     whole = run(slice(0, ROWS))
     torch.testing.assert_close(torch.cat([run(slice(0, 2)), run(slice(2, ROWS))]), whole, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,10 @@ IT = ("image", "text")
 
 
 def counts(table):
-    return {name: int(((table == row).all(1)).sum()) for name, row in {"text": [1, 0], "image": [0, 1], "none": [1, 1]}.items()}
+    return {
+        name: int(((table == row).all(1)).sum())
+        for name, row in {"text": [1, 0], "image": [0, 1], "none": [1, 1]}.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -26,7 +29,9 @@ def counts(table):
 def test_counts_of_lee_et_al(n, missing, text, image):
     table = availability_table(Scenario.parse({"rate": 0.7, "type": "both"}, IT), n, IT, seed=0)
     assert counts(table) == {"text": text, "image": image, "none": n - missing}
-    assert (availability_table(Scenario.parse({"available": {"image": 0.65, "text": 0.65}}, IT), n, IT, 0).all(1).sum()) == n - missing
+    assert (
+        availability_table(Scenario.parse({"available": {"image": 0.65, "text": 0.65}}, IT), n, IT, 0).all(1).sum()
+    ) == n - missing
 
 
 def test_notations_agree():
@@ -103,7 +108,9 @@ def test_masking_frequencies():
     assert shares == pytest.approx([1 / 3] * 3, abs=0.01)
     three = Masking(1.0).draw(torch.ones(30000, 3, dtype=torch.bool), generator)
     codes = (three * torch.tensor([1, 2, 4])).sum(1).bincount(minlength=8)
-    assert codes[[0, 7]].tolist() == [0, 0] and (codes[1:7].double() / 30000).tolist() == pytest.approx([1 / 6] * 6, abs=0.01)
+    assert codes[[0, 7]].tolist() == [0, 0] and (codes[1:7].double() / 30000).tolist() == pytest.approx(
+        [1 / 6] * 6, abs=0.01
+    )
 
 
 def test_masking_draws_the_same_stream_whatever_is_present():

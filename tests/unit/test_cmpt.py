@@ -20,7 +20,10 @@ def test_equation_2_and_3_one_sequence_per_modality(make):  # noqa: F811
     for modality in method.backbone.modalities:
         encoder = method.backbone.encoder(modality)
         original = encoder.encode
-        encoder.encode = lambda tokens, original=original: (lengths.append(tokens.values_BND.shape[1]), original(tokens))[1]
+        encoder.encode = lambda tokens, original=original: (
+            lengths.append(tokens.values_BND.shape[1]),
+            original(tokens),
+        )[1]
     class_BMD, proxy_BSTD = parts(method, batch)
     assert lengths == [4 + 1 + 1, 7 + 1]
     assert class_BMD.shape == (ROWS, 2, 16) and proxy_BSTD.shape == (ROWS, 2, 2, 16)
@@ -32,7 +35,9 @@ def test_equation_4_by_hand(make):  # noqa: F811
     batch.present_BM[:2] = torch.tensor([[True, False], [False, True]])
     term = method.alignment(class_BMD, proxy_BSTD, batch.present_BM)
     mse = torch.nn.functional.mse_loss
-    by_hand = torch.stack([mse(proxy_BSTD[b, 0, 1], class_BMD[b, 1]) + mse(proxy_BSTD[b, 1, 0], class_BMD[b, 0]) for b in range(2, ROWS)])
+    by_hand = torch.stack(
+        [mse(proxy_BSTD[b, 0, 1], class_BMD[b, 1]) + mse(proxy_BSTD[b, 1, 0], class_BMD[b, 0]) for b in range(2, ROWS)]
+    )
     assert term.counted_B.tolist() == [False] * 2 + [True] * (ROWS - 2)
     torch.testing.assert_close(term.values_B[2:], by_hand)
     assert term.values_B[:2].tolist() == [0.0, 0.0]
@@ -79,7 +84,9 @@ def test_masking_acts_on_the_gate_alone(make):  # noqa: F811
     """B5: a present but unused modality still serves as alignment target."""
     method, batch = make("cmpt", 2)
     used = torch.tensor([[True, False]] * ROWS)
-    assert torch.equal(method(batch, used).losses["align"].values_B, method(batch, batch.present_BM).losses["align"].values_B)
+    assert torch.equal(
+        method(batch, used).losses["align"].values_B, method(batch, batch.present_BM).losses["align"].values_B
+    )
 
 
 def test_detached_target_gets_no_gradient(make):  # noqa: F811
@@ -99,7 +106,10 @@ def test_all_patterns_cost_one_encoder_pass(make):  # noqa: F811
     for modality in method.backbone.modalities:
         encoder = method.backbone.encoder(modality)
         original = encoder.encode
-        encoder.encode = lambda tokens, original=original, modality=modality: (passes.append(modality), original(tokens))[1]
+        encoder.encode = lambda tokens, original=original, modality=modality: (
+            passes.append(modality),
+            original(tokens),
+        )[1]
     method.predict_patterns(batch, torch.from_numpy(pattern_rows(method.backbone.modalities)))
     assert sorted(passes) == sorted(method.backbone.modalities)
 

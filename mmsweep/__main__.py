@@ -1,0 +1,5 @@
+"""`python -m mmsweep`."""
+
+from mmsweep.cli import main
+
+main()

@@ -1,0 +1,356 @@
+"""The command line: each verb parses, calls one function, prints. The only place that catches errors for people."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mmsweep.errors import UserError
+from mmsweep.study import Study
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which configuration keeps working when a modality is missing: sweeps with Ray, Optuna and MLflow.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Datasets: what there is, what is found, prepare once.")
+app.add_typer(data_app, name="data")
+out = Console(soft_wrap=True, highlight=False)
+
+StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).", metavar="STUDY")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.epochs=2", metavar="[KEY=VALUE]...")]
+SweepPath = Annotated[Path, typer.Argument(help="A sweep's folder, or its name under ./sweeps.", metavar="SWEEP")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The sweep's folder; default sweeps/<name>.")]
+
+
+@app.command()
+def tune(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    out_folder: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; load and start nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in its folder.")] = False,
+    extend: Annotated[int, typer.Option("--extend", min=0, help="Go on, with N trials more.", metavar="N")] = 0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: train failed trials again.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sweep a study's search space, re-train the winner over seeds, evaluate it on test, write the report."""
+    study = Study.load(study_file, overrides or [])
+    if dry_run:
+        _print_plan(study, as_json)
+        return
+    from mmsweep.assembly import check, facts, prepare_data
+    from mmsweep.sweep.folder import check_lasting
+    from mmsweep.sweep.tuner import run_sweep
+
+    folder = out_folder or Path("sweeps") / study.name
+    check(study)
+    check_lasting(study, folder)
+    tags = facts(study, prepare_data(study))
+    outcome = run_sweep(
+        study,
+        folder,
+        resume=resume or extend > 0,
+        extend=extend,
+        retry_failed=retry_failed,
+        live=not as_json,
+        tags=tags,
+    )
+    again = shlex.join(
+        ["mmsweep", "tune", str(study_file), *(overrides or []), *(["--out", str(out_folder)] if out_folder else [])]
+    )
+    _conclude(outcome, f"{again} --resume", as_json)
+
+
+@app.command()
+def train(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    out_folder: Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a study's own configuration once and evaluate it on test."""
+    from mmsweep.assembly import check, facts, prepare_data
+    from mmsweep.sweep.folder import check_lasting
+    from mmsweep.sweep.tuner import train_one
+
+    study = Study.load(study_file, overrides or [])
+    folder = out_folder or Path("sweeps") / f"{study.name}-train"
+    check(study)
+    check_lasting(study, folder)
+    outcome = train_one(study, folder, resume=resume, live=not as_json, tags=facts(study, prepare_data(study)))
+    _conclude(outcome, f"{shlex.join(['mmsweep', 'train', str(study_file), *(overrides or [])])} --resume", as_json)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A trial's or final run's folder.", metavar="RUN")],
+    split: Annotated[str, typer.Option(help="val or test")] = "test",
+    device: Annotated[str, typer.Option(help="cpu or cuda:0")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a run's best checkpoint under every pattern and scenario of its study."""
+    from mmsweep.assembly import evaluate_run
+
+    if split not in ("val", "test"):
+        raise UserError("no such split", key="--split", found=split, expected="val or test")
+    record = evaluate_run(run, split, device)
+    if as_json:
+        print(json.dumps(record))
+        return
+    from rich.table import Table
+
+    metrics = list(record["mean_missing"])
+    table = Table(title=f"{run}: {split}, epoch {record['epoch']}")
+    for column in ("scenario", "n", *metrics):
+        table.add_column(column, justify="left" if column == "scenario" else "right")
+    for name, entry in {
+        **record["scenarios"],
+        **{k: v for k, v in record["patterns"].items() if k not in record["scenarios"]},
+    }.items():
+        table.add_row(name, str(entry["rows"]), *(f"{entry['metrics'][m]:.4f}" for m in metrics))
+    for name in ("mean_missing", "worst_missing"):
+        table.add_row(name, "", *(f"{record[name][m]:.4f}" for m in metrics))
+    out.print(table)
+
+
+@app.command()
+def report(sweep: SweepPath) -> None:
+    """Write a sweep's report again: report/index.html, pictures and tables."""
+    from mmsweep.report.page import write_report
+
+    print(write_report(_sweep(sweep)))
+
+
+@app.command()
+def show(sweep: SweepPath, as_json: AsJson = False) -> None:
+    """Show a sweep's trials and test scores; starts nothing."""
+    from mmsweep.report.record import SweepRecord
+
+    record = SweepRecord.load(_sweep(sweep))
+    if as_json:
+        print(json.dumps(record.to_json()))
+    else:
+        _print_record(record)
+
+
+@app.command()
+def best(sweep: SweepPath, as_json: AsJson = False) -> None:
+    """Print the best configuration as a study file; `mmsweep train` re-runs it to the same score."""
+    from mmsweep.report.record import SweepRecord
+
+    record = SweepRecord.load(_sweep(sweep))
+    text = record.best_study_yaml()
+    if text is None or record.best is None:
+        raise UserError("no trial has a score yet", file=record.folder)
+    if as_json:
+        import yaml
+
+        print(json.dumps({"trial": record.best.to_json(), "study": yaml.safe_load(text)}))
+    else:
+        value = record.best.objective
+        print(
+            f"# trial {record.best.id} of {record.name}: {record.objective.metric} = {value} (validation)\n{text}",
+            end="",
+        )
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Study files.", metavar="FILE...")], as_json: AsJson = False
+) -> None:
+    """Check study files without starting anything; every problem is named with its file, line and key."""
+    from mmsweep.assembly import check
+
+    problems = {}
+    for file in files:
+        try:
+            study = Study.load(file)
+            check(study)
+            if not as_json:
+                print(f"{file}: ok, {len(study.search)} searched keys")
+        except UserError as problem:
+            problems[str(file)] = _located(problem, file)
+    if as_json:
+        print(json.dumps({str(f): problems.get(str(f)) for f in files}))
+    else:
+        for text in problems.values():
+            print(f"mmsweep: {text}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def submit(
+    study_file: StudyFile,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="An absolute folder that outlives the job.")] = None,
+    print_only: Annotated[bool, typer.Option("--print", help="Print the command only.")] = False,
+) -> None:
+    """Print and run the `ray job submit` that tunes this study on a cluster."""
+    Study.load(study_file, overrides or [])
+    if out_folder is None or not out_folder.is_absolute():
+        raise UserError(
+            "a job's working directory is a copy that Ray deletes",
+            key="--out",
+            found=None if out_folder is None else str(out_folder),
+            expected="an absolute path that outlives the job",
+        )
+    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
+    command += ["python", "-m", "mmsweep", "tune", str(study_file), *(overrides or []), "--out", str(out_folder)]
+    print(shlex.join(command))
+    if not print_only:
+        raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@data_app.command("list")
+def data_list(as_json: AsJson = False) -> None:
+    """The datasets that studies may name."""
+    from mmsweep.data.registry import dataset_card, datasets
+
+    cards = [dataset_card(name) for name in datasets()]
+    if as_json:
+        print(json.dumps([asdict(card) for card in cards], default=str))
+        return
+    for card in cards:
+        rows = ", ".join(f"{n} {split}" for split, n in card.rows.items())
+        kinds = ", ".join(card.modalities) or "any"
+        out.print(f"[bold]{card.name}[/bold]: {card.title}\n  modalities: {kinds}; rows: {rows or 'yours'}")
+        out.print(f"  get: {card.get}" + ("" if card.reader else " (not read yet: dry runs only)"), markup=False)
+
+
+@data_app.command("check")
+def data_check(study_file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Read a study's dataset and say what was found and what is missing."""
+    from mmsweep.assembly import make_builder
+    from mmsweep.data.check import check
+
+    findings = check(make_builder(Study.load(study_file, overrides or [])))
+    print(json.dumps(findings) if as_json else "\n".join(findings))
+
+
+@data_app.command("prepare")
+def data_prepare(study_file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Decode a study's dataset once, into the cache that training maps."""
+    from mmsweep.assembly import prepare_data
+
+    data = prepare_data(Study.load(study_file, overrides or []))
+    rows = {name: len(split) for name, split in data.splits.items()}
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "rows": rows,
+                    "fingerprint": data.fingerprint,
+                    "skipped": len(data.skipped),
+                    "folder": str(data.folder),
+                }
+            )
+        )
+    else:
+        print(f"{', '.join(f'{n} {s}' for s, n in rows.items())} rows in {data.folder} ({len(data.skipped)} skipped)")
+
+
+def main() -> None:
+    """Run the command line; exits with 0, 1 (something failed), 2 (wrong input) or 130 (interrupted)."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as problem:
+        print(f"mmsweep: {_located(problem, None)}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("mmsweep: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as problem:
+        if not hasattr(problem, "format_message"):
+            raise
+        print(f"mmsweep: {problem.format_message()}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _located(problem: UserError, file: Path | None) -> str:
+    text = str(problem)
+    return text if file is None or problem.file is not None else f"{file}: {text}"
+
+
+def _sweep(path: Path) -> Path:
+    """A sweep's folder from a path or a name under ./sweeps."""
+    return path if path.exists() or not (Path("sweeps") / path).exists() else Path("sweeps") / path
+
+
+def _print_plan(study: Study, as_json: bool) -> None:
+    from mmsweep.assembly import dry_run
+
+    plan = dry_run(study)
+    if as_json:
+        print(json.dumps(plan))
+        return
+    from rich.table import Table
+
+    parameters = plan["parameters"]
+    out.print(
+        f"[bold]{plan['name']}[/bold]: {plan['trials']} trials on {plan['hosts']} host(s), {plan['steps_per_trial'] or '?'} steps each"
+    )
+    table = Table(title=f"{parameters['total']:,} parameters, {parameters['trainable']:,} trainable")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    for part, count in parameters["by_part"].items():
+        table.add_row(part, f"{count:,}")
+    out.print(table)
+    out.print("tokens: " + ", ".join(f"{m} {n:,}" for m, n in plan["tokens"].items()))
+    for split, scenarios in plan["scenarios"].items():
+        for name, counts in scenarios.items():
+            out.print(f"{split} {name}: " + ", ".join(f"{n} {p}" for p, n in counts.items()))
+    for key, dimension in plan["search"].items():
+        out.print(f"search {key}: {dimension}", markup=False)
+
+
+def _print_record(record: Any) -> None:
+    from mmsweep.report.tables import groups_table, scenario_table, trials_table
+
+    if record.trials:
+        out.print(trials_table(record, limit=20).to_rich())
+    finals = [g for g in record.groups if g.evaluations]
+    if len(finals) > 1:
+        out.print(groups_table(record).to_rich())
+    for group in finals:
+        out.print(scenario_table(group).to_rich())
+
+
+def _conclude(outcome: Any, resume_command: str, as_json: bool) -> None:
+    """Say how a sweep ended, and how to go on."""
+    record = outcome.record
+    if as_json:
+        print(json.dumps(record.to_json()))
+    else:
+        _print_record(record)
+        for warning in outcome.warnings:
+            print(f"warning: {warning}")
+        index = outcome.folder / "report" / "index.html"
+        if index.exists():
+            print(f"report: {index}")
+        print(f"runs:   {outcome.ui_command}")
+    if outcome.state != "finished":
+        print(f"The sweep was {outcome.state}; nothing is lost. Go on with: {resume_command}", file=sys.stderr)
+        raise typer.Exit(130 if outcome.state == "interrupted" else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Every shipped study is valid and dry-runs without data or weights; the papers' sizes come out exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmsweep.assembly import check, dry_run
+from mmsweep.study import Study
+
+STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_on_disk(monkeypatch):
+    for name in ("MMIMDB_ROOT", "FOOD101_ROOT", "KINETICS_SOUNDS_ROOT", "MMSWEEP_ENCODERS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_shipped_study_dry_runs(path):
+    study = Study.load(path)
+    check(study)
+    plan = dry_run(study)
+    assert plan["parameters"]["total"] == sum(plan["parameters"]["by_part"].values())
+    assert 0 < plan["parameters"]["trainable"] < plan["parameters"]["total"]
+    assert plan["steps_per_trial"] > 0 and set(plan["tokens"]) == set(study.model.encoders)
+    assert Study.parse(study.resolved()) == study
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "trainable", "tokens"),  # research/methods.md §E
+    [
+        ("cmpt_food101", 195_508_325, 226_661, {"image": 198, "text": 41}),
+        ("cmpt_kinetics_sounds", 172_159_519, 172_831, {"audio": 1215, "video": 198}),
+        ("cmpt_mmimdb", 195_448_343, 166_679, {"image": 198, "text": 257}),
+    ],
+)
+def test_the_papers_sizes(name, total, trainable, tokens):
+    path = next(p for p in STUDIES if p.stem == name)
+    plan = dry_run(Study.load(path))
+    assert (plan["parameters"]["total"], plan["parameters"]["trainable"]) == (total, trainable)
+    assert plan["tokens"] == tokens
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_lora_parameters_grow_with_the_rank(rank):
+    path = next(p for p in STUDIES if p.stem == "cmpt_food101")
+    plan = dry_run(Study.load(path, [f"model.lora.rank={rank}"]))
+    assert plan["parameters"]["by_part"]["lora"] == 147_456 * rank
+
+
+def test_bert_layer_norms_are_the_paper_s_other_reading():
+    """B15: 0.2651 M trainable on Food-101 with BERT's LayerNorms."""
+    path = next(p for p in STUDIES if p.stem == "cmpt_food101")
+    plan = dry_run(Study.load(path, ["model.encoders.text.train_layernorm=true"]))
+    assert plan["parameters"]["trainable"] == 226_661 + 38_400

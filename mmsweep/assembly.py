@@ -189,12 +189,13 @@ def make_method(study: Study, backbone: DualEncoder) -> Method:
     own.reset(init)
     for modality in own.modalities:
         spec, encoder = study.model.encoders[modality], own.encoder(modality)
-        norms = set(encoder.layer_norms())
-        for name, parameter in encoder.named_parameters():
-            parameter.requires_grad_(spec.trainable or (spec.train_layernorm and name in norms))
         if study.model.lora is not None and not spec.trainable:
             lora = study.model.lora
             add_lora(encoder, lora.rank, lora.alpha, lora.dropout, noise, init)
+        norms = set(encoder.layer_norms())
+        for name, parameter in encoder.named_parameters():  # after the adapters: peft freezes everything else
+            if spec.trainable or (spec.train_layernorm and name in norms):
+                parameter.requires_grad_(True)
     method = METHODS[study.method.name](own, study.method, noise, init)
     if study.scenarios.train != "complete" and not study.method.masking.with_training_gaps:
         method.masking = None  # B3

@@ -24,7 +24,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: what there is, what is found, prepare once.")
 app.add_typer(data_app, name="data")
-out = Console(soft_wrap=True, highlight=False)
+# A file or a pipe has no width of its own; 80 columns would cut the tables.
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
 
 StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).", metavar="STUDY")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.epochs=2", metavar="[KEY=VALUE]...")]

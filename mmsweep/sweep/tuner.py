@@ -22,6 +22,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 import mmsweep.sweep.cluster as cluster
 from mmsweep.errors import UserError
+from mmsweep.report.page import write_report
 from mmsweep.report.record import SweepRecord
 from mmsweep.study import Study
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
@@ -143,8 +144,20 @@ class _Sweep:
                 state = "interrupted"
             finally:
                 folder.update(state=state)
+                self._report(tracker, progress)
                 tracker.end_sweep(state)
         return SweepOutcome(state, folder.path, run_id, tracker.ui_command(), tracker.warnings)
+
+    def _report(self, tracker: Tracker, progress: Progress) -> None:
+        """Write the report and attach it to the parent run; what was computed stands whether or not it can be drawn."""
+        progress.phase("writing the report")
+        try:
+            index = write_report(self.folder.path)
+        except Exception as problem:
+            log.exception("the report")
+            progress.line(f"the report could not be written ({problem}); `mmsweep report {self.folder.path}` tries again")
+        else:
+            tracker.log_artifact(index.parent, "report")
 
     def _search_and_finals(
         self, tracker: Tracker, progress: Progress, interrupt: cluster.Interrupt, retry_failed: bool
@@ -182,7 +195,6 @@ class _Sweep:
                     raise session.problem
                 if not ended:
                     return "interrupted"
-            progress.phase("finished")
         return "finished"
 
     def _final_jobs(self, session: Session, searched: bool) -> list[FinalJob]:

@@ -88,8 +88,8 @@ def make_image(arguments: argparse.Namespace, own_NHWC: np.ndarray, kept: np.nda
     )
     student = new_image_student(arguments.teachers / "vit_s14", **IMAGE)
     print(f"clipart_image: {sum(p.numel() for p in student.parameters()):,} parameters", flush=True)
-    train_image(student, lessons, steps=arguments.image_steps, seed=arguments.seed)
-    save_image(student, arguments.out / "clipart_image")
+    out = arguments.out / "clipart_image"
+    train_image(student, lessons, lambda s: save_image(s, out), steps=arguments.image_steps, seed=arguments.seed)
 
 
 def make_text(arguments: argparse.Namespace, rows: list[dict[str, Any]], kept: np.ndarray) -> None:

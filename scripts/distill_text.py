@@ -170,4 +170,5 @@ def save(student: BertModel, out: Path) -> None:
     half.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float32"
+    (out / "model.safetensors").chmod(0o644)
     (out / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")

@@ -27,8 +27,8 @@ SIDE = 112
 SETS = {
     "emojione": "1.2.3", "emojione-v1": "1.2.3", "flag": "1.2.12", "flat-color-icons": "1.2.3",
     "fluent-color": "1.2.21", "fluent-emoji": "1.2.7", "fluent-emoji-flat": "1.2.6", "fxemoji": "1.2.2",
-    "game-icons": "1.2.4",    "healthicons": "1.2.13", "maki": "1.2.5", "noto": "1.2.9", "noto-v1": "1.2.5", "openmoji": "1.2.29",
-    "streamline-ultimate-color": "1.2.2", "twemoji": "1.2.5",
+    "game-icons": "1.2.4", "healthicons": "1.2.13", "maki": "1.2.5", "noto": "1.2.9", "noto-v1": "1.2.5",
+    "openmoji": "1.2.29", "streamline-ultimate-color": "1.2.2", "twemoji": "1.2.5",
 }  # fmt: skip
 
 

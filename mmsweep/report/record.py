@@ -150,7 +150,7 @@ class SweepRecord:
     @property
     def planned(self) -> int:
         """How many trials the sweep is to have (a grid or `--extend` may differ from `sweep.trials`)."""
-        return max(int(self.meta.get("trials") or self.study.sweep.trials), len(self.trials))
+        return max(int(self.meta.get("trials", self.study.sweep.trials)), len(self.trials))
 
     def count(self, state: str) -> int:
         return sum(trial.state == state for trial in self.trials)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+from mmsweep.data.registry import dataset_card, datasets
 from mmsweep.report import wording
 from mmsweep.report.finals import Cell, FinalGroup
 from mmsweep.report.record import SweepRecord
@@ -69,7 +70,8 @@ def state_sentence(record: SweepRecord) -> str:
     counts = [f"{record.count(state)} {word}" for state, word in words.items() if record.count(state)]
     left = len(record.trials) - sum(map(record.count, words))
     counts += [f"{left} {'running' if record.state == 'running' else 'interrupted'}"] if left else []
-    text = f"{len(record.trials)} of {record.planned} trials: {wording.joined(counts) or 'none yet'}."
+    searched = f"{len(record.trials)} of {record.planned} trials: {wording.joined(counts) or 'none yet'}."
+    text = searched if record.planned else "One configuration, no search."
     runs = [run for group in record.groups for run in group.runs]
     if runs:
         done = sum(run.evaluation is not None for run in runs)
@@ -83,8 +85,10 @@ def state_sentence(record: SweepRecord) -> str:
 
 def selection(record: SweepRecord) -> list[str]:
     """How the winner was chosen, sentence by sentence."""
-    sweep, data = record.study.sweep, record.study.data
+    sweep = record.study.sweep
     better = {"max": "larger", "min": "smaller"}
+    if not record.planned:
+        return ["The configuration was given, not selected.", _validation_part(record)]
     lines = [
         f"A trial's score is its {o.scope} validation value of {o.metric}; {better[o.mode]} is better."
         for o in sweep.objectives
@@ -95,19 +99,27 @@ def selection(record: SweepRecord) -> list[str]:
             "Trials stopped early are marked and never win over one that ran to its end."
         )
     lines.append("Selection saw validation only. Test was read once, by the final runs.")
-    if data.dataset == "manifest" and data.split is not None:
-        by = f"column {data.split.column!r}" if data.split.column else f"shares drawn with seed {data.split.seed or 0}"
-        whole = " in whole groups" if data.group else ""
-        lines.append(f"Training, validation and test are split by {by}{whole}.")
-    else:
-        lines.append(
-            f"A validation part that {data.dataset} lacks is carved from training by split seed {data.split_seed}."
-        )
+    lines.append(_validation_part(record))
     seeds = sorted({run.seed for group in record.groups for run in group.runs})
-    if seeds:
+    if seeds and record.planned:
         used = wording.joined([str(seed) for seed in seeds])
         lines.append(f"Finals were trained with seeds {used}, which the search had not used.")
     return lines
+
+
+def _validation_part(record: SweepRecord) -> str:
+    data = record.study.data
+    if data.dataset == "manifest":
+        split, whole = data.split, ", groups kept whole" if data.group else ""
+        if split and split.column:
+            carved = "where it names no validation rows, they are carved from training"
+            return f"The splits are those of the file's column {split.column}; {carved}{whole}."
+        seed = split.seed if split and split.seed is not None else data.split_seed
+        return f"Training, validation and test are carved by shares with seed {seed}{whole}."
+    rows = dataset_card(data.dataset).rows if data.dataset in datasets() else {}
+    if "val" in rows:
+        return f"The validation part ({rows['val']:,} rows) comes with the dataset."
+    return f"The dataset has no validation part; one is carved from training with data.split_seed {data.split_seed}."
 
 
 def facts(record: SweepRecord) -> list[tuple[str, str]]:

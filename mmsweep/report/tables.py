@@ -87,7 +87,7 @@ def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
     return Table(
         f"Trials by validation {heading}"
         + (f" (best {len(shown)} of {len(trials)})" if len(shown) < len(trials) else ""),
-        ("trial", "state", heading + unit, *others, "epoch", *(names[key] for key in keys)),
+        ("trial", "state", "score" + unit, *others, "epoch", *(names[key] for key in keys)),
         tuple(rows),
         left=2,
         strong=frozenset(i for i, trial in enumerate(shown) if best and trial.id == best.id),

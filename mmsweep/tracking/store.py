@@ -118,7 +118,10 @@ def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
     if found is None:
         try:
             # MLflow's own default is a path relative to whoever creates the experiment.
-            return str(client.create_experiment(name, artifact_location=folder.as_uri() if folder else None))
+            kind = {
+                "mlflow.experimentKind": "custom_model_development"
+            }  # else the UI may open on its pages for chat models
+            return str(client.create_experiment(name, artifact_location=folder.as_uri() if folder else None, tags=kind))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or (found := client.get_experiment_by_name(name)) is None:
                 raise

@@ -256,6 +256,14 @@ def test_the_page_of_an_unfinished_sweep_says_so(trials: int, tmp_path: Path) ->
     assert "Results on test" not in text
 
 
+def test_the_page_of_one_trained_configuration_has_no_search(tmp_path: Path) -> None:
+    folder = factory.make_sweep(tmp_path / "s", trials=0)
+    about = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**about, "trials": 0}))
+    text = checked(write_report(folder))
+    assert "One configuration, no search." in text and 'id="search"' not in text and "Results on test" in text
+
+
 def test_the_page_of_a_multi_label_sweep(tmp_path: Path) -> None:
     made = factory.study(data={"dataset": "openclipart", "task": "multi_label"})
     folder = factory.make_sweep(tmp_path / "s", made, trials=1, finals=False)

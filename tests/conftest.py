@@ -62,3 +62,93 @@ def encoder_folders(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture()
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Prepared data of tests stays out of the user's cache."""
+    os.environ["MMSWEEP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_table(tmp_path_factory):
+    """48 pictures of 16 pixels with a word each, and all kinds of targets, as a user would write them down."""
+    import csv
+
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("table")
+    random = np.random.default_rng(0)
+    colours = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+    rows = []
+    for i in range(48):
+        colour = list(colours)[i % 3]
+        pixels = np.clip(np.array(colours[colour]) + random.normal(0, 30, (16, 16, 3)), 0, 255).astype("uint8")
+        Image.fromarray(pixels).save(root / f"{i}.png")
+        word = "abc"[i % 3] * random.integers(2, 5)
+        part = "train" if i < 30 else "val" if i < 39 else "test"
+        rows.append({"picture": f"{i}.png", "words": word, "kind": colour, "part": part, "score": i % 3 + 0.1,
+                     "tags": f"{colour}|warm" if colour == "red" else colour})  # fmt: skip
+    for name, gaps in (("whole.csv", ()), ("gaps.csv", (0, 31, 33, 40, 44))):
+        with open(root / name, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            for i, row in enumerate(rows):
+                gone = {"picture": ""} if i in gaps else {"words": ""} if i - 1 in gaps else {}
+                writer.writerow(row | gone)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_values(tiny_table, encoder_folders):
+    """A whole study on the tiny table, as plain values."""
+    return {
+        "name": "tiny",
+        "data": {
+            "dataset": "manifest",
+            "path": str(tiny_table / "whole.csv"),
+            "modalities": {
+                "image": {"kind": "image", "column": "picture"},
+                "text": {"kind": "text", "column": "words"},
+            },
+            "target": {"task": "single_label", "column": "kind"},
+            "split": {"column": "part"},
+            "text": {"length": 8},
+        },
+        "model": {
+            "encoders": {
+                "image": {"source": "transformers", "name": encoder_folders["vit"]},
+                "text": {"source": "transformers", "name": encoder_folders["bert"]},
+            },
+            "lora": {"rank": 2, "alpha": 2, "dropout": 0.1},
+        },
+        "method": {"name": "cmpt"},
+        "train": {"epochs": 2, "batch_size": 8, "optimizer": {"lr": 1e-2}},
+        "scenarios": {
+            "evaluate": ["complete", {"missing": "text"}, {"missing": "image"}, {"rate": 0.5, "type": "both"}]
+        },
+        "search": {"method.align_weight": {"log_uniform": [0.01, 1.0]}},
+    }
+
+
+@pytest.fixture()
+def tiny_study(tiny_values):
+    from mmsweep.study import Study
+
+    return Study.parse(tiny_values)
+
+
+@pytest.fixture()
+def tiny_gaps_study(tiny_study, tiny_table):
+    return tiny_study.with_values({"data.path": str(tiny_table / "gaps.csv")})
+
+
+@pytest.fixture()
+def tiny_tasks(tiny_study):
+    multi = {"data.target": {"task": "multi_label", "column": "tags"}, "scenarios.thresholds": "tuned"}
+    number = {
+        "data.target": {"task": "regression", "column": "score"},
+        "sweep.objective": {"metric": "val/mean_missing/mae", "mode": "min"},
+    }
+    return {"multi_label": tiny_study.with_values(multi), "regression": tiny_study.with_values(number)}

@@ -1,0 +1,28 @@
+# Two commands: `make demo` and `make test`. Each sets up .venv by itself; PYTHON names the interpreter (3.10 to 3.12).
+PYTHON ?= python3
+BIN := .venv/bin
+STUDY := search_spaces/quickstart.yaml
+
+.PHONY: demo test lint format clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+# A second `make demo` shows the finished sweep, or goes on with one that was interrupted.
+demo: .venv/ready
+	$(BIN)/mmsweep tune $(STUDY) $(if $(wildcard sweeps/quickstart/sweep.json),--resume)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv sweeps mlflow.db mlflow.db.lock mlartifacts

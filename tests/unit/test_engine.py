@@ -1,0 +1,214 @@
+"""The engine on a tiny real dataset: reproducible, resumable to the bit, independent of neighbours and of the number of ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from mmsweep.assembly import Job, Warm, warm_key
+from mmsweep.errors import UserError
+from mmsweep.study import Schedule, Study
+from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
+from mmsweep.training.engine import load_weights
+from mmsweep.training.optimization import lr_factor
+from mmsweep.training.world import World
+
+
+def run(study, path, kind="trial", report=lambda r: False, warm=None, world=None):
+    folder = TrialFolder(path)
+    folder.create({"id": "0", "params": {}}, study.to_yaml())
+    (warm or Warm("cpu", world or World())).run(Job("0", kind, str(path), study.resolved(), warm_key(study)), report)
+    return folder
+
+
+def metrics(folder):
+    return [r.metrics for r in folder.reports()]
+
+
+def weights(folder):
+    return load_checkpoint(folder.last_checkpoint())[0]
+
+
+def same_weights(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_same_study_and_seed_twice(tiny_study, tmp_path):
+    first, second = run(tiny_study, tmp_path / "a"), run(tiny_study, tmp_path / "b")
+    assert metrics(first) == metrics(second) and same_weights(weights(first), weights(second))
+    other = run(tiny_study.with_values({"train.seed": 1}), tmp_path / "c")
+    assert metrics(first) != metrics(other)
+
+
+def test_a_trial_does_not_depend_on_its_neighbours(tiny_study, tmp_path):
+    warm = Warm("cpu", World())
+    alone = run(tiny_study, tmp_path / "alone")
+    run(
+        tiny_study.with_values({"model.lora.rank": 3, "train.seed": 7, "method.name": "plain"}),
+        tmp_path / "x",
+        warm=warm,
+    )
+    torch.rand(11)
+    after = run(tiny_study, tmp_path / "after", warm=warm)
+    assert metrics(alone) == metrics(after) and same_weights(weights(alone), weights(after))
+
+
+@pytest.mark.parametrize("method", ["cmpt", "modality_dropout", "plain"])
+def test_resuming_equals_never_having_stopped(method, tiny_study, tmp_path):
+    study = tiny_study.with_values({"method.name": method, "train.epochs": 3})
+    whole = run(study, tmp_path / "whole")
+    stopped = run(study, tmp_path / "stopped", report=lambda r: r.epoch == 1)
+    assert len(stopped.reports()) == 1 and stopped.done() is None
+    again = run(study, tmp_path / "stopped")
+    assert metrics(again) == metrics(whole) and same_weights(weights(again), weights(whole))
+    assert again.done() == {"state": "finished", "error": None}
+
+
+def test_a_kill_between_checkpoint_and_report_costs_that_epoch_only(tiny_study, tmp_path):
+    whole = run(tiny_study, tmp_path / "whole")
+    killed = run(tiny_study, tmp_path / "killed", report=lambda r: r.epoch == 1)
+    shutil.copytree(killed.checkpoint(1), killed.checkpoint(2))  # written, never reported
+    with open(killed.path / "reports.jsonl", "a") as file:
+        file.write('{"epoch": 2, "metr')  # cut off in the middle
+    again = run(tiny_study, tmp_path / "killed")
+    assert metrics(again) == metrics(whole) and same_weights(weights(again), weights(whole))
+
+
+def test_the_best_and_the_last_checkpoint_are_kept(tiny_study, tmp_path):
+    study = tiny_study.with_values(
+        {"train.epochs": 4, "sweep.objective": {"metric": "val/complete/accuracy", "mode": "max"}}
+    )
+    folder = run(study, tmp_path / "a")
+    values = [m["val/complete/accuracy"] for m in metrics(folder)]
+    best = values.index(max(values)) + 1
+    assert {p.name for p in (folder.path / "checkpoints").iterdir()} == {f"epoch-{best:04d}", "epoch-0004"}
+
+
+def test_a_final_is_evaluated_on_test_and_a_trial_is_not(tiny_study, tmp_path):
+    trial, final = run(tiny_study, tmp_path / "t"), run(tiny_study, tmp_path / "f", kind="final")
+    assert not (trial.path / "evaluation.json").exists()
+    record = json.loads((final.path / "evaluation.json").read_text())
+    assert record["split"] == "test" and set(record["patterns"]) == {"complete", "missing-text", "missing-image"}
+    assert all(m.startswith(("val/", "train/", "epoch")) for m in metrics(final)[0])
+    assert metrics(trial) == metrics(final)
+
+
+def test_divergence_fails_the_trial_with_its_reason(tiny_study, tmp_path):
+    folder = run(tiny_study.with_values({"train.optimizer.lr": 1e30}), tmp_path / "a")
+    assert folder.done()["state"] == "failed" and "loss" in folder.done()["error"]
+
+
+def test_training_gaps_switch_masking_off(tiny_study, tmp_path):
+    """B3: no extra dropout where the training data has gaps of its own, unless asked for."""
+    warm = Warm("cpu", World())
+    gaps = tiny_study.with_values({"scenarios.train": {"rate": 0.5, "type": "both"}})
+    assert warm.slot(tiny_study, TrialFolder(tmp_path)).method.masking is not None
+    slot = warm.slot(gaps, TrialFolder(tmp_path))
+    assert slot.method.masking is None and not slot.table_NM.all() and slot.table_NM.any(1).all()
+    asked = gaps.with_values({"method.masking.with_training_gaps": True})
+    assert warm.slot(asked, TrialFolder(tmp_path)).method.masking is not None
+
+
+def test_natural_gaps_train_and_say_their_rows(tiny_gaps_study, tmp_path):
+    folder = run(tiny_gaps_study, tmp_path / "a", kind="final")
+    record = json.loads((folder.path / "evaluation.json").read_text())
+    rows = {name: entry["rows"] for name, entry in record["scenarios"].items()}
+    assert rows["missing-text"] < rows["complete"] == record["rows"] and rows["missing-image"] < rows["complete"]
+    assert all(math.isfinite(v) for m in metrics(folder) for v in m.values())
+
+
+@pytest.mark.parametrize("fill", ["zeros", "ones", "black", "mean", "nan"])
+def test_the_fill_value_changes_nothing(fill, tiny_gaps_study, tmp_path):
+    reference = run(tiny_gaps_study, tmp_path / "reference")
+    filled = run(tiny_gaps_study.with_values({"data.fill": fill}), tmp_path / fill)
+    assert metrics(filled) == metrics(reference)
+
+
+@pytest.mark.parametrize("task", ["multi_label", "regression"])
+def test_other_tasks_train(task, tiny_tasks, tmp_path):
+    folder = run(tiny_tasks[task], tmp_path / task, kind="final")
+    assert folder.done()["state"] == "finished"
+    assert metrics(folder)[-1]["train/loss_task"] < metrics(folder)[0]["train/loss_task"] * 1.5
+
+
+def test_clipping_acts_and_balanced_classes_need_no_weights(tiny_study, tmp_path):
+    plain = run(tiny_study, tmp_path / "a")
+    clipped = run(tiny_study.with_values({"train.clip_norm": 0.01}), tmp_path / "b")
+    balanced = run(tiny_study.with_values({"train.class_weights": "balanced"}), tmp_path / "c")
+    assert metrics(plain) != metrics(clipped)
+    assert metrics(plain) == metrics(balanced)  # the table holds ten of each class: nothing to balance
+
+
+def _rank(rank, size, study, path, port):
+    import os
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
+    stopped = run(Study.parse(study), path, kind="final", world=World.current())
+    assert rank > 0 or stopped.done()["state"] == "finished"
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one(tiny_study, tmp_path):
+    """Uneven batches and splits included; LoRA dropout and masking on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    study = tiny_study.with_values({"model.lora.dropout": 0.2, "train.batch_size": 7})
+    one = run(study, tmp_path / "one", kind="final")
+    mp.spawn(_rank, (2, study.resolved(), tmp_path / "two", port), nprocs=2)
+    two = TrialFolder(tmp_path / "two")
+    for a, b in zip(metrics(one), metrics(two), strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.1), (50, 0.55), (100, 1.0)])
+def test_linear_warm_up(step, factor):  # research/methods.md §E
+    schedule = Schedule(warmup_epochs=10, warmup="linear", warmup_ratio=0.1)
+    assert lr_factor(schedule, step, 1000, 10) == pytest.approx(factor)
+
+
+def test_constant_warm_up_and_decay():
+    schedule = Schedule(warmup_epochs=5, warmup="constant", warmup_ratio=0.1, power=0.9)
+    assert [lr_factor(schedule, s, 100, 10) for s in (0, 49)] == [0.1, 0.1]
+    assert lr_factor(schedule, 75, 100, 10) == pytest.approx(0.5**0.9)
+    assert lr_factor(schedule, 100, 100, 10) == 0.0
+    assert lr_factor(Schedule(name="cosine"), 50, 100, 10) == pytest.approx(0.5)
+    assert lr_factor(Schedule(name="constant", warmup_steps=4, warmup="linear"), 4, 100, 10) == 1.0
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tiny_study, tmp_path):
+    warm = Warm("cpu", World())
+    folder = run(tiny_study, tmp_path / "a", warm=warm)
+    stored = weights(folder)
+    wider = warm.slot(tiny_study.with_values({"model.lora.rank": 4}), folder).method
+    with pytest.raises(UserError, match=r"another architecture.*found \("):
+        load_weights(wider, stored, folder.path)
+    plain = warm.slot(tiny_study.with_values({"method.name": "plain"}), folder).method
+    with pytest.raises(UserError, match="unknown tensor proxies"):
+        load_weights(plain, stored, folder.path)
+
+
+def test_done_marks_and_reports_survive_anything(tmp_path):
+    folder = TrialFolder(tmp_path / "t")
+    folder.create({"id": "x"}, "name: a")
+    assert folder.mark_done("finished") and not folder.mark_done("stopped")
+    assert folder.done()["state"] == "finished"
+    folder.append(Report(1, {"a": 1.0}))
+    with open(folder.path / "reports.jsonl", "a") as file:
+        file.write('{"epoch"')
+    folder.append(Report(2, {"a": math.nan}))
+    assert [r.epoch for r in folder.reports()] == [1, 2]
+    (folder.path / "reports.jsonl").write_text("nonsense\n")
+    with pytest.raises(UserError, match=r"reports.jsonl:1: not a report"):
+        folder.reports()

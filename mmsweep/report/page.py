@@ -129,7 +129,8 @@ CAPTIONS = {
     ),
     "importance": (
         "What mattered",
-        "How much of what sets good trials apart each parameter explains (PED-ANOVA over finished trials).",
+        "How much of what sets good trials apart each parameter explains (PED-ANOVA over finished trials); "
+        "of fewer than some twenty trials it is a hint at most.",
     ),
     "parallel": (
         "Where good trials lie",

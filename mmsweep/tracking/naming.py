@@ -73,8 +73,16 @@ def _table(
         name = f"[{run.info.run_name}](#/experiments/{experiment_id}/runs/{run.info.run_id})"
         values = [f"{run.data.metrics[m]:.4f}" if m in run.data.metrics else "" for m in shown]
         state = run.data.tags.get("mmsweep.state", run.info.status.lower())
-        line = f"| {' | '.join([name, state, *values, *(run.data.params.get(key, '')[:40] for key in params)])} |"
+        line = f"| {' | '.join([name, state, *values, *(_short(run.data.params.get(key, '')) for key in params)])} |"
         if sum(map(len, lines)) + len(line) > limit:
             return "\n".join(lines) + f"\n\n… and {len(runs) - position} more."
         lines.append(line)
     return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    """Four digits of a number, forty characters of anything else."""
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text[:40]

@@ -1,0 +1,79 @@
+"""Write docs/study.md from the schema of mmsweep/study.py, so that the reference cannot differ from the code.
+
+python scripts/study_reference.py            # writes
+python scripts/study_reference.py --check    # exits with 1 where the file is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from mmsweep.study import Dimension, Study
+
+TARGET = Path(__file__).parents[1] / "docs" / "study.md"
+INTRODUCTION = """# The study file
+
+Written by `python scripts/study_reference.py` from the schema in `mmsweep/study.py`. Any key can be given on the command
+line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is an environment variable.
+
+"""
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    yield prefix, model
+    for name, field in model.model_fields.items():
+        for inner in _models(field.annotation):
+            if inner is not Dimension:
+                step = ".<modality>" if typing.get_origin(field.annotation) is dict else ""
+                yield from sections(inner, f"{prefix}.{name}{step}" if prefix else name + step)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found: list[type[BaseModel]] = []
+    for argument in typing.get_args(annotation):
+        found += [m for m in _models(argument) if m not in found]
+    return found
+
+
+def _type(annotation: Any) -> str:
+    text = str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))
+    for old, new in (("typing.", ""), ("mmsweep.study.", ""), ("NoneType", "null"), ("None", "null"), ("Literal", "")):
+        text = text.replace(old, new)
+    return text.replace("|", "or")
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined or isinstance(value, BaseModel):
+        return ""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def render() -> str:
+    parts = [INTRODUCTION]
+    for prefix, model in [*sections(Study), ("search.<key>", Dimension)]:
+        parts.append(f"## `{prefix or 'study'}`\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
+        for name, field in model.model_fields.items():
+            limits = ", ".join(str(m) for m in field.metadata if type(m).__name__ in ("Ge", "Gt", "Le", "Lt"))
+            meaning = "; ".join(part for part in (field.description or "", limits) if part)
+            parts.append(f"| `{field.alias or name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |\n")
+        parts.append("\n")
+    return "".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    text = render()
+    if "--check" in sys.argv:
+        sys.exit(0 if TARGET.exists() and TARGET.read_text(encoding="utf-8") == text else f"{TARGET} is out of date")
+    TARGET.write_text(text, encoding="utf-8")

@@ -1,0 +1,90 @@
+"""What the README says works as it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def mmsweep(*args, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "mmsweep", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=500
+    )
+
+
+@pytest.fixture()
+def own_data(tmp_path, tiny_table, encoder_folders):
+    """README's example study on README's file name, with encoders that are on this machine."""
+    (example,) = re.findall(r"```yaml\n(name: my-study.*?)```", README, re.S)
+    example = example.replace("openai/clip-vit-base-patch16", encoder_folders["clip"]).replace(
+        "bert-base-uncased", encoder_folders["bert"]
+    )
+    (tmp_path / "my.yaml").write_text(example)
+    table = (tiny_table / "whole.csv").read_text().replace("words", "caption")
+    (tmp_path / "my.csv").write_text(re.sub(r"^(\d+)\.png", rf"{tiny_table}/\1.png", table, flags=re.M))
+    return tmp_path
+
+
+def test_the_example_study_checks_and_dry_runs(own_data):
+    checked = mmsweep("data", "check", "my.yaml", cwd=own_data)
+    assert checked.returncode == 0 and "30 train, 9 val, 9 test" in checked.stdout, checked
+    dry = mmsweep("tune", "my.yaml", "--dry-run", "--json", cwd=own_data)
+    plan = json.loads(dry.stdout)
+    assert plan["tokens"]["image"] == 4 + 2 and set(plan["scenarios"]["test"]) == {
+        "complete",
+        "missing-text",
+        "missing-image",
+        "image-100_text-30",
+    }
+
+
+def test_files_and_verbs_that_the_readme_names_exist():
+    for path in re.findall(
+        r"\]\(((?:docs|mmsweep)/[^)]+)\)|`((?:mmsweep|search_spaces|scripts|docs|benchmarks)/[\w./-]*)`", README
+    ):
+        assert (ROOT / (path[0] or path[1])).exists(), path
+    listed = mmsweep("--help", cwd=ROOT).stdout
+    for verb in set(re.findall(r"^mmsweep (\w+)", README, re.M)):
+        assert re.search(rf"\b{verb}\b", listed), verb
+
+
+def test_the_study_reference_is_up_to_date():
+    assert subprocess.run([sys.executable, "scripts/study_reference.py", "--check"], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_demo_s_command_in_small(tmp_path):
+    """A real sweep on the shipped data and encoders, then every verb that the README shows on it."""
+    study = ROOT / "search_spaces" / "quickstart.yaml"
+    small = ["sweep.trials=3", "train.epochs=3", "sweep.scheduler.reduction_factor=2", "sweep.final.seeds=2"]
+    ran = mmsweep("tune", study, *small, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "missing text" in ran.stdout and "mlflow ui" in ran.stdout and "report/index.html" in ran.stdout
+    shown = json.loads(mmsweep("show", "quickstart", "--json", cwd=tmp_path).stdout)
+    assert shown["state"] == "finished" and len(shown["trials"]) == 3
+    assert shown["final"]["missing-text"]["f1_macro"]["seeds"] == 2
+    best = mmsweep("best", "quickstart", cwd=tmp_path)
+    (tmp_path / "best.yaml").write_text(best.stdout)
+    again = mmsweep("train", "best.yaml", "--out", "again", "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    winner = next(t for t in shown["trials"] if t["id"] == shown["best"]["id"])
+    reports = [json.loads(line) for line in next((tmp_path / "again" / "final").rglob("reports.jsonl")).open()]
+    scores = [r["metrics"]["val/mean_missing/f1_macro"] for r in reports]
+    assert max(scores) == pytest.approx(winner["metrics"]["val/mean_missing/f1_macro"], abs=1e-6)
+    run = tmp_path / "sweeps" / "quickstart" / "final" / "best" / "seed-101"
+    evaluated = json.loads(mmsweep("evaluate", run, "--json", cwd=tmp_path).stdout)
+    recorded = json.loads((run / "evaluation.json").read_text())
+    assert evaluated["scenarios"]["missing-text"]["metrics"] == pytest.approx(
+        recorded["scenarios"]["missing-text"]["metrics"]
+    )
+    assert Path(mmsweep("report", "quickstart", cwd=tmp_path).stdout.strip()).name == "index.html"
+    refused = mmsweep("tune", study, *small, cwd=tmp_path)
+    assert refused.returncode == 2 and "--resume" in refused.stderr

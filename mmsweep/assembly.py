@@ -19,22 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-import yaml
 
-from mmsweep.availability import Scenario, availability_table, pattern_name, pattern_rows, patterns, table_digest
+from mmsweep.availability import Scenario, availability_table, table_digest
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.formats import Format, VideoFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
-from mmsweep.errors import UserError
+from mmsweep.errors import UNSET, UserError
 from mmsweep.methods import METHODS, Method
 from mmsweep.models.dual_encoder import DualEncoder
 from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise, add_lora
 from mmsweep.models.pretrained import PretrainedEncoder
-from mmsweep.study import Study
+from mmsweep.study import ScenarioSpec, Study
 from mmsweep.tasks import MultiLabel, Task, make_task
 from mmsweep.training.checkpoint import Report, TrialFolder, best_report, is_better, load_checkpoint
 from mmsweep.training.engine import Diverged, EvaluationPlan, Slot, fit, generator, load_weights
@@ -142,21 +141,8 @@ def make_encoders(
     study: Study, modalities: Sequence[str], weights: bool = True, files: bool = True
 ) -> dict[str, PretrainedEncoder]:
     """One encoder a modality, in the dataset's order; `weights` and `files` as PretrainedEncoder takes them."""
-    given = study.model.encoders
-    for name in given:
-        if name not in modalities:
-            raise UserError(
-                "an encoder for a modality that the dataset lacks",
-                key=f"model.encoders.{name}",
-                found=name,
-                expected=f"one of {', '.join(modalities)}",
-            )
-    for name in modalities:
-        if name not in given:
-            raise UserError(
-                "a modality without an encoder", key="model.encoders", found=list(given), expected=f"one for {name} too"
-            )
-    data = study.data
+    _check_encoders(study, modalities)
+    given, data = study.model.encoders, study.data
     options = FormatOptions(size=data.image.size, length=data.text.length, frames=data.audio.frames)
     return {
         m: PretrainedEncoder(
@@ -173,17 +159,28 @@ def make_encoders(
     }
 
 
+def _check_encoders(study: Study, modalities: Sequence[str]) -> None:
+    given = study.model.encoders
+    for name in given:
+        if name not in modalities:
+            near = get_close_matches(name, modalities, 1)
+            raise UserError(
+                "an encoder for a modality that the dataset lacks",
+                key=f"model.encoders.{name}",
+                found=name,
+                expected=f"one of {', '.join(modalities)}",
+                hint=f"Did you mean {near[0]!r}?" if near else None,
+            )
+    for name in modalities:
+        if name not in given:
+            raise UserError(
+                "a modality without an encoder", key="model.encoders", found=list(given), expected=f"one for {name} too"
+            )
+
+
 def make_method(study: Study, backbone: DualEncoder) -> Method:
     """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
-    if study.method.name not in METHODS:
-        near = get_close_matches(study.method.name, METHODS, 1)
-        raise UserError(
-            "unknown method",
-            key="method.name",
-            found=study.method.name,
-            expected=f"one of {', '.join(METHODS)}",
-            hint=f"Did you mean {near[0]!r}?" if near else None,
-        )
+    _check_method(study.method.name, "method.name")
     init = generator(study.train.seed, "init", 0)
     own, noise = backbone.trial_copy([m for m, e in study.model.encoders.items() if e.trainable]), Noise()
     own.reset(init)
@@ -202,9 +199,19 @@ def make_method(study: Study, backbone: DualEncoder) -> Method:
     return method
 
 
+def parse_scenario(spec: ScenarioSpec, modalities: Sequence[str], key: str) -> Scenario:
+    """The scenario that a study describes under `key`. Raises UserError, naming that key."""
+    try:
+        return Scenario.parse(spec, modalities)
+    except UserError as problem:
+        found = spec if problem.found is UNSET else problem.found
+        raise problem.placed(key=(problem.key or "scenarios").replace("scenarios", key, 1), found=found) from None
+
+
 def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
     """The scenarios to evaluate. Raises UserError where two of them would share a name."""
-    scenarios = [Scenario.parse(spec, modalities) for spec in study.scenarios.evaluate]
+    specs = study.scenarios.evaluate
+    scenarios = [parse_scenario(spec, modalities, f"scenarios.evaluate.{i}") for i, spec in enumerate(specs)]
     names = [s.name for s in scenarios]
     if len(set(names)) != len(names):
         twice = next(n for n in names if names.count(n) > 1)
@@ -232,7 +239,11 @@ def check(study: Study) -> None:
     """
     card = card_of(study)
     modalities = tuple(card.modalities)
-    Scenario.parse(study.scenarios.train, modalities)
+    if len(modalities) < 2:
+        key = "data" if study.data.modalities is None else "data.modalities"
+        raise UserError("too few modalities", key=key, found=list(modalities), expected="two at least")
+    _check_encoders(study, modalities)
+    parse_scenario(study.scenarios.train, modalities, "scenarios.train")
     assert card.target is not None
     names = metric_names(study, modalities, make_task(card.target))
     for objective in study.sweep.objectives:
@@ -247,23 +258,25 @@ def check(study: Study) -> None:
                 else "a val/scenario/metric of the listed scenarios",
                 hint=f"Did you mean {near[0]!r}?" if near else None,
             )
-    names_of_methods = study.search["method.name"].choices if "method.name" in study.search else [study.method.name]
-    for name in names_of_methods:
-        if name not in METHODS:
-            near = get_close_matches(str(name), METHODS, 1)
-            raise UserError(
-                "unknown method",
-                key="method.name",
-                found=name,
-                expected=f"one of {', '.join(METHODS)}",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
-            )
-    if len(modalities) < 2:
-        raise UserError("a study needs two modalities at least", key="data", found=list(modalities))
+    _check_method(study.method.name, "method.name")
+    for name in study.search["method.name"].choices if "method.name" in study.search else []:
+        _check_method(str(name), "search.method.name")
+
+
+def _check_method(name: str, key: str) -> None:
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, 1)
+        raise UserError(
+            "unknown method",
+            key=key,
+            found=name,
+            expected=f"one of {', '.join(METHODS)}",
+            hint=f"Did you mean {near[0]!r}?" if near else None,
+        )
 
 
 def prepare_data(study: Study) -> PreparedData:
-    """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, not their weights."""
+    """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, no weights."""
     builder = make_builder(study)
     with torch.device("meta"):
         encoders = make_encoders(study, tuple(builder.modalities), weights=False)
@@ -307,7 +320,7 @@ class Warm:
         train = data.splits["train"]
         balanced = study.train.class_weights == "balanced" and data.target.task != "regression"
         task = make_task(data.target, torch.from_numpy(np.asarray(train.targets)) if balanced else None)
-        scenario = Scenario.parse(study.scenarios.train, backbone.modalities)
+        scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
         table = availability_table(scenario, len(train), backbone.modalities, study.scenarios.seed, train.natural_NM)
         objective = study.sweep.objectives[0]
 
@@ -390,13 +403,13 @@ def evaluate_run(path: Path, split: str, device: str) -> dict[str, Any]:
         raise UserError(
             "no run lies here", file=path, expected="a folder with study.yaml, trial.json and reports.jsonl"
         )
-    study = Study.parse(yaml.safe_load((path / "study.yaml").read_text(encoding="utf-8")))
+    study = Study.load(path / "study.yaml")
     warm = Warm(device, World())
     return warm.evaluate(study, folder, warm.slot(study, folder), split)[0]
 
 
 def facts(study: Study, data: PreparedData) -> dict[str, str]:
-    """What makes a result reproducible, as tags of its run (DESIGN §7.1), beside what tracking knows of the environment."""
+    """What makes a result reproducible, as tags of its run (DESIGN §7.1), beside what tracking knows of its place."""
     tags = {
         "dataset": study.data.dataset,
         "dataset_fingerprint": data.fingerprint,
@@ -412,64 +425,3 @@ def facts(study: Study, data: PreparedData) -> dict[str, str]:
         ]
         tags[f"tables_{split}"] = hashlib.sha256("".join(table_digest(t) for t in tables).encode()).hexdigest()[:16]
     return tags
-
-
-def dry_run(study: Study) -> dict[str, Any]:
-    """The plan of a study without weights or data: parameters, tokens, scenarios, steps (the JSON of DESIGN §6)."""
-    check(study)
-    card = card_of(study)
-    modalities = tuple(card.modalities)
-    assert card.target is not None
-    with torch.device("meta"):
-        encoders = make_encoders(study, modalities, weights=False, files=False)
-        backbone = DualEncoder(encoders, card.target.width)
-    method = make_method(study, backbone)
-    return {
-        "name": study.name,
-        "parameters": _count(method),
-        "tokens": _tokens(method, study, card.modalities),
-        "scenarios": {s: _pattern_counts(study, modalities, n) for s, n in card.rows.items() if s in ("val", "test")},
-        "steps_per_trial": -(-card.rows["train"] // study.train.batch_size) * study.train.epochs
-        if card.rows.get("train")
-        else None,
-        "trials": study.sweep.trials,
-        "hosts": study.resources.hosts,
-        "search": {
-            k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
-            for k, d in study.search.items()
-        },
-    }
-
-
-def _count(method: Method) -> dict[str, Any]:
-    parts: dict[str, int] = {}
-    trainable = 0
-    for name, parameter in method.named_parameters():
-        if "lora_" in name:
-            part = "lora"
-        elif name.startswith("backbone.encoders."):
-            part = "encoder " + name.split(".")[2]
-        elif name.startswith("backbone."):
-            part = name.split(".")[1]
-        else:
-            part = name.split(".")[0]
-        parts[part] = parts.get(part, 0) + parameter.numel()
-        trainable += parameter.numel() if parameter.requires_grad else 0
-    return {"total": sum(parts.values()), "trainable": trainable, "by_part": parts}
-
-
-def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:
-    """Tokens of one sequence of each modality, proxies included."""
-    proxies = len(kinds) - 1 if study.method.name == "cmpt" else 0
-    return {m: n + proxies for m, (n, _) in method.backbone.token_shapes().items()}
-
-
-def _pattern_counts(study: Study, modalities: tuple[str, ...], n: int) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for scenario in make_scenarios(study, modalities):
-        table = availability_table(scenario, n, modalities, study.scenarios.seed)
-        found = [int((table == row).all(1).sum()) for row in pattern_rows(modalities)]
-        counts[scenario.name] = {
-            pattern_name(p, modalities): c for p, c in zip(patterns(modalities), found, strict=True) if c
-        }
-    return counts

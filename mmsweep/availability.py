@@ -81,7 +81,8 @@ class Scenario:
                 "unknown scenario",
                 key="scenarios",
                 found=dict(spec),
-                expected="complete, {missing: M}, {only: M}, {available: {M: share}}, {rate: R, type: T} or {shares: {A+B: share}}",
+                expected="complete, {missing: M}, {only: M}, {available: {M: share}}, {rate: R, type: T} or "
+                "{shares: {A+B: share}}",
             )
         if kind == "missing":
             missing = _modalities(body["missing"], modalities)
@@ -123,9 +124,9 @@ class Scenario:
     @classmethod
     def _rate(cls, body: Mapping[str, Any], modalities: Sequence[str], name: str | None) -> Scenario:
         rate, kind = _share(body["rate"], "rate"), str(body.get("type", "both"))
+        last = _share(body.get("both_ratio", 0.5), "both_ratio")
         if kind == "both":
             if len(modalities) == 2:
-                last = _share(body.get("both_ratio", 0.5), "both_ratio")
                 gaps = {modalities[1]: 1.0 - last, modalities[0]: last}
             else:
                 gaps = {m: 1.0 / len(modalities) for m in modalities}
@@ -134,7 +135,7 @@ class Scenario:
             gaps = {modality: 1.0}
         shares = {frozenset(modalities) - {m}: rate * gap for m, gap in gaps.items()}
         shares[frozenset(modalities)] = 1.0 - rate
-        ratio = f"_{_percent(float(body['both_ratio']))}" if "both_ratio" in body else ""
+        ratio = f"_{_percent(last)}" if "both_ratio" in body else ""
         return cls._of(shares, modalities, name or f"missing-rate-{_percent(rate)}_{kind}{ratio}")
 
     @classmethod
@@ -249,7 +250,7 @@ def _named(text: str, modalities: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _modalities(value: Any, modalities: Sequence[str]) -> Pattern:
-    names = [value] if isinstance(value, str) else list(value)
+    names = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
     for name in names:
         if name not in modalities:
             near = get_close_matches(str(name), modalities, 1)

@@ -6,6 +6,8 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ from rich.console import Console
 
 from mmsweep.errors import UserError
 from mmsweep.study import Study
+from mmsweep.study_source import Source
 
 app = typer.Typer(
     add_completion=True,
@@ -48,27 +51,27 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Sweep a study's search space, re-train the winner over seeds, evaluate it on test, write the report."""
-    study = Study.load(study_file, overrides or [])
-    if dry_run:
-        _print_plan(study, as_json)
-        return
-    from mmsweep.assembly import check, facts, prepare_data
-    from mmsweep.sweep.folder import check_lasting
-    from mmsweep.sweep.tuner import run_sweep
+    with _studying(study_file, overrides) as study:
+        if dry_run:
+            _print_plan(study, as_json)
+            return
+        from mmsweep.assembly import check, facts, prepare_data
+        from mmsweep.sweep.folder import check_lasting
+        from mmsweep.sweep.tuner import run_sweep
 
-    folder = out_folder or Path("sweeps") / study.name
-    check(study)
-    check_lasting(study, folder)
-    tags = facts(study, prepare_data(study))
-    outcome = run_sweep(
-        study,
-        folder,
-        resume=resume or extend > 0,
-        extend=extend,
-        retry_failed=retry_failed,
-        live=not as_json,
-        tags=tags,
-    )
+        folder = out_folder or Path("sweeps") / study.name
+        check(study)
+        check_lasting(study, folder)
+        tags = facts(study, prepare_data(study))
+        outcome = run_sweep(
+            study,
+            folder,
+            resume=resume or extend > 0,
+            extend=extend,
+            retry_failed=retry_failed,
+            live=not as_json,
+            tags=tags,
+        )
     again = shlex.join(
         ["mmsweep", "tune", str(study_file), *(overrides or []), *(["--out", str(out_folder)] if out_folder else [])]
     )
@@ -88,11 +91,11 @@ def train(
     from mmsweep.sweep.folder import check_lasting
     from mmsweep.sweep.tuner import train_one
 
-    study = Study.load(study_file, overrides or [])
-    folder = out_folder or Path("sweeps") / f"{study.name}-train"
-    check(study)
-    check_lasting(study, folder)
-    outcome = train_one(study, folder, resume=resume, live=not as_json, tags=facts(study, prepare_data(study)))
+    with _studying(study_file, overrides) as study:
+        folder = out_folder or Path("sweeps") / f"{study.name}-train"
+        check(study)
+        check_lasting(study, folder)
+        outcome = train_one(study, folder, resume=resume, live=not as_json, tags=facts(study, prepare_data(study)))
     _conclude(outcome, f"{shlex.join(['mmsweep', 'train', str(study_file), *(overrides or [])])} --resume", as_json)
 
 
@@ -179,12 +182,12 @@ def validate(
     problems = {}
     for file in files:
         try:
-            study = Study.load(file)
-            check(study)
+            with _studying(file, None) as study:
+                check(study)
             if not as_json:
                 print(f"{file}: ok, {len(study.search)} searched keys")
         except UserError as problem:
-            problems[str(file)] = _located(problem, file)
+            problems[str(file)] = str(problem)
     if as_json:
         print(json.dumps({str(f): problems.get(str(f)) for f in files}))
     else:
@@ -203,7 +206,10 @@ def submit(
     print_only: Annotated[bool, typer.Option("--print", help="Print the command only.")] = False,
 ) -> None:
     """Print and run the `ray job submit` that tunes this study on a cluster."""
-    Study.load(study_file, overrides or [])
+    from mmsweep.assembly import check
+
+    with _studying(study_file, overrides) as study:
+        check(study)
     if out_folder is None or not out_folder.is_absolute():
         raise UserError(
             "a job's working directory is a copy that Ray deletes",
@@ -240,7 +246,8 @@ def data_check(study_file: StudyFile, overrides: Overrides = None, as_json: AsJs
     from mmsweep.assembly import make_builder
     from mmsweep.data.check import check
 
-    findings = check(make_builder(Study.load(study_file, overrides or [])))
+    with _studying(study_file, overrides) as study:
+        findings = check(make_builder(study))
     print(json.dumps(findings) if as_json else "\n".join(findings))
 
 
@@ -249,7 +256,8 @@ def data_prepare(study_file: StudyFile, overrides: Overrides = None, as_json: As
     """Decode a study's dataset once, into the cache that training maps."""
     from mmsweep.assembly import prepare_data
 
-    data = prepare_data(Study.load(study_file, overrides or []))
+    with _studying(study_file, overrides) as study:
+        data = prepare_data(study)
     rows = {name: len(split) for name, split in data.splits.items()}
     if as_json:
         print(
@@ -271,7 +279,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except UserError as problem:
-        print(f"mmsweep: {_located(problem, None)}", file=sys.stderr)
+        print(f"mmsweep: {problem}", file=sys.stderr)
         sys.exit(2)
     except typer.Exit as end:
         sys.exit(end.exit_code)
@@ -286,9 +294,20 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _located(problem: UserError, file: Path | None) -> str:
-    text = str(problem)
-    return text if file is None or problem.file is not None else f"{file}: {text}"
+@contextmanager
+def _studying(file: Path, overrides: list[str] | None) -> Iterator[Study]:
+    """Read a study; what is refused of it within, by a floor that knows keys but no files, gets file and line."""
+    study = Study.load(file, overrides or [])
+    try:
+        yield study
+    except UserError as problem:
+        if problem.file is not None:
+            raise
+        if problem.key is None:
+            raise problem.placed(file=file) from problem
+        if problem.key.split(".")[0] not in Study.model_fields:  # an option, or a variable of the environment
+            raise
+        raise problem.placed(**Source.read(file, overrides or []).place(problem.key)) from problem
 
 
 def _sweep(path: Path) -> Path:
@@ -297,7 +316,7 @@ def _sweep(path: Path) -> Path:
 
 
 def _print_plan(study: Study, as_json: bool) -> None:
-    from mmsweep.assembly import dry_run
+    from mmsweep.plan import dry_run
 
     plan = dry_run(study)
     if as_json:
@@ -306,9 +325,8 @@ def _print_plan(study: Study, as_json: bool) -> None:
     from rich.table import Table
 
     parameters = plan["parameters"]
-    out.print(
-        f"[bold]{plan['name']}[/bold]: {plan['trials']} trials on {plan['hosts']} host(s), {plan['steps_per_trial'] or '?'} steps each"
-    )
+    steps = plan["steps_per_trial"] or "?"
+    out.print(f"[bold]{plan['name']}[/bold]: {plan['trials']} trials on {plan['hosts']} host(s), {steps} steps each")
     table = Table(title=f"{parameters['total']:,} parameters, {parameters['trainable']:,} trainable")
     table.add_column("part")
     table.add_column("parameters", justify="right")

@@ -10,10 +10,11 @@ class _Unset:
 
 
 UNSET = _Unset()
+_FIELDS = ("file", "line", "key", "found", "expected", "hint")
 
 
 class UserError(Exception):
-    """A problem that the person who wrote the file or the command can solve; printed once, without traceback, by the CLI.
+    """A problem that the person who wrote the file or the command can solve; the CLI prints it once, no traceback.
 
     Args:
         problem: what is wrong, as a sentence without a full stop.
@@ -53,9 +54,13 @@ class UserError(Exception):
             text += f"; expected {self.expected}"
         return text + (f". {self.hint}" if self.hint else "")
 
+    def placed(self, **fields: Any) -> UserError:
+        """The same problem with some fields set: what the floor that raised it could not know, such as the file."""
+        return UserError(self.problem, **{**{name: getattr(self, name) for name in _FIELDS}, **fields})
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray carries exceptions between processes; keyword-only arguments need a rebuild from state.
-        return (_rebuild, (self.problem, {k: getattr(self, k) for k in ("file", "line", "key", "found", "expected", "hint")}))
+        return _rebuild, (self.problem, {name: getattr(self, name) for name in _FIELDS})
 
 
 def _rebuild(problem: str, fields: dict[str, Any]) -> UserError:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mmsweep.errors import UserError
-from mmsweep.study_source import Source, first_problem
+from mmsweep.study_source import Source, first_problem, misfit
 
 Share = Field(ge=0.0, le=1.0)
 ScenarioSpec = str | dict[str, Any]
@@ -97,9 +97,9 @@ class Data(_Section):
     def _manifest_is_whole(self) -> Data:
         own = {k: getattr(self, k) for k in ("path", "modalities", "target")}
         if self.dataset == "manifest" and (gaps := [k for k, v in own.items() if v is None]):
-            raise ValueError(f"dataset manifest needs {', '.join(gaps)}")
+            raise misfit(f"dataset manifest needs {', '.join(gaps)}", "path, modalities and target")
         if self.dataset != "manifest" and (extra := [k for k, v in own.items() if v is not None]):
-            raise ValueError(f"{', '.join(extra)}: only for dataset manifest")
+            raise misfit(f"{', '.join(extra)}: only for dataset manifest", "dataset: manifest, or no such key")
         return self
 
 
@@ -182,8 +182,9 @@ class Train(_Section):
     @model_validator(mode="after")
     def _warmup_ends(self) -> Train:
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
-            raise ValueError(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves no epoch of {self.epochs} after it"
+            raise misfit(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves no epoch of {self.epochs} after it",
+                "fewer warm-up epochs than epochs",
             )
         return self
 
@@ -198,7 +199,7 @@ class Scenarios(_Section):
 
 
 class Dimension(_Section):
-    """One line of the search space: exactly one of uniform, log_uniform, int, log_int, choice; `when` makes it conditional."""
+    """One line of the search space: one of uniform, log_uniform, int, log_int, choice; `when` makes it conditional."""
 
     uniform: tuple[float, float] | None = None
     log_uniform: tuple[float, float] | None = None
@@ -214,11 +215,11 @@ class Dimension(_Section):
     def _one_kind(self) -> Dimension:
         kinds = [k for k in ("uniform", "log_uniform", "int_", "log_int", "choice") if getattr(self, k) is not None]
         if len(kinds) != 1:
-            raise ValueError("give exactly one of uniform, log_uniform, int, log_int, choice")
+            raise misfit("not a dimension", "exactly one of uniform, log_uniform, int, log_int, choice")
         if self.choice is None and not self.low < self.high:
-            raise ValueError(f"the lower bound {self.low:g} is not below the upper bound {self.high:g}")
+            raise misfit("an empty range", "a lower bound below the upper bound")
         if kinds[0].startswith("log") and self.low <= 0:
-            raise ValueError(f"a logarithmic range must start above 0, not at {self.low:g}")
+            raise misfit("a logarithmic range that reaches 0", "a lower bound above 0")
         return self
 
     @property
@@ -254,7 +255,7 @@ class Objective(_Section):
     @classmethod
     def _validation_only(cls, metric: str) -> str:
         if not metric.startswith("val/"):
-            raise ValueError("selection is on validation only: a metric that starts with val/")
+            raise misfit("selection is on validation only", "a metric that starts with val/")
         return metric
 
 
@@ -391,7 +392,10 @@ class Study(_Section):
                 expected="none",
             )
         if sweep.sampler.name == "grid" and (wide := [k for k, d in self.search.items() if d.kind != "choice"]):
-            raise UserError("a grid needs choices", **source.place(f"search.{wide[0]}"), expected="{choice: [...]}")
+            raise UserError(
+                "a grid needs choices", **source.place(f"search.{wide[0]}"), found=self.search[wide[0]].kind,
+                expected="{choice: [...]}",
+            )  # fmt: skip
         if sweep.final and sweep.final.per and sweep.final.per not in self.search:
             raise UserError(
                 "`final.per` is not searched",
@@ -401,7 +405,8 @@ class Study(_Section):
             )
         if sweep.seeds > 1:
             raise UserError(
-                "repeated seeds within a trial are not supported yet", **source.place("sweep.seeds"), found=sweep.seeds, expected="1",
+                "repeated seeds within a trial are not supported yet",
+                **source.place("sweep.seeds"), found=sweep.seeds, expected="1",
                 hint="Search train.seed with the grid sampler, or use sweep.final.seeds.",
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Reading a study's YAML so that every complaint can name file, line and key: overrides, environment, nearest spelling."""
+"""Reads a study's YAML so that every complaint can name file, line and key: overrides, environment, spelling."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from mmsweep.errors import UserError
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+MISFIT = "misfit"
 _PATH_KEYS = ("data.root", "data.path")
 
 
@@ -126,7 +128,11 @@ class Source:
             return value  # a dry run needs neither data nor weights: asked for when they are read
         if gaps:
             raise UserError(
-                "an environment variable is not set", **self.place(key), found=value, hint=f"export {gaps[0]}=…"
+                "an environment variable is not set",
+                **self.place(key),
+                found=value,
+                expected=f"{gaps[0]} in the environment",
+                hint=f"export {gaps[0]}=…",
             )
         text = _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
         if key in _PATH_KEYS or (
@@ -161,10 +167,20 @@ def first_problem(error: ValidationError, source: Source, schema: type[BaseModel
         )
     if problem["type"] == "missing":
         return UserError("this key is missing", **place, expected="a value")
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return UserError(message, **place)
-    return UserError("wrong value", **place, found=problem.get("input"), expected=message[0].lower() + message[1:])
+    found, message = _short(problem.get("input")), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("value_error", MISFIT):
+        return UserError(message, **place, found=found, expected=problem.get("ctx", {}).get("expected"))
+    return UserError("wrong value", **place, found=found, expected=message[0].lower() + message[1:])
+
+
+def misfit(problem: str, expected: str) -> PydanticCustomError:
+    """What a validator raises: the two halves of a message for people."""
+    return PydanticCustomError(MISFIT, "{problem}", {"problem": problem, "expected": expected})
+
+
+def _short(value: Any) -> Any:
+    """A value to quote, or only its kind where quoting it would bury the message."""
+    return value if len(repr(value)) <= 200 else f"a {type(value).__name__} of {len(value)}"
 
 
 def _is_union_branch(part: int | str) -> bool:

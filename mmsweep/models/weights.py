@@ -166,8 +166,9 @@ def _hub(name: str, looked: list[str], key: str) -> Path:
         "no weights found",
         key=key,
         found=name,
-        hint=f"Looked for: {'; '.join(looked)}. Give a folder that transformers can load (config.json and model.safetensors), "
-        "`package:NAME/path`, or copy the hub's files into its cache on a machine with network.",
+        expected="an encoder that lies on this machine or on the hub",
+        hint=f"Looked for: {'; '.join(looked)}. Give a folder that transformers can load (config.json and "
+        "model.safetensors), `package:NAME/path`, or copy the hub's files into its cache on a machine with network.",
     )
 
 

@@ -67,7 +67,10 @@ class SweepFolder:
                 (path / name).mkdir(parents=True, exist_ok=True)
             folder._hold()
         except OSError as error:
-            raise UserError(f"the sweep's folder cannot be written ({error.strerror})", file=path) from error
+            raise UserError(
+                f"the sweep's folder cannot be written ({error.strerror})", file=path, key="--out", found=str(path),
+                expected="a folder that can be made and written",
+            ) from error  # fmt: skip
         if exists:
             folder._check_unchanged(study)
         else:
@@ -111,6 +114,12 @@ class SweepFolder:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    def abandon(self) -> None:
+        """Leave no sweep where none began (no server, no GPU): the study may then be corrected and started again."""
+        if not self.numbers() and not any((self.path / "final").glob("*/*")):
+            for name in ("study.yaml", "sweep.json", "optuna.db"):
+                (self.path / name).unlink(missing_ok=True)
 
     def release(self) -> None:
         if self._lock is not None:

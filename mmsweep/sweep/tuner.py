@@ -87,13 +87,18 @@ def run_sweep(
         UserError: the folder, the study, the cluster or the tracking store forbids it; or the hosts cannot go on.
     """
     if not study.search:
-        raise UserError("nothing to search", key="search", expected="at least one key with a range or choices",
-                        hint="`mmsweep train` trains one configuration.")  # fmt: skip
+        raise UserError(
+            "nothing to search", key="search", found={}, expected="at least one key with a range or choices",
+            hint="`mmsweep train` trains one configuration.",
+        )  # fmt: skip
     check_lasting(study, out)
     starting_points(study)  # refuses points outside of the space before anything is written
     folder = SweepFolder.open(study, out.absolute(), trials=count_trials(study), resume=resume, extend=extend)
     try:
         return _Sweep(study, folder, warm, tags or {}).run(live, retry_failed)
+    except UserError:
+        folder.abandon()
+        raise
     finally:
         folder.release()
 
@@ -155,7 +160,8 @@ class _Sweep:
             index = write_report(self.folder.path)
         except Exception as problem:
             log.exception("the report")
-            progress.line(f"the report could not be written ({problem}); `mmsweep report {self.folder.path}` tries again")
+            again = f"`mmsweep report {self.folder.path}` tries again"
+            progress.line(f"the report could not be written ({problem}); {again}")
         else:
             tracker.log_artifact(index.parent, "report")
 

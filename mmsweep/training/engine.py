@@ -255,12 +255,18 @@ def load_weights(method: Method, weights: dict[str, Tensor], where: object) -> N
     own = {n: p for n, p in method.named_parameters() if p.requires_grad}
     for name in sorted(own.keys() ^ weights.keys()):
         side = "lacks" if name in own else "holds an unknown"
-        raise UserError(f"a checkpoint of another architecture: it {side} tensor {name}", file=where)
+        raise UserError(
+            f"a checkpoint of another architecture: it {side} tensor",
+            file=where,
+            key=name,
+            expected="the tensors that its study.yaml trains",
+        )
     for name, parameter in own.items():
         if parameter.shape != weights[name].shape:
             raise UserError(
-                f"a checkpoint of another architecture: tensor {name}",
+                "a checkpoint of another architecture",
                 file=where,
+                key=name,
                 found=tuple(weights[name].shape),
                 expected=str(tuple(parameter.shape)),
             )

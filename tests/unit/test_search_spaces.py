@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmsweep.assembly import check, dry_run
+from mmsweep.assembly import check
+from mmsweep.plan import dry_run
 from mmsweep.study import Study
 
 STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))

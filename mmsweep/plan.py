@@ -1,0 +1,75 @@
+"""The plan of a study, with nothing loaded and nothing started: what `tune --dry-run` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mmsweep.assembly import card_of, check, make_encoders, make_method, make_scenarios
+from mmsweep.availability import availability_table, pattern_name, pattern_rows, patterns
+from mmsweep.methods import Method
+from mmsweep.models.dual_encoder import DualEncoder
+from mmsweep.study import Study
+
+
+def dry_run(study: Study) -> dict[str, Any]:
+    """The plan of a study without weights or data: parameters, tokens, scenarios, steps (the JSON of DESIGN §6)."""
+    check(study)
+    card = card_of(study)
+    modalities = tuple(card.modalities)
+    assert card.target is not None
+    with torch.device("meta"):
+        encoders = make_encoders(study, modalities, weights=False, files=False)
+        backbone = DualEncoder(encoders, card.target.width)
+    method = make_method(study, backbone)
+    return {
+        "name": study.name,
+        "parameters": _count(method),
+        "tokens": _tokens(method, study, card.modalities),
+        "scenarios": {s: _pattern_counts(study, modalities, n) for s, n in card.rows.items() if s in ("val", "test")},
+        "steps_per_trial": -(-card.rows["train"] // study.train.batch_size) * study.train.epochs
+        if card.rows.get("train")
+        else None,
+        "trials": study.sweep.trials,
+        "hosts": study.resources.hosts,
+        "search": {
+            k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+            for k, d in study.search.items()
+        },
+    }
+
+
+def _count(method: Method) -> dict[str, Any]:
+    parts: dict[str, int] = {}
+    trainable = 0
+    for name, parameter in method.named_parameters():
+        if "lora_" in name:
+            part = "lora"
+        elif name.startswith("backbone.encoders."):
+            part = "encoder " + name.split(".")[2]
+        elif name.startswith("backbone."):
+            part = name.split(".")[1]
+        else:
+            part = name.split(".")[0]
+        parts[part] = parts.get(part, 0) + parameter.numel()
+        trainable += parameter.numel() if parameter.requires_grad else 0
+    return {"total": sum(parts.values()), "trainable": trainable, "by_part": parts}
+
+
+def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:
+    """Tokens of one sequence of each modality, proxies included."""
+    proxies = len(kinds) - 1 if study.method.name == "cmpt" else 0
+    return {m: n + proxies for m, (n, _) in method.backbone.token_shapes().items()}
+
+
+def _pattern_counts(study: Study, modalities: tuple[str, ...], n: int) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for scenario in make_scenarios(study, modalities):
+        table = availability_table(scenario, n, modalities, study.scenarios.seed)
+        found = [int((table == row).all(1).sum()) for row in pattern_rows(modalities)]
+        counts[scenario.name] = {
+            pattern_name(p, modalities): c for p, c in zip(patterns(modalities), found, strict=True) if c
+        }
+    return counts

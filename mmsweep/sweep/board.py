@@ -28,7 +28,7 @@ MAX_CRASHES = (
 )
 MAX_FRUITLESS_STARTS = 6  # starts of one host in a row without one report: the sweep gives up
 JUDGEMENT_SECONDS = (
-    60.0  # how long a host waits for Tune's word; beyond it the epoch's report stands and training goes on
+    1500.0  # a host waits so long for Tune's word; longer, and the other ranks would give up (gloo: 1800 s)
 )
 
 

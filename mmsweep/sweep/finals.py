@@ -106,8 +106,6 @@ def run_jobs(jobs: Sequence[FinalJob], session: Session) -> bool:
     waiting = dict(zip(ids, jobs, strict=True))
     while waiting:
         if session.must_end():
-            for id in waiting:
-                session.left(id)
             return False
         # One call for all that wait: each returns as soon as it has news, or after a second.
         calls = {session.board.follow.remote(id, last[id], 1.0): id for id in waiting}

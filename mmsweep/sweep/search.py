@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mmsweep.errors import UserError
@@ -30,6 +31,7 @@ from mmsweep.study import Dimension, Objective, Study
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, score, trial_id
 from mmsweep.training.checkpoint import TrialFolder
 
+MAX_LOSSES = 3  # how often a trial that Tune loses is served again
 FOLDER = "mmsweep_trial"  # Optuna user attribute: the number of the trial's folder
 
 
@@ -218,8 +220,8 @@ class TrialSearch(OptunaSearch):
         served: numbers of the trials that have a folder, in the order in which they are served.
         post: called with a trial's folder and its study (None where the values do not make a study) before Tune
             hears of it.
-        ended: called with a trial's folder when Tune is done with the trial, and whether Tune lost it (then it did
-            not end).
+        ended: called with a trial's folder when Tune is done with the trial.
+        total: how many trials there are to be.
     """
 
     _ot_study: Any  # OptunaSearch declares None
@@ -231,12 +233,14 @@ class TrialSearch(OptunaSearch):
         folder: Path,
         served: Sequence[int],
         post: Post,
-        ended: Callable[[TrialFolder, bool], None],
+        ended: Callable[[TrialFolder], None],
+        total: int,
     ) -> None:
         super().__init__(space=None, metric=OBJECTIVE, mode=study.sweep.objectives[0].mode)
         self._space, self._ot_study = SearchSpace(study), optuna_study
         self._study, self._folder, self._post, self._ended = study, folder, post, ended
-        self._to_serve = deque(served)
+        self._to_serve, self._total, self._most = deque(served), total, total
+        self._losses: Counter[str] = Counter()
         self._next = max(served, default=-1) + 1
         self._live: dict[str, TrialFolder] = {}
         known = {TrialFolder(folder / trial_id(n)).trial()["optuna"] for n in served}
@@ -248,7 +252,17 @@ class TrialSearch(OptunaSearch):
             if t.state == TrialState.RUNNING and t.number not in known
         )
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Tune's own limiter would never hear of a trial that was lost while its actor was reset, and wait for ever."""
+        self._most = max_concurrent
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        if len(self._live) >= self._most:
+            return None
+        if self._next >= self._total and not self._to_serve:
+            # Not yet the end while a trial is under way: it may be lost and have to be served again.
+            return None if self._live else Searcher.FINISHED
         if self._to_serve:
             folder = self._at(self._to_serve.popleft())
             self._post(folder, self._study.with_values(folder.trial()["params"]) if folder.done() is None else None)
@@ -290,11 +304,25 @@ class TrialSearch(OptunaSearch):
         folder = self._live.pop(trial_id, None)
         if folder is None:
             return
+        if error and folder.done() is None:
+            self._lost(folder)
+            return
         if folder.done() is None and self._finished(folder, result):
             # Tune saw the last epoch before the host had written its mark; the mark follows, the scores are in the
             # reports.
             folder.mark_done("finished")
-        self._ended(folder, error)
+        self._ended(folder)
+        tell(self._ot_study, folder, self._study.sweep.objectives)
+
+    def _lost(self, folder: TrialFolder) -> None:
+        """Tune lost the light trial (its process was killed at a bad moment); its host knows nothing of that. Serve it
+        again, before any new one."""
+        self._losses[folder.path.name] += 1
+        if self._losses[folder.path.name] <= MAX_LOSSES:
+            self._to_serve.appendleft(int(folder.path.name))
+            return
+        folder.mark_done("failed", f"Ray Tune lost it {self._losses[folder.path.name]} times; logs/driver.log says why")
+        self._ended(folder)
         tell(self._ot_study, folder, self._study.sweep.objectives)
 
     def _finished(self, folder: TrialFolder, result: dict[str, Any] | None) -> bool:

@@ -138,10 +138,6 @@ class Session:
         )
         self.progress.ended(id, done["state"], done["error"])
 
-    def left(self, id: str) -> None:
-        """The trial is neither over nor stopped: the sweep is interrupted, it will go on with `--resume`."""
-        self.board.stop.remote(id)
-
 
 def _best_weights(folder: TrialFolder, study: Study) -> Path | None:
     """The trained weights (adapters, tokens, head) of the epoch that counts."""

@@ -237,10 +237,10 @@ class _Sweep:
         search = TrialSearch(
             study, optuna_study, folder.path / "trials", served,
             post=lambda trial, own: session.post(trial, own, judged=True),
-            ended=lambda trial, lost: session.left(trial.trial()["id"]) if lost else
-            session.ended(trial.trial()["id"], trial),
+            ended=lambda trial: session.ended(trial.trial()["id"], trial),
+            total=max(folder.trials, len(served)),
         )  # fmt: skip
-        watch = _Watch(session, study.sweep.budget.hours)
+        watch = _Watch(session, search, study.sweep.budget.hours)
         trainable = tune.with_resources(
             tune.with_parameters(follow, board=session.board, objective=self.objectives[0]), {"CPU": 0.01}
         )
@@ -252,7 +252,7 @@ class _Sweep:
                 mode=self.objectives[0].mode,
                 search_alg=search,
                 scheduler=make_scheduler(study),
-                num_samples=max(folder.trials, len(served)),
+                num_samples=-1,  # the searcher knows when all are served; one that Tune loses is served again
                 max_concurrent_trials=session.hosts,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
@@ -264,9 +264,8 @@ class _Sweep:
                 verbose=0,
                 stop=_Stop(watch),
                 callbacks=[watch],
-                failure_config=tune.FailureConfig(
-                    max_failures=3
-                ),  # of the light trial; what its host does is not its concern
+                # Of the light trial's own process; what its host does is not its concern.
+                failure_config=tune.FailureConfig(max_failures=3),
             ),
         ).fit()
         if watch.out_of_time and not session.must_end():
@@ -305,8 +304,8 @@ def _asked_again(params: dict[str, Any], distributions: dict[str, BaseDistributi
 class _Watch(tune.Callback):
     """Writes down what Tune saw, on the driver."""
 
-    def __init__(self, session: Session, hours: float | None) -> None:
-        self._session = session
+    def __init__(self, session: Session, search: TrialSearch, hours: float | None) -> None:
+        self._session, self._search = session, search
         self._until = None if hours is None else time.monotonic() + hours * 3600
         self.out_of_time = False
 
@@ -315,6 +314,11 @@ class _Watch(tune.Callback):
     ) -> None:
         metrics = {k: v for k, v in result.items() if k.startswith(("val/", "train/"))}
         self._session.epoch(trial_id(trial.config["number"]), int(result[EPOCH]), metrics)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        for trial in trials:
+            if trial.status == "ERROR":  # Tune does not always tell its searcher; telling twice changes nothing
+                self._search.on_trial_complete(trial.trial_id, error=True)
 
     def must_end(self) -> bool:
         self.out_of_time = self._until is not None and time.monotonic() > self._until

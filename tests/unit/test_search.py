@@ -9,10 +9,11 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
 
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.sweep.search import SearchSpace, TrialSearch, count_trials, open_optuna, starting_points, tell
+from mmsweep.sweep.search import MAX_LOSSES, SearchSpace, TrialSearch, count_trials, open_optuna, starting_points, tell
 from mmsweep.sweep.trial import score
 from mmsweep.training.checkpoint import Report, TrialFolder
 
@@ -36,8 +37,8 @@ def post(folder: TrialFolder, own: Study | None) -> None:
     pass
 
 
-def ended(folder: TrialFolder, lost: bool) -> None:
-    if folder.done() is None and not lost:
+def ended(folder: TrialFolder) -> None:
+    if folder.done() is None:
         folder.mark_done("stopped")
 
 
@@ -46,7 +47,7 @@ def searcher(s: Study, path: Path) -> tuple[TrialSearch, optuna.Study]:
     for point in starting_points(s):
         told.enqueue_trial(point, skip_if_exists=True)
     numbers = sorted(int(p.parent.name) for p in path.glob("trials/*/trial.json"))
-    return TrialSearch(s, told, path / "trials", numbers, post, ended), told
+    return TrialSearch(s, told, path / "trials", numbers, post, ended, total=99), told
 
 
 def train(path: Path, number: int, values: list[float], state: str | None = "finished") -> TrialFolder:
@@ -127,6 +128,8 @@ def test_a_trial_that_tune_lost_is_not_told_and_served_again(tmp_path: Path) -> 
     first = search.suggest("t0")
     train(tmp_path, 0, [0.1], state=None)
     search.on_trial_complete("t0", None, error=True)
+    assert search.suggest("t1") == first  # at once, and again after a restart
+    search.on_trial_complete("t1", None, error=True)
     assert told.get_trials()[0].state == TrialState.RUNNING
     again, _ = searcher(study(), tmp_path)
     assert again.suggest("u0") == first
@@ -150,6 +153,20 @@ def test_a_killed_search_suggests_what_an_undisturbed_one_would_have(tmp_path: P
         return configs
 
     assert until(tmp_path / "a", 14) == until(tmp_path / "b", 14, frozenset({0, 5, 12}))
+
+
+def test_the_search_ends_when_all_are_served_and_none_can_be_lost_any_more(tmp_path: Path) -> None:
+    search, _ = searcher(study(), tmp_path)
+    search._total = 2
+    search.set_max_concurrency(1)
+    assert search.suggest("t0") and search.suggest("t1") is None  # one at a time
+    search.on_trial_complete("t0")
+    assert search.suggest("t1") and search.suggest("t2") is None
+    for _ in range(MAX_LOSSES + 1):
+        search.on_trial_complete("t1", error=True)
+        search.suggest("t1")
+    assert search.suggest("t2") == Searcher.FINISHED
+    assert "lost it" in str(TrialFolder(tmp_path / "trials" / "0001").done())
 
 
 def test_a_combination_that_makes_no_study_is_a_failed_trial(tmp_path: Path) -> None:

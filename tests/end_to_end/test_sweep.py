@@ -1,0 +1,191 @@
+"""Whole sweeps on a real Ray, Optuna and MLflow; only the epochs sleep (`sleeping.py`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import ray
+from mlflow import MlflowClient
+
+from mmsweep.errors import UserError
+from mmsweep.report.record import SweepRecord
+from mmsweep.study import Study
+from mmsweep.sweep import cluster
+from mmsweep.sweep.tuner import run_sweep, train_one
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sleeping import study
+
+HERE = Path(__file__).parent
+WARM = "sleeping:SleepingWarm"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray for the tests of this file that kill nothing."""
+    os.environ["PYTHONPATH"] = str(HERE)
+    os.environ["SLEEPING_EPOCH"] = "0.05"
+    with cluster.connect():
+        yield
+    del os.environ["SLEEPING_EPOCH"]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def searched(search: dict[str, Any], **values: Any) -> Study:
+    return Study.parse({**study(**values).resolved(), "search": search})
+
+
+def trained(folder: Path) -> dict[str, list[int]]:
+    """Epochs that were really trained, by trial."""
+    logs = sorted(folder.glob("trials/*/trained.log")) + sorted(folder.glob("final/*/*/trained.log"))
+    return {str(p.parent.relative_to(folder)): [int(x.split()[0]) for x in p.read_text().splitlines()] for p in logs}
+
+
+def told(folder: Path, name: str) -> Counter[str]:
+    optuna_study = optuna.load_study(study_name=name, storage=f"sqlite:///{folder / 'optuna.db'}")
+    return Counter(trial.state.name for trial in optuna_study.get_trials())
+
+
+def mlflow_runs(place: Path, folder: Path) -> dict[str, str]:
+    """Trial -> status of its MLflow run; fails where a trial has two."""
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    parent = json.loads((folder / "sweep.json").read_text())["mlflow"]["run_id"]
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = [r for r in client.search_runs(experiments) if r.data.tags.get("mlflow.parentRunId") == parent]
+    names = [r.data.tags["mmsweep.trial_id"] for r in runs]
+    assert len(set(names)) == len(names)
+    return {r.data.tags["mmsweep.trial_id"]: r.info.status for r in runs}
+
+
+def test_asha_stops_some_the_rest_finish_and_the_winner_is_trained_anew(ray_here: None, place: Path) -> None:
+    folder = place / "s"
+    outcome = run_sweep(study("one"), folder, live=False, warm=WARM)
+    assert outcome.state == "finished"
+    record = SweepRecord.load(folder)
+    states = Counter(trial.state for trial in record.trials)
+    assert len(record.trials) == 6 and states["stopped"] >= 1 and states["finished"] >= 1
+    assert set(states) == {"stopped", "finished"}
+    assert told(folder, "one") == Counter(COMPLETE=states["finished"], PRUNED=states["stopped"])
+    for trial in record.trials:  # a stop ends the trial there and then: no epoch was trained for nothing
+        assert len(trained(folder)[f"trials/{trial.id}"]) == len(trial.curve) == (4 if trial.state == "finished" else 1)
+    assert record.best and record.best.state == "finished"
+    runs = mlflow_runs(place, folder)
+    assert {runs[f"final/best/seed-{seed}"] for seed in (101, 102, 103)} == {"FINISHED"} and len(runs) == 9
+    assert Counter(runs.values()) == Counter(FINISHED=states["finished"] + 3, KILLED=states["stopped"])
+
+    before = trained(folder)
+    with pytest.raises(UserError, match="a sweep lies here already"):
+        run_sweep(study("one"), folder, live=False, warm=WARM)
+    with pytest.raises(UserError, match=r"has changed.*train.epochs"):
+        run_sweep(study("one", train__epochs=5), folder, resume=True, live=False, warm=WARM)
+    run_sweep(study("one"), folder, extend=3, live=False, warm=WARM)
+    after = trained(folder)
+    assert {name: after[name] for name in before if name.startswith("trials")} == {
+        name: epochs for name, epochs in before.items() if name.startswith("trials")
+    }
+    assert len(SweepRecord.load(folder).trials) == 9 and sum(told(folder, "one").values()) == 9
+    assert len(mlflow_runs(place, folder)) >= 12
+
+
+def test_failures_are_the_trials_own_and_other_backbones_are_served(ray_here: None, place: Path) -> None:
+    folder = place / "s"
+    asked = searched(
+        {
+            "method.align_weight": {"choice": [0.3, 8.5, 9.5]},  # good, not a number, cannot be trained
+            "model.encoders.image.name": {"choice": ["vit", "other"]},
+        },
+        name="two", sweep__sampler__name="grid", sweep__scheduler__name="none", sweep__start_from=[],
+        sweep__final={"seeds": 1, "per": "model.encoders.image.name"}, train__epochs=2,
+    )  # fmt: skip
+    assert run_sweep(asked, folder, live=False, warm=WARM).state == "finished"
+    record = SweepRecord.load(folder)
+    errors = {t.params["method.align_weight"]: t.error for t in record.trials if t.state == "failed"}
+    assert "cannot be trained" in str(errors[9.5]) and "not a number" in str(errors[8.5])
+    assert told(folder, "two") == Counter(COMPLETE=2, FAIL=4)
+    assert sorted(group.name for group in record.groups) == ["other", "vit"]
+    runs = mlflow_runs(place, folder)
+    assert Counter(runs.values()) == Counter(FINISHED=4, FAILED=4)
+
+
+def test_one_configuration_is_trained_without_a_search(ray_here: None, place: Path) -> None:
+    outcome = train_one(study("three", train__epochs=2), place / "t", live=False, warm=WARM)
+    assert outcome.state == "finished" and outcome.record.groups[0].name == "best"
+    assert trained(place / "t") == {"final/best/seed-0": [1, 2]}
+
+
+def test_resources_that_the_cluster_lacks_are_refused(ray_here: None, place: Path) -> None:
+    with pytest.raises(UserError, match=r"lacks the resources.*nodes: "):
+        run_sweep(study("four", resources__cpus=999), place / "s", live=False, warm=WARM)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from sleeping import study
+from mmsweep.sweep.tuner import run_sweep
+out = run_sweep(study("killed", resources__workers=2), Path(sys.argv[1]), resume="resume" in sys.argv, live=False,
+                warm="sleeping:SleepingWarm")
+print(out.state)
+"""
+
+
+def drive(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    path = f"{HERE}{os.pathsep}{HERE.parents[1]}"
+    environment = {**os.environ, "PYTHONPATH": path, "SLEEPING_EPOCH": "0.6"}
+    command = [sys.executable, "-c", DRIVER, str(folder), *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=folder.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(driver: subprocess.Popen[str], folder: Path, pattern: str, number: int) -> None:
+    until = time.monotonic() + 400
+    while len(list(folder.glob(pattern))) < number:
+        assert driver.poll() is None and time.monotonic() < until, driver.communicate()[0]
+        time.sleep(0.1)
+
+
+def test_a_killed_and_then_interrupted_sweep_goes_on_where_it_was(place: Path) -> None:
+    """Two gloo ranks; SIGKILL after the first trial is done, then Ctrl-C in mid-trial, then to the end."""
+    ray.shutdown()
+    folder = place / "s"
+    driver = drive(folder)
+    wait_for(driver, folder, "trials/*/done.json", 1)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+
+    driver = drive(folder, "resume")
+    wait_for(driver, folder, "trials/*/done.json", 3)
+    driver.send_signal(signal.SIGINT)
+    text = driver.communicate(timeout=200)[0]
+    assert text.strip().endswith("interrupted") and "Traceback" not in text
+    assert json.loads((folder / "sweep.json").read_text())["state"] == "interrupted"
+
+    driver = drive(folder, "resume")
+    text = driver.communicate(timeout=200)[0]
+    assert text.strip().endswith("finished"), text
+    record = SweepRecord.load(folder)
+    assert {trial.state for trial in record.trials} == {"finished", "stopped"} and len(record.trials) == 6
+    for name, epochs in trained(folder).items():
+        assert epochs == list(range(1, len(epochs) + 1)), f"{name} trained an epoch again: {epochs}"
+    states = Counter(trial.state for trial in record.trials)
+    assert told(folder, "killed") == Counter(COMPLETE=states["finished"], PRUNED=states["stopped"])
+    assert set(mlflow_runs(place, folder).values()) == {"FINISHED", "KILLED"}

@@ -177,12 +177,12 @@ def validate(
     files: Annotated[list[Path], typer.Argument(help="Study files.", metavar="FILE...")], as_json: AsJson = False
 ) -> None:
     """Check study files without starting anything; every problem is named with its file, line and key."""
-    from mmsweep.assembly import check
-
     problems = {}
     for file in files:
         try:
             with _studying(file, None) as study:
+                from mmsweep.assembly import check  # once the file itself is right: it takes seconds
+
                 check(study)
             if not as_json:
                 print(f"{file}: ok, {len(study.search)} searched keys")
@@ -206,9 +206,9 @@ def submit(
     print_only: Annotated[bool, typer.Option("--print", help="Print the command only.")] = False,
 ) -> None:
     """Print and run the `ray job submit` that tunes this study on a cluster."""
-    from mmsweep.assembly import check
-
     with _studying(study_file, overrides) as study:
+        from mmsweep.assembly import check
+
         check(study)
     if out_folder is None or not out_folder.is_absolute():
         raise UserError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import ASTConfig, AutoConfig, BertConfig, CLIPVisionConfig, Dinov2Config, ViTConfig, WhisperConfig
 
@@ -51,12 +52,14 @@ class Architecture:
 
     Args:
         family: how to drive it.
+        key: the study's key that names it, for messages.
         config: transformers' configuration, or for timm the model's name.
         folder: where weights, tokenizer and preprocessing lie; None where nothing is on disk.
         pooler: whether the checkpoint holds a pooling layer.
     """
 
     name: str
+    key: str
     family: type[Family]
     config: Any
     folder: Path | None
@@ -71,13 +74,13 @@ class Architecture:
     def network(self, weights: bool) -> nn.Module:
         """The network: loaded, or (for counting, on the current default device) with initial values."""
         if self.family is Timm:
-            return _timm(self.name, weights)
+            return _timm(self.name, weights, self.key)
         if not weights:
             return self.family.build(self.config, self.pooler)
         assert self.folder is not None
         try:
             return self.family.load(str(self.folder), self.config, self.pooler)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"the encoder's weights cannot be loaded ({str(error).splitlines()[0]})",
                 file=self.folder,
@@ -98,7 +101,7 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
         UserError: not found; says where it was looked for and how to provide it.
     """
     if source == "timm":
-        return Architecture(name, Timm, name, None)
+        return Architecture(name, key, Timm, name, None)
     looked: list[str] = []
     if files and "${" in name:
         raise UserError(
@@ -108,7 +111,7 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
     known = ARCHITECTURES.get(name) or ARCHITECTURES.get(Path(name).name)
     if folder is None and not files and known is not None:
         config = known()
-        return Architecture(name, FAMILIES[config.model_type], config, None)
+        return Architecture(name, key, FAMILIES[config.model_type], config, None)
     if folder is None:
         folder = _hub(name, looked, key)
     config = _config(folder)
@@ -120,7 +123,7 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
             found=config.model_type,
             expected=f"one of {', '.join(sorted(FAMILIES))}, or timm",
         )
-    return Architecture(name, family, config, folder, _has_pooler(folder))
+    return Architecture(name, key, family, config, folder, _has_pooler(folder))
 
 
 def _shipped(name: str, key: str) -> Path:
@@ -182,16 +185,17 @@ def _config(folder: Path) -> Any:
 
 
 def _has_pooler(folder: Path) -> bool:
-    from safetensors import safe_open
-
     file = folder / "model.safetensors"
     if not file.exists():
         return True
-    with safe_open(str(file), framework="pt") as tensors:
-        return any("pooler." in name for name in tensors.keys())  # noqa: SIM118 - no mapping
+    try:
+        with safe_open(str(file), framework="pt") as tensors:
+            return any("pooler." in name for name in tensors.keys())  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the encoder's weights cannot be read ({error})", file=file) from error
 
 
-def _timm(name: str, weights: bool) -> nn.Module:
+def _timm(name: str, weights: bool, key: str) -> nn.Module:
     import timm
 
     overlay: dict[str, Any] = {}
@@ -199,19 +203,20 @@ def _timm(name: str, weights: bool) -> nn.Module:
         if weights and not name.startswith("local-dir:"):
             known = timm.get_pretrained_cfg(name)
             if known is not None and known.hf_hub_id:
-                overlay = {"file": str(_hub(known.hf_hub_id, [], "model.encoders") / "model.safetensors")}
+                overlay = {"file": str(_hub(known.hf_hub_id, [], key) / "model.safetensors")}
         model: Any = timm.create_model(name, pretrained=weights, num_classes=0, pretrained_cfg_overlay=overlay)
     except UserError:
         raise
     except Exception as error:  # timm passes on whatever its readers raise
-        problem = str(error).splitlines()[0]
-        hint = "Name one of timm.list_models('vit_*'), or a folder as local-dir:FOLDER."
         raise UserError(
-            f"timm cannot provide this model ({problem})", key="model.encoders", found=name, hint=hint
+            f"timm cannot provide this model ({str(error).splitlines()[0]})",
+            key=key,
+            found=name,
+            expected="one of timm.list_models('vit_*'), or a folder as local-dir:FOLDER",
         ) from error
     if not hasattr(model, "blocks") or not hasattr(model, "_pos_embed"):
         raise UserError(
-            "not a vision transformer of timm's", found=name, expected="a name that starts with vit_ or deit_"
+            "not a vision transformer of timm's", key=key, found=name, expected="a name that starts with vit_ or deit_"
         )
     for block in model.blocks:
         with torch.device(block.attn.qkv.weight.device):

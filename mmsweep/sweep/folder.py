@@ -72,7 +72,11 @@ class SweepFolder:
                 expected="a folder that can be made and written",
             ) from error  # fmt: skip
         if exists:
-            folder._check_unchanged(study)
+            try:
+                folder._check_unchanged(study)
+            except UserError:
+                folder.release()
+                raise
         else:
             about = {"name": study.name, "created": time.time(), "mmsweep": mmsweep.__version__, "trials": trials}
             folder.update(state="running", **about)
@@ -163,12 +167,13 @@ def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "")
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; the search's own keys have dots themselves."""
+    """The value of a dotted key, None where there is none; the search's own keys have dots themselves."""
     if key in values:
         return values[key]
-    head, _, rest = key.partition(".")
-    inner = values.get(head)
-    return _at(inner, rest) if rest and isinstance(inner, Mapping) else None
+    parts = key.split(".")
+    heads = [".".join(parts[:n]) for n in range(1, len(parts))]
+    inner = [(values[head], key[len(head) + 1 :]) for head in heads if isinstance(values.get(head), Mapping)]
+    return next((found for value, rest in inner if (found := _at(value, rest)) is not None), None)
 
 
 def inside_ray_job() -> bool:

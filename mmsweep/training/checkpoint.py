@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mmsweep.errors import UserError
@@ -205,7 +206,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, to
         weights = load_file(folder / "weights.safetensors")
         resume = load_file(folder / "resume.safetensors")
         return weights, resume, json.loads((folder / "resume.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint cannot be read ({error})", file=folder, expected="a checkpoint folder"
         ) from error

@@ -20,8 +20,8 @@ from mmsweep.study import Dimension, Study
 TARGET = Path(__file__).parents[1] / "docs" / "study.md"
 INTRODUCTION = """# The study file
 
-Written by `python scripts/study_reference.py` from the schema in `mmsweep/study.py`. Any key can be given on the command
-line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is an environment variable.
+Written by `python scripts/study_reference.py` from the schema in `mmsweep/study.py`. Any key can be given on the
+command line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is an environment variable.
 
 """
 

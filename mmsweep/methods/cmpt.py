@@ -79,7 +79,7 @@ class CMPT(Method):
         return fuse(class_BMD, used_BM, _mean_over_sources(proxy_BSTD, used_BM))
 
     def alignment(self, class_BMD: Tensor, proxy_BSTD: Tensor, present_BM: Tensor) -> Term:
-        """Equation 4 per sample: for each present target the mean over its present sources of MSE(proxy, class), summed.
+        """Equation 4 per sample: for each present target the mean over present sources of MSE(proxy, class), summed.
 
         With two modalities this is the paper's sum of two terms, counted on complete samples only.
         """
@@ -93,7 +93,7 @@ class CMPT(Method):
 
 
 def _mean_over_sources(proxy_BSTD: Tensor, used_BM: Tensor) -> Tensor:
-    """Mean over the used sources of their proxies for each target: [B, T, D]. A used target's own entry is not needed."""
+    """Mean over the used sources of their proxies for each target: [B, T, D]; read only for targets not in use."""
     weight_BS = used_BM.to(proxy_BSTD.dtype)
     weight_BS = weight_BS / weight_BS.sum(1, keepdim=True).clamp(min=1)
     return torch.einsum("bs,bstd->btd", weight_BS, proxy_BSTD)

@@ -1,4 +1,4 @@
-"""Modality dropout: the backbone alone, trained with modalities removed at random; an unused one adds nothing to the fusion."""
+"""Modality dropout: the backbone trained with modalities removed at random; an unused one adds nothing to the sum."""
 
 from __future__ import annotations
 

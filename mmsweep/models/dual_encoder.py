@@ -1,4 +1,4 @@
-"""One unimodal encoder a modality (two or more), additive fusion of class tokens, a linear head (CMPT, equations 1, 3, 5, 6)."""
+"""One encoder a modality (two or more), additive fusion of class tokens, a linear head (CMPT, equations 1, 3, 5, 6)."""
 
 from __future__ import annotations
 

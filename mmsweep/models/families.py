@@ -325,7 +325,7 @@ class Whisper(Family):
 
 
 class SplitQKV(nn.Module):
-    """timm's fused q, k, v projection as three linears with the same outputs: one adapter over the fused one is not three."""
+    """timm's fused q, k, v projection as three linears, equal outputs: one adapter over the fused one is not three."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ class PretrainedEncoder(Encoder):
         self.eval()
 
     def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens:
-        """[B, 3, H, W], [B, frames, mel] or dict(ids [B, L], mask [B, L]) to tokens; clips [B, F, 3, H, W] frame by frame."""
+        """[B, 3, H, W], [B, frames, mel] or dict(ids, mask [B, L]) to tokens; clips [B, F, 3, H, W] frame by frame."""
         if isinstance(x, Tensor) and x.dim() == 5:
             tokens = self.family.embed(self.network, x.flatten(0, 1))
             return Tokens(tokens.values_BND, tokens.mask_BN, tokens.grid, sequences=x.shape[1])  # B13

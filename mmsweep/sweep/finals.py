@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from mmsweep.report.record import SweepRecord, TrialRecord
+from mmsweep.report.record import SweepRecord, TrialRecord, group_name
 from mmsweep.study import Study
 from mmsweep.sweep.session import Session
 from mmsweep.training.checkpoint import TrialFolder
@@ -46,13 +44,8 @@ def winners(record: SweepRecord) -> dict[str, TrialRecord]:
         return {"best": finished[0]}
     groups: dict[str, TrialRecord] = {}
     for trial in finished:
-        groups.setdefault(_group(trial.params.get(final.per)), trial)
+        groups.setdefault(group_name(trial.params.get(final.per)), trial)
     return groups
-
-
-def _group(value: Any) -> str:
-    """A group's folder name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)) or "-"
 
 
 def final_seeds(record: SweepRecord) -> list[int]:

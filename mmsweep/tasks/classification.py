@@ -93,7 +93,7 @@ class MultiLabel(Task):
         }
 
     def tuned(self, statistics: Tensor, target: Tensor) -> MultiLabel:
-        """This task with each label's threshold at its best F1 on these (validation) rows; ties go to the one nearest 0.5."""
+        """This task with each label's threshold at its best F1 on these validation rows; ties: nearest to 0.5."""
         grid_G = torch.linspace(0.05, 0.95, 19, device=statistics.device)
         hit_GNC = statistics[None] > grid_G[:, None, None]
         truth_NC = target.bool()

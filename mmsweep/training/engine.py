@@ -1,4 +1,4 @@
-"""The training loop: epochs and steps over slots, plain PyTorch; what Ray, MLflow or a notebook need comes in as `report`.
+"""The training loop: epochs and steps over slots, plain PyTorch; what Ray or a notebook needs comes in as `report`.
 
 Everything random is drawn from generators that (train.seed, purpose, epoch) alone decide, so a trial's result depends
 neither on what ran before it in this process nor on where it was interrupted: resuming at an epoch's end needs the

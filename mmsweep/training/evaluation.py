@@ -1,6 +1,6 @@
 """Evaluation: predictions under every pattern once, then every scenario, rate and class by indexing.
 
-What is kept of a prediction is `statistics` [P, N, ...]. A scenario's table says for each row which pattern it is under;
+What is kept of a prediction is `statistics` [P, N, ...]. A scenario's table says which pattern each row is under;
 its score is the metric of those entries. Thirty scenarios cost what the patterns cost.
 """
 
@@ -30,6 +30,7 @@ from mmsweep.availability import (
 from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared import PreparedSplit
 from mmsweep.methods.method import Method
+from mmsweep.tasks import MultiLabel
 from mmsweep.tasks.task import Task
 from mmsweep.training.checkpoint import write_whole
 from mmsweep.training.world import World
@@ -160,6 +161,7 @@ def evaluation_record(
         "mean_missing": mean,
         "worst_missing": worst,
         "curves": curves,
+        "thresholds": _thresholds(task),
     }
 
 
@@ -179,6 +181,12 @@ def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predicti
     )
     temporary.replace(folder / "predictions.npz")
     write_whole(folder / "evaluation.json", json.dumps(record, indent=1))
+
+
+def _thresholds(task: Task) -> list[float]:
+    """Each label's threshold where they were tuned: scores cannot be made again from predictions without them."""
+    tuned = task.thresholds if isinstance(task, MultiLabel) else None
+    return [] if tuned is None else [float(value) for value in tuned]
 
 
 def _whole(pattern: frozenset[str], modalities: Sequence[str]) -> Scenario:

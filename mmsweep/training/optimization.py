@@ -14,8 +14,8 @@ from mmsweep.study import Optimizer, Schedule
 def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
     """What the learning rate is multiplied by at a step (counted from 0) of `steps` in all.
 
-    Warm-up: `linear` climbs from `warmup_ratio` to 1 (what the code that the papers build on does), `constant` holds the
-    ratio (what their text says): research/methods.md B20. Afterwards polynomial decay to 0, cosine to 0, or constant.
+    Warm-up: `linear` climbs from `warmup_ratio` to 1 (as the code that the papers build on), `constant` holds the ratio
+    (as their text says): research/methods.md B20. Afterwards polynomial decay to 0, cosine to 0, or constant.
     """
     warmup = (
         schedule.warmup_steps if schedule.warmup_steps is not None else round(schedule.warmup_epochs * steps_per_epoch)
@@ -33,7 +33,7 @@ def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -
 
 
 def make_optimizer(spec: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
-    """AdamW; biases, norms and single vectors are not decayed, as the reference code does (research/methods.md §2.4, §5.2)."""
+    """AdamW; biases, norms and proxy tokens are not decayed, as the reference code does (methods.md §2.4, §5.2)."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in parameters:

@@ -1,4 +1,4 @@
-"""The engine on a tiny real dataset: reproducible, resumable to the bit, independent of neighbours and of the number of ranks."""
+"""The engine on a tiny real dataset: reproducible, resumable to the bit, independent of neighbours and of ranks."""
 
 from __future__ import annotations
 

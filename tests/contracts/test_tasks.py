@@ -1,0 +1,128 @@
+"""What every task must keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmsweep.data.dataset import Target
+from mmsweep.tasks import MultiLabel, Regression, SingleLabel, Task, make_task
+
+CLASSES = ("a", "b", "c", "d")
+ROWS = 24
+
+
+@dataclass(frozen=True)
+class Case:
+    task: Task
+    target: Tensor
+    perfect: Tensor
+    """A prediction that is right everywhere."""
+
+
+def cases() -> dict[str, Case]:
+    g = torch.Generator().manual_seed(1)
+    index = torch.arange(ROWS) % 4
+    hot = (torch.rand(ROWS, 4, generator=g) < 0.4).float()
+    hot[:4] = torch.eye(4)  # every label occurs
+    number = torch.randn(ROWS, generator=g)
+    single, multi = Target("single_label", CLASSES), Target("multi_label", CLASSES)
+    sure = 20 * torch.eye(4)[index] - 10
+    return {
+        "single_label": Case(SingleLabel(single), index, sure),
+        "single_label weighted": Case(SingleLabel(single, torch.tensor([0.5, 1.0, 2.0, 4.0])), index, sure),
+        "multi_label": Case(MultiLabel(multi), hot, 20 * hot - 10),
+        "multi_label weighted, tuned": Case(
+            MultiLabel(multi, torch.tensor([0.2, 0.4, 0.6, 0.8]), torch.tensor([1.0, 2.0, 3.0, 4.0])),
+            hot,
+            20 * hot - 10,
+        ),
+        "regression": Case(Regression(Target("regression")), number, number[:, None]),
+    }
+
+
+@pytest.fixture(params=cases())
+def case(request: pytest.FixtureRequest) -> Case:
+    return cases()[request.param]
+
+
+@pytest.fixture()
+def prediction(case: Case, generator: torch.Generator) -> Tensor:
+    return torch.randn(ROWS, case.task.outputs, generator=generator)
+
+
+def test_the_target_decides_the_width(case: Case) -> None:
+    assert case.task.outputs == case.task.target.width == case.perfect.shape[1]
+    assert type(make_task(case.task.target)) is type(case.task)
+    assert len(set(case.task.metric_names)) == len(case.task.metric_names) > 0
+    assert case.task.smaller_is_better <= set(case.task.metric_names)
+
+
+def test_the_loss_is_per_sample(case: Case, prediction: Tensor) -> None:
+    loss = case.task.loss(prediction, case.target)
+    assert loss.shape == (ROWS,) and loss.dtype == torch.float32 and (loss >= 0).all()
+    alone = torch.cat([case.task.loss(prediction[i : i + 1], case.target[i : i + 1]) for i in range(ROWS)])
+    torch.testing.assert_close(loss, alone)
+
+
+def test_the_gradient_flows_to_every_sample_and_output(case: Case, prediction: Tensor) -> None:
+    prediction.requires_grad_(True)
+    case.task.loss(prediction, case.target).mean().backward()
+    assert prediction.grad is not None and prediction.grad.isfinite().all() and (prediction.grad != 0).all()
+
+
+def test_the_gradient_of_a_sample_is_its_own(case: Case, prediction: Tensor) -> None:
+    prediction.requires_grad_(True)
+    case.task.loss(prediction, case.target)[3].backward()
+    assert prediction.grad is not None
+    touched = prediction.grad.abs().sum(1) > 0
+    assert touched.tolist() == [i == 3 for i in range(ROWS)]
+
+
+def test_statistics_of_a_row_are_its_own(case: Case, prediction: Tensor) -> None:
+    whole = case.task.statistics(prediction)
+    assert whole.shape[0] == ROWS and whole.isfinite().all()
+    rows = torch.tensor([5, 0, 17])
+    torch.testing.assert_close(case.task.statistics(prediction[rows]), whole[rows])
+    spoilt = prediction.clone()
+    spoilt[7] = float("nan")  # a row that is not eligible may hold anything
+    kept = torch.arange(ROWS) != 7
+    assert torch.equal(case.task.statistics(spoilt)[kept], whole[kept])
+
+
+def test_statistics_of_all_patterns_at_once(case: Case, prediction: Tensor) -> None:
+    both_PBC = torch.stack([prediction, -prediction])
+    found_PB = case.task.statistics(both_PBC)
+    for found, alone in zip(found_PB, both_PBC, strict=True):
+        torch.testing.assert_close(found, case.task.statistics(alone))
+
+
+def test_metrics_do_not_depend_on_the_order_of_rows(case: Case, prediction: Tensor, generator: torch.Generator) -> None:
+    statistics = case.task.statistics(prediction)
+    order = torch.randperm(ROWS, generator=generator)
+    found = case.task.metrics(statistics, case.target)
+    assert list(found) == list(case.task.metric_names)
+    assert case.task.metrics(statistics[order], case.target[order]) == pytest.approx(found, abs=1e-9)
+    each = case.task.per_class(statistics, case.target)
+    turned = case.task.per_class(statistics[order], case.target[order])
+    assert each.keys() == turned.keys() and all(turned[k] == pytest.approx(each[k]) for k in each)
+
+
+def test_a_perfect_prediction_scores_best(case: Case, prediction: Tensor) -> None:
+    best = case.task.metrics(case.task.statistics(case.perfect), case.target)
+    other = case.task.metrics(case.task.statistics(prediction), case.target)
+    for name in case.task.metric_names:
+        smaller = name in case.task.smaller_is_better
+        assert best[name] == pytest.approx(0.0 if smaller else 1.0, abs=1e-6)
+        assert other[name] > best[name] if smaller else other[name] < best[name]
+    for values in case.task.per_class(case.task.statistics(case.perfect), case.target).values():
+        assert values == pytest.approx([1.0] * case.task.outputs)
+    assert (case.task.loss(case.perfect, case.target) < case.task.loss(prediction, case.target) + 1e-3).all()
+
+
+def test_metrics_are_plain_numbers(case: Case, prediction: Tensor) -> None:
+    for value in case.task.metrics(case.task.statistics(prediction), case.target).values():
+        assert type(value) is float

@@ -85,6 +85,7 @@ class _Entry:
 @dataclass
 class _Host:
     token: int = 0
+    placement_group: str = ""
     key: str | None = None
     job: str | None = None
     fruitless_starts: int = 0  # since the last report
@@ -148,26 +149,31 @@ class Board:
         return {"state": entry.state, "error": entry.error, "timeline": dict(entry.timeline)}
 
     async def status(self) -> dict[str, Any]:
-        """{"hosts": {name: {"job", "started", "error"}}, "waiting": n, "fatal": reason or None}, for the driver."""
-        hosts = {name: {"job": h.job, "started": h.token > 0, "error": h.error} for name, h in self._hosts.items()}
+        """{"placement_groups": {host: id}, "waiting": n, "fatal": reason or None}, for the driver."""
+        groups = {name: host.placement_group for name, host in self._hosts.items()}
         fatal = None
         for name, host in self._hosts.items():
             if max(host.fruitless_starts, host.troubles) > MAX_FRUITLESS_STARTS:
                 fatal = (
                     f"{name} died again and again without finishing one epoch; last error: {host.error or 'none seen'}"
                 )
-        return {"hosts": hosts, "waiting": len(self._queue), "fatal": fatal}
+        return {"placement_groups": groups, "waiting": len(self._queue), "fatal": fatal}
 
     # ------------------------------------------------------------------ a host's rank 0
 
-    async def register(self, name: str) -> int:
+    async def register(self, name: str, placement_group: str) -> int:
         """A host's worker group (re)started. Its unfinished trial goes back to the front of the queue.
+
+        Args:
+            name: the host.
+            placement_group: id of what Ray reserved for the group.
 
         Returns:
             A token for the other calls; it makes those of the replaced group fail.
         """
         host = self._hosts.setdefault(name, _Host())
         host.token += 1
+        host.placement_group = placement_group
         host.fruitless_starts += 1
         host.key = None
         if host.job is not None:

@@ -17,9 +17,11 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+from ray import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
@@ -171,10 +173,30 @@ class HostPool:
             except Exception as error:
                 log.warning("%s: Ray Train's run ended: %s", name, error)
                 self.board.trouble.remote(name, _last_line(error))
+                if not self._closing.is_set():
+                    self._free(name)
             if self._closing.is_set():
                 return
             time.sleep(1.0)
         self._fatal = f"{name}: Ray Train's run ended {MAX_RUNS} times"
+
+    def _free(self, name: str) -> None:
+        """Give back what a host reserved whose controller died, or the next one would wait for it for ever.
+
+        Ray's own cleaner cannot be relied on: it asks the State API, which fails without the dashboard, and where two
+        Rays run on a machine ("Found multiple active Ray instances").
+        """
+        try:
+            known = ray.get(self.board.status.remote())["placement_groups"]
+            others = {group for host, group in known.items() if host != name}
+            job = ray.get_runtime_context().get_job_id()  # a placement group's id ends with that of its job
+            for id, group in ray.util.placement_group_table().items():
+                light = all(bundle == {"CPU": 0.01} for bundle in group["bundles"].values())
+                if id.endswith(job) and group["state"] != "REMOVED" and not light and id not in others:
+                    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(id))))
+                    log.info("%s: freed placement group %s", name, id)
+        except ray.exceptions.RayError as error:
+            log.warning("%s: placement groups: %s", name, error)
 
     def _fit(self, name: str) -> None:
         place = Place(self.board, name, self.warm, math.floor(self.size.cpus), str(self.logs))

@@ -84,7 +84,7 @@ class _Host:
         self.token = 0
 
     def run(self) -> None:
-        self.token = self._share(self._ask(self.board.register, self.place.host) if self.world.first else None)
+        self.token = self._share(self._register() if self.world.first else None)
         self.module = importlib.import_module(
             self.place.warm.split(":")[0]
         )  # after registering, which counts vain starts
@@ -94,6 +94,10 @@ class _Host:
                 break
             if isinstance(word, Posting):
                 self._train(word)
+
+    def _register(self) -> Any:
+        group = ray.get_runtime_context().get_placement_group_id() or ""
+        return self._ask(self.board.register, self.place.host, group)
 
     def _next(self) -> Any:
         return self._ask(self.board.next_job, self.place.host, self.token, self.key, POLL_SECONDS)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -134,6 +136,40 @@ def test_one_configuration_is_trained_without_a_search(ray_here: None, place: Pa
 def test_resources_that_the_cluster_lacks_are_refused(ray_here: None, place: Path) -> None:
     with pytest.raises(UserError, match=r"lacks the resources.*nodes: "):
         run_sweep(study("four", resources__cpus=999), place / "s", live=False, warm=WARM)
+
+
+def kill_one(title: str) -> None:
+    """SIGKILL one of our own Ray's processes, by the title that Ray gives it."""
+    for process in psutil.Process().children(recursive=True):
+        if title in " ".join(process.cmdline()):
+            process.kill()
+            return
+    raise AssertionError(f"no {title} to kill")
+
+
+def test_a_killed_rank_and_a_killed_controller_cost_no_epoch(ray_here: None, place: Path) -> None:
+    """Beside a second Ray: where two run on a machine, Ray Train's own cleaning up after a dead controller fails."""
+    second = subprocess.Popen([sys.executable, "-c", "import ray, time; ray.init(address='local'); time.sleep(900)"])
+    folder, outcomes = place / "s", []
+
+    def sweep() -> None:
+        asked = study("shot", sweep__scheduler__name="none", sweep__trials=3, train__epochs=8, sweep__final=None)
+        outcomes.append(run_sweep(asked, folder, live=False, warm=WARM).state)
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    try:
+        for n, title in enumerate(["RayTrainWorker", "TrainController"]):
+            until = time.monotonic() + 300
+            while not (folder / "trials" / f"000{n}" / "reports.jsonl").exists():
+                assert time.monotonic() < until and thread.is_alive()
+                time.sleep(0.05)
+            kill_one(title)
+        thread.join(300)
+    finally:
+        second.kill()
+    assert outcomes == ["finished"]
+    assert trained(folder) == {f"trials/000{n}": list(range(1, 9)) for n in range(3)}
 
 
 DRIVER = """

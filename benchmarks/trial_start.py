@@ -1,0 +1,164 @@
+"""How long from Tune's start of a trial to its first training step: on a warm host, and with one TorchTrainer per
+trial.
+
+    python benchmarks/trial_start.py --trials 12 --baseline 3 [--write]
+
+Both train the quickstart study (Open Clip Art, the shipped encoders, one epoch) in the same run on the same
+machine. The clock starts when Tune's searcher is asked for the trial (warm host) or when Tune reports the trial as
+started (one trainer per trial, which is later and so in the baseline's favour), and stops when the optimiser has
+made its first step. The first trial of a warm host waits for the host's own start; it is listed, and left out of
+the median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from mmsweep.assembly import Job, Warm, prepare_data, warm_key
+from mmsweep.study import Study
+from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.training.world import World
+
+__all__ = ["Job", "TimedWarm", "warm_key"]
+FIRST_STEP = "first_step"
+
+
+class TimedWarm(Warm):
+    """The real thing, which writes down when the first optimiser step of each job was made."""
+
+    def run(self, job: Job, report: Any) -> None:
+        path = Path(job.folder) / FIRST_STEP
+
+        def hook(*_: Any) -> None:
+            if not path.exists():
+                path.write_text(str(time.time()))
+
+        handle = register_optimizer_step_post_hook(hook)
+        try:
+            super().run(job, report)
+        finally:
+            handle.remove()
+
+
+def study(trials: int) -> Study:
+    given = [f"sweep.trials={trials}", "sweep.final=null", "train.epochs=1", "train.schedule.warmup_epochs=0"]
+    return Study.load(ROOT / "search_spaces" / "quickstart.yaml", [*given, "sweep.scheduler.name=none"])
+
+
+def on_warm_hosts(trials: int, out: Path) -> list[float]:
+    """Seconds from the searcher's answer to the first step, by trial."""
+    from mmsweep.sweep.session import Session
+    from mmsweep.sweep.tuner import run_sweep
+
+    asked: dict[str, float] = {}
+    post = Session.post
+
+    def timed(self: Session, folder: TrialFolder, own: Study | None, *, judged: bool) -> None:
+        asked[folder.path.name] = time.time()
+        post(self, folder, own, judged=judged)
+
+    Session.post = timed  # type: ignore[method-assign]
+    run_sweep(study(trials), out, live=False, warm="trial_start:TimedWarm")
+    return [float((out / "trials" / id / FIRST_STEP).read_text()) - t for id, t in sorted(asked.items())]
+
+
+def one_trainer(config: dict[str, Any]) -> None:
+    """The baseline's Tune trial: a TorchTrainer of its own, which loads everything, and reports its first step."""
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
+    def loop(config: dict[str, Any]) -> None:
+        torch.set_num_threads(int(config["threads"]))
+        own = Study.parse(config["study"])
+        job = Job("0000", "trial", config["folder"], config["study"], warm_key(own))
+        TimedWarm("cpu", World.current()).run(job, lambda report: True)
+
+    workers = train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": config["threads"] - 0.02})
+    name = Path(config["folder"]).name
+    run_config = train.RunConfig(name=name, storage_path=config["storage"])
+    TorchTrainer(loop, train_loop_config=config, scaling_config=workers, run_config=run_config).fit()
+
+
+def one_trainer_per_trial(trials: int, out: Path) -> list[float]:
+    from ray import tune
+
+    from mmsweep.sweep import cluster
+
+    started: dict[str, float] = {}
+
+    class Clock(tune.Callback):
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            started[trial.config["folder"]] = time.time()
+
+    asked, folders = study(1), [out / f"{n:04d}" for n in range(trials)]
+    for folder in folders:
+        TrialFolder(folder).create({"id": folder.name, "kind": "trial", "seed": 0, "params": {}}, asked.to_yaml())
+    with cluster.connect():
+        tune.Tuner(
+            tune.with_resources(one_trainer, {"CPU": 0.01}),
+            param_space={
+                "folder": tune.grid_search([str(f) for f in folders]),
+                "study": asked.resolved(),
+                "threads": asked.resources.cpus,
+                "storage": str(out / "train"),
+            },
+            tune_config=tune.TuneConfig(max_concurrent_trials=1, trial_dirname_creator=lambda trial: trial.trial_id),
+            run_config=tune.RunConfig(name="tune", storage_path=str(out / "tune"), verbose=0, callbacks=[Clock()]),
+        ).fit()
+    return [float((Path(f) / FIRST_STEP).read_text()) - t for f, t in sorted(started.items())]
+
+
+def main() -> None:
+    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--baseline", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="write docs/results/trial_start.md")
+    options = parser.parse_args()
+    prepare_data(study(1))
+    with tempfile.TemporaryDirectory(prefix="start-") as place:
+        os.chdir(place)
+        load = os.getloadavg()[0]
+        warm = on_warm_hosts(options.trials, Path(place) / "warm")
+        cold = one_trainer_per_trial(options.baseline, Path(place) / "cold")
+    rest = sorted(warm[1:])
+    p95 = rest[min(len(rest) - 1, round(0.95 * (len(rest) - 1)))]
+    lines = [
+        "# From Tune's start of a trial to its first step",
+        "",
+        f"`python benchmarks/trial_start.py --trials {options.trials} --baseline {options.baseline}` on "
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load average {load:.1f} before and "
+        f"{os.getloadavg()[0]:.1f} after. The quickstart study; how the clock runs stands in the script.",
+        "",
+        "| | median | 95th percentile | each |",
+        "|---|---|---|---|",
+        f"| warm host | {statistics.median(rest):.2f} s | {p95:.2f} s | {_list(warm[1:])} |",
+        f"| one TorchTrainer per trial | {statistics.median(cold):.1f} s | | {_list(cold)} |",
+        "",
+        f"The host's own start, paid once: {warm[0]:.1f} s to the first trial's first step.",
+    ]
+    print("\n".join(lines))
+    print(json.dumps({"warm": warm, "cold": cold}))
+    if options.write:
+        (ROOT / "docs" / "results" / "trial_start.md").write_text("\n".join(lines) + "\n")
+
+
+def _list(values: list[float]) -> str:
+    return ", ".join(f"{v:.2f}" for v in values)
+
+
+if __name__ == "__main__":
+    main()

@@ -38,13 +38,12 @@ class Progress:
         total: how many trials there will be.
         objective: the metric that the scores are.
         mode: whether "max" or "min" is best.
-        live: whether there may be a live table (there is one only in a terminal).
+        live: whether there may be a live table (there is one only in a terminal); if not, events go to stderr.
     """
 
     def __init__(self, title: str, total: int, objective: str, mode: str, live: bool = True) -> None:
-        self._console = Console(
-            file=sys.stdout, highlight=False, soft_wrap=True
-        )  # taken before stdout goes to the log file
+        # Taken before stdout goes to the log file; without a live table stdout belongs to the result (--json).
+        self._console = Console(file=sys.stdout if live else sys.stderr, highlight=False, soft_wrap=True)
         self.title, self.total, self.objective, self.mode = title, total, objective, mode
         self._rows: dict[str, _Row] = {}
         self._phase = "starting Ray"

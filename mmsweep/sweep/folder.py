@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import mmsweep
 from mmsweep.errors import UserError
 from mmsweep.study import Study
@@ -33,6 +31,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.finished = False  # whether everything that is asked for now was done before
         self._lock: Any = None
 
     @classmethod
@@ -71,27 +70,31 @@ class SweepFolder:
                 f"the sweep's folder cannot be written ({error.strerror})", file=path, key="--out", found=str(path),
                 expected="a folder that can be made and written",
             ) from error  # fmt: skip
-        if exists:
-            try:
+        try:
+            if exists:
                 folder._check_unchanged(study)
-            except UserError:
-                folder.release()
-                raise
-        else:
-            about = {"name": study.name, "created": time.time(), "mmsweep": mmsweep.__version__, "trials": trials}
-            folder.update(state="running", **about)
-            write_whole(path / "study.yaml", study.to_yaml())  # last: where it stands, a sweep lies
-        if extend:
-            folder.update(trials=max(folder.trials, len(folder.numbers())) + extend)
+            else:
+                about = {"name": study.name, "created": time.time(), "mmsweep": mmsweep.__version__, "trials": trials}
+                folder.update(state="running", **about)
+                write_whole(path / "study.yaml", study.to_yaml())  # last: where it stands, a sweep lies
+            folder.finished = folder.state.get("state") == "finished" and not extend
+            if extend:
+                folder.update(trials=max(folder.trials, len(folder.numbers())) + extend)
+        except UserError:
+            folder.release()
+            raise
         return folder
 
     @property
     def state(self) -> dict[str, Any]:
         """`sweep.json`."""
+        path = self.path / "sweep.json"
         try:
-            return dict(json.loads((self.path / "sweep.json").read_text(encoding="utf-8")))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise UserError("not valid JSON", file=path, expected="the file as mmsweep wrote it") from error
 
     def update(self, **values: Any) -> None:
         """Set values of `sweep.json`."""
@@ -139,10 +142,7 @@ class SweepFolder:
             raise UserError("this sweep is running", file=self.path, hint="Look at it with `mmsweep show`.") from None
 
     def _check_unchanged(self, study: Study) -> None:
-        try:
-            before = Study.parse(yaml.safe_load((self.path / "study.yaml").read_text(encoding="utf-8")))
-        except (yaml.YAMLError, UserError) as error:
-            raise UserError(f"the sweep's study cannot be read ({error})", file=self.path / "study.yaml") from error
+        before = Study.load(self.path / "study.yaml")
         changed = differing_keys(before.resolved(), study.resolved())
         changed = [key for key in changed if not key.startswith(FREE_ON_RESUME) and key != "sweep.trials"]
         if changed:

@@ -199,7 +199,7 @@ class HostPool:
             log.warning("%s: placement groups: %s", name, error)
 
     def _fit(self, name: str) -> None:
-        place = Place(self.board, name, self.warm, math.floor(self.size.cpus), str(self.logs))
+        place = Place(self.board, name, self.warm, math.floor(self.size.cpus), self.size.gpus, str(self.logs))
         # ray.train's stubs still show the classes of Train V1; V2 takes only its own.
         config: Any = RunConfig(
             name=f"{name}-{uuid4().hex[:6]}",  # a name that was used before would make Ray Train resume that run

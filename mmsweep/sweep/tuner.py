@@ -18,6 +18,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 import mmsweep.sweep.cluster as cluster
@@ -144,7 +145,8 @@ class _Sweep:
             folder.update(state="running", mlflow=mlflow)
             state = "failed"
             try:
-                state = self._search_and_finals(tracker, progress, interrupt, retry_failed)
+                finished = folder.finished and not retry_failed
+                state = "finished" if finished else self._search_and_finals(tracker, progress, interrupt, retry_failed)
             except KeyboardInterrupt:
                 state = "interrupted"
             finally:
@@ -245,7 +247,7 @@ class _Sweep:
             tune.with_parameters(follow, board=session.board, objective=self.objectives[0]), {"CPU": 0.01}
         )
         session.progress.phase("searching")
-        tune.Tuner(
+        tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 metric=OBJECTIVE,
@@ -267,7 +269,15 @@ class _Sweep:
                 # Of the light trial's own process; what its host does is not its concern.
                 failure_config=tune.FailureConfig(max_failures=3),
             ),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except TuneError as error:  # Tune turns whatever its callbacks raise into text
+            log.exception("the search")
+            last = str(error).strip().splitlines()[-1]
+            raise session.problem or UserError(
+                f"the search broke off ({last})", file=folder.logs / "driver.log"
+            ) from error
         if watch.out_of_time and not session.must_end():
             for folder_left in (folder.trial(n) for n in folder.numbers()):
                 if folder_left.done() is None:

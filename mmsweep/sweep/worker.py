@@ -53,6 +53,7 @@ class Place:
         host: the host's name, "host-0".
         warm: import path "module:Class" of what is kept warm; the module also holds `Job` and `warm_key`.
         threads: CPU threads a rank.
+        gpus: GPUs a rank; 0: the CPU, also where there is a GPU.
         logs: folder for the ranks' log files.
     """
 
@@ -60,6 +61,7 @@ class Place:
     host: str
     warm: str
     threads: int
+    gpus: float
     logs: str
 
 
@@ -78,7 +80,7 @@ class _Host:
         self.module: Any = None
         # Objects are broadcast on the CPU even where gradients travel by NCCL.
         self.control: Any = dist.new_group(backend="gloo") if world.size > 1 else None
-        self.device = _device()
+        self.device = _device() if place.gpus else "cpu"
         self.warm: Any = None
         self.key: str | None = None
         self.token = 0

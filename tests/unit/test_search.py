@@ -182,6 +182,24 @@ def test_a_combination_that_makes_no_study_is_a_failed_trial(tmp_path: Path) -> 
     assert [t.state for t in told.get_trials()].count(TrialState.FAIL) >= 1
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii", "gp"])
+def test_every_sampler_serves_one_and_several_objectives(sampler: str, tmp_path: Path) -> None:
+    several = [{"metric": METRIC}, {"metric": "val/complete/loss", "mode": "min"}]
+    for place, objective in (("one", several[0]), ("two", several)):
+        (tmp_path / place).mkdir()
+        s = study(sweep__sampler__name=sampler, sweep__objective=objective)
+        search, told = searcher(s, tmp_path / place)
+        for n in range(13):
+            assert 0 <= search.suggest(f"t{n}")["params"]["method.align_weight"] <= 1
+            folder = TrialFolder(tmp_path / place / "trials" / f"{n:04d}")
+            for epoch in range(1, 5):
+                folder.append(Report(epoch, {METRIC: n / 10, "val/complete/loss": epoch}))
+            folder.mark_done("stopped" if n % 5 == 4 else "finished")
+            search.on_trial_complete(f"t{n}", {"epoch": 4})
+        states = [t.state.name for t in told.get_trials()]
+        assert states.count("COMPLETE") == 11 and states.count("PRUNED") == 2
+
+
 def test_telling_twice_changes_nothing(tmp_path: Path) -> None:
     search, told = searcher(study(), tmp_path)
     search.suggest("t0")

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperModel
 
 from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat
+from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 
 FAMILIES: dict[str, type[Family]] = {}
@@ -270,6 +271,13 @@ class Bert(Family):
     @classmethod
     def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:
         length = options.length or min(128, config.max_position_embeddings)
+        if length > config.max_position_embeddings:
+            raise UserError(
+                "the encoder does not read texts of this length",
+                key="data.text.length",
+                found=length,
+                expected=f"at most {config.max_position_embeddings} tokens",
+            )
         return TextFormat(folder, length, lower=bool(preprocessing.get("do_lower_case", True)))
 
     @classmethod

@@ -64,17 +64,18 @@ class PretrainedEncoder(Encoder):
             self.prefix = self.family.prefix
         self.width = self._token_shape[1]
         self._blocks_name, blocks = self.family.blocks(self.network)
+        own = key.removesuffix(".name")
         if layers is not None and layers > len(blocks):
             raise UserError(
-                "the encoder has fewer layers", key=f"{key}.layers", found=layers, expected=f"at most {len(blocks)}"
+                "the encoder has fewer layers", key=f"{own}.layers", found=layers, expected=f"at most {len(blocks)}"
             )
         if layers is not None:
             del blocks[layers:]
         self._pool = self.family.default_pool if pool == "auto" else pool
-        if self._pool == "pooler" and not hasattr(self.network, "pooler"):
-            raise UserError("this encoder has no pooler", key=f"{key}.pool", found=pool, expected="cls or mean")
+        if self._pool == "pooler" and getattr(self.network, "pooler", None) is None:
+            raise UserError("this encoder has no pooler", key=f"{own}.pool", found=pool, expected="cls or mean")
         if self._pool == "cls" and self.prefix == 0:
-            raise UserError("this encoder has no class token", key=f"{key}.pool", found=pool, expected="mean")
+            raise UserError("this encoder has no class token", key=f"{own}.pool", found=pool, expected="mean")
         self.eval()
 
     def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens:

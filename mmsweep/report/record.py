@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmsweep.errors import UserError
 from mmsweep.report.finals import Evaluation, FinalGroup, FinalRun
 from mmsweep.study import Objective, Study
@@ -95,10 +93,7 @@ class SweepRecord:
         if not (root / "study.yaml").is_file():
             expected = "a sweep's folder, with study.yaml, sweep.json and trials/ in it"
             raise UserError("no sweep lies here", file=root, expected=expected, hint=_neighbours(root))
-        try:
-            study = Study.parse(yaml.safe_load((root / "study.yaml").read_text(encoding="utf-8")) or {})
-        except (yaml.YAMLError, UserError) as error:
-            raise UserError(f"the sweep's study cannot be read ({error})", file=root / "study.yaml") from error
+        study = Study.load(root / "study.yaml")
         meta, tracking = _json(root / "sweep.json"), _json(root / "tracking.json")
         state = str(meta.get("state", "interrupted"))
         runs = tracking.get("runs") or {}

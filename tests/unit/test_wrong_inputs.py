@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -344,6 +345,42 @@ def test_no_such_shipped_encoder(study: Callable[..., Path], say: Say) -> None:
     assert "found 'clipart_txt'" in message and "expected one of " in message
 
 
+@pytest.mark.parametrize(
+    ("changes", "key", "found", "expected"),
+    [
+        ({"data.text.length": 99}, "data.text.length", "99", "at most 16 tokens"),
+        ({"model.encoders.text.layers": 3}, "model.encoders.text.layers", "3", "at most 2"),
+        ({"model.encoders.image.pool": "pooler"}, "model.encoders.image.pool", "'pooler'", "cls or mean"),
+    ],
+)
+def test_what_an_encoder_cannot_do(
+    changes: dict[str, Any], key: str, found: str, expected: str, study: Callable[..., Path], say: Say
+) -> None:
+    path = study(changes)
+    last = key.rpartition(".")[2]
+    message = say("tune", path, "--dry-run")
+    assert message.startswith(f"{line_of(path, f'{last}: {found.strip(chr(39))}')}{key}: "), message
+    assert message.endswith(f"; found {found}; expected {expected}")
+
+
+def test_a_task_that_the_dataset_lacks(study: Callable[..., Path], say: Say) -> None:
+    path = study({"data": {"dataset": "openclipart", "task": "nope"}})
+    message = say("validate", path)
+    assert message.startswith(f"{line_of(path, 'task: nope')}data.task: ")
+    assert "found 'nope'; expected single_label or multi_label" in message
+
+
+def test_a_cut_off_encoder(study: Callable[..., Path], place: Path, encoder_folders: dict[str, str], say: Say) -> None:
+    shutil.copytree(encoder_folders["vit"], place / "cut")
+    weights = place / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    message = say("data", "prepare", study({"model.encoders.image.name": str(place / "cut")}))
+    assert message.startswith(f"{weights}: the encoder's weights cannot be read (")
+    (place / "cut" / "config.json").write_text("{")
+    message = say("data", "prepare", study({"model.encoders.image.name": str(place / "cut")}))
+    assert message.startswith(str(place / "cut")) and "config" in message
+
+
 def test_a_timm_model_that_does_not_exist(study: Callable[..., Path], say: Say) -> None:
     path = study({"model.encoders.image": {"source": "timm", "name": "vit_nothing"}})
     message = say("data", "prepare", path)
@@ -436,6 +473,20 @@ def test_existing_and_changed_sweeps(study: Callable[..., Path], place: Path, sa
     message = say("tune", study({"search": {"method.align_weight": {"uniform": [0.1, 2.0]}}}), "--resume")
     assert "search.method.align_weight.uniform: " in message and "found [0.1, 2.0]" in message
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith((".", "tri", "log", "tune"))) == before
+
+
+def test_damaged_sweeps(study: Callable[..., Path], place: Path, say: Say) -> None:
+    folder = place / "sweeps" / "wrong"
+    folder.mkdir(parents=True)
+    (folder / "study.yaml").write_text(Study.load(study()).to_yaml())
+    (folder / "sweep.json").write_text("{")
+    for command in (["tune", study(), "--resume"], ["show", folder], ["best", "wrong"]):
+        message = say(*command)
+        assert message.startswith(str(folder / "sweep.json")) or message.startswith("sweeps/wrong/sweep.json"), message
+        assert "not valid JSON; expected the file as mmsweep wrote it" in message
+    (folder / "study.yaml").write_text("name: x\ndata: [")
+    for command in (["tune", study(), "--resume"], ["show", folder], ["report", folder]):
+        assert say(*command).startswith(f"{folder / 'study.yaml'}:2: not valid YAML")
 
 
 def test_nothing_to_extend(study: Callable[..., Path], place: Path, say: Say) -> None:

@@ -51,7 +51,7 @@ class OpenClipart(DatasetBuilder):
 
     def __init__(self, task: str = "single_label", archive: Path = ARCHIVE) -> None:
         if task not in FIELDS:
-            raise UserError("unknown task of openclipart", key="task", found=task, expected=" or ".join(FIELDS))
+            raise UserError("unknown task of openclipart", key="data.task", found=task, expected=" or ".join(FIELDS))
         self.modalities = {"image": "image", "text": "text"}
         self.target = Target(task, CLASSES[task])  # type: ignore[arg-type]  # checked above
         self.expected = EXPECTED[task]

@@ -4,7 +4,7 @@
         trial.json         id, number, params, kind, seed: written before the trial is handed to anyone
         study.yaml         the trial's resolved study
         reports.jsonl      one line an epoch; a line is written after its checkpoint is whole on disk
-        checkpoints/       epoch-0003/{weights.safetensors, resume.safetensors, resume.json}; the best and the last are kept
+        checkpoints/       epoch-0003/{weights.safetensors, resume.safetensors, resume.json}; best and last are kept
         done.json          finished | stopped | failed; the first mark wins
         evaluation.json    the evaluation on test (final runs), with predictions.npz beside it
 

@@ -126,6 +126,11 @@ def test_failures_are_the_trials_own_and_other_backbones_are_served(ray_here: No
     runs = mlflow_runs(place, folder)
     assert Counter(runs.values()) == Counter(FINISHED=4, FAILED=4)
 
+    again = asked.with_values({"resources.hosts": "auto"})  # where it runs may change
+    assert run_sweep(again, folder, resume=True, retry_failed=True, live=False, warm=WARM).state == "finished"
+    assert told(folder, "two") == Counter(COMPLETE=2, FAIL=8)  # Optuna never reopens a trial: those are new ones
+    assert Counter(mlflow_runs(place, folder).values()) == Counter(FINISHED=4, FAILED=4)
+
 
 def test_one_configuration_is_trained_without_a_search(ray_here: None, place: Path) -> None:
     outcome = train_one(study("three", train__epochs=2), place / "t", live=False, warm=WARM)

@@ -109,7 +109,17 @@ class Source:
         if isinstance(node, yaml.MappingNode):
             for key_node, value_node in node.value:
                 key = f"{prefix}{key_node.value}"
-                self.lines[key] = key_node.start_mark.line + 1
+                line = key_node.start_mark.line + 1
+                if key in self.lines:  # YAML's readers silently keep the last
+                    raise UserError(
+                        "this key stands twice",
+                        file=self.file,
+                        line=line,
+                        key=key,
+                        found=f"the first on line {self.lines[key]}",
+                        expected="once",
+                    )
+                self.lines[key] = line
                 self._note_lines(value_node, key + ".")
         elif isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):

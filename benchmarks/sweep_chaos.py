@@ -120,7 +120,7 @@ def _is_agent(process: psutil.Process) -> bool:
         return False
 
 
-def disturb(out: Path, kills: int, rng: random.Random) -> list[tuple[float, str, int]]:
+def disturb(out: Path, kills: int, rng: random.Random, targets: list[str]) -> list[tuple[float, str, int]]:
     """Run the sweep to its end, with so many kills on its way: (seconds, what, reports there were)."""
     began, log = time.monotonic(), []
     while True:
@@ -132,7 +132,7 @@ def disturb(out: Path, kills: int, rng: random.Random) -> list[tuple[float, str,
             early = patience is not None and time.monotonic() - started > patience
             if len(log) >= kills or not (early or reports(out) > seen):
                 continue
-            what = "driver" if early else rng.choice(list(TARGETS))
+            what = "driver" if early else rng.choice(targets)
             time.sleep(rng.uniform(0, 1.5))
             if driver.poll() is None and kill(what, driver, rng):
                 log.append((time.monotonic() - began, what, reports(out)))
@@ -206,6 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=list(TARGETS), help="kill only these")
     parser.add_argument("--write", action="store_true", help="write docs/results/chaos.md")
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
@@ -215,10 +216,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as place:
         quiet, out = Path(place) / "quiet", Path(place) / "disturbed"
         began = time.monotonic()
-        disturb(quiet, 0, random.Random(0))
+        disturb(quiet, 0, random.Random(0), [])
         undisturbed = time.monotonic() - began
         print(f"undisturbed: {undisturbed:.0f} s, {reports(quiet)} reports", flush=True)
-        log = disturb(out, options.kills, random.Random(options.seed))
+        log = disturb(out, options.kills, random.Random(options.seed), options.only or list(TARGETS))
         whole = time.monotonic() - began - undisturbed
         wrong = problems(out, quiet)
         states = Counter(str(trial["state"]) for trial in facts(out).values())

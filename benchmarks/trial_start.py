@@ -150,7 +150,7 @@ def main() -> None:
         f"| warm host | {statistics.median(rest):.2f} s | {p95:.2f} s | {_list(warm[hosts:])} |",
         f"| one TorchTrainer per trial | {statistics.median(cold):.1f} s | | {_list(cold)} |",
         "",
-        f"The hosts' own start, paid once and left out above: {_list(warm[:hosts])} s to their first trial's first step.",
+        f"The hosts' own start, paid once and left out above: {_list(warm[:hosts])} s to their first step.",
     ]
     print("\n".join(lines))
     print(json.dumps({"warm": warm, "cold": cold}))

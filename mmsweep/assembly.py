@@ -35,7 +35,7 @@ from mmsweep.models.lora import Noise, add_lora
 from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.study import ScenarioSpec, Study
 from mmsweep.tasks import MultiLabel, Task, make_task
-from mmsweep.training.checkpoint import Report, TrialFolder, best_report, is_better, load_checkpoint
+from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
 from mmsweep.training.engine import Diverged, EvaluationPlan, Slot, fit, generator, load_weights
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.world import World
@@ -371,7 +371,7 @@ class Warm:
         """Evaluate the best epoch of a trial on a split: (evaluation record, predictions)."""
         data, backbone = self.ready(study)
         objective = study.sweep.objectives[0]
-        best = best_report(folder.reports(), objective.metric, objective.mode)
+        best = deciding_report(folder.reports(), objective.metric, objective.mode, objective.scope)
         if best is None:
             raise UserError("this trial has no epoch to evaluate", file=folder.path)
         weights, _, _ = load_checkpoint(folder.checkpoint(best.epoch))

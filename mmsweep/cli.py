@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import typer
 from rich.console import Console
 
 from mmsweep.errors import UserError
+from mmsweep.json_text import json_text
 from mmsweep.study import Study
 from mmsweep.study_source import Source
 
@@ -113,7 +113,7 @@ def evaluate(
         raise UserError("no such split", key="--split", found=split, expected="val or test")
     record = evaluate_run(run, split, device)
     if as_json:
-        print(json.dumps(record))
+        print(json_text(record))
         return
     from rich.table import Table
 
@@ -146,7 +146,7 @@ def show(sweep: SweepPath, as_json: AsJson = False) -> None:
 
     record = SweepRecord.load(_sweep(sweep))
     if as_json:
-        print(json.dumps(record.to_json()))
+        print(json_text(record.to_json()))
     else:
         _print_record(record)
 
@@ -163,7 +163,7 @@ def best(sweep: SweepPath, as_json: AsJson = False) -> None:
     if as_json:
         import yaml
 
-        print(json.dumps({"trial": record.best.to_json(), "study": yaml.safe_load(text)}))
+        print(json_text({"trial": record.best.to_json(), "study": yaml.safe_load(text)}))
     else:
         value = record.best.objective
         print(
@@ -189,7 +189,7 @@ def validate(
         except UserError as problem:
             problems[str(file)] = str(problem)
     if as_json:
-        print(json.dumps({str(f): problems.get(str(f)) for f in files}))
+        print(json_text({str(f): problems.get(str(f)) for f in files}))
     else:
         for text in problems.values():
             print(f"mmsweep: {text}", file=sys.stderr)
@@ -231,7 +231,7 @@ def data_list(as_json: AsJson = False) -> None:
 
     cards = [dataset_card(name) for name in datasets()]
     if as_json:
-        print(json.dumps([asdict(card) for card in cards], default=str))
+        print(json_text([asdict(card) for card in cards]))
         return
     for card in cards:
         rows = ", ".join(f"{n} {split}" for split, n in card.rows.items())
@@ -248,7 +248,7 @@ def data_check(study_file: StudyFile, overrides: Overrides = None, as_json: AsJs
 
     with _studying(study_file, overrides) as study:
         findings = check(make_builder(study))
-    print(json.dumps(findings) if as_json else "\n".join(findings))
+    print(json_text(findings) if as_json else "\n".join(findings))
 
 
 @data_app.command("prepare")
@@ -261,7 +261,7 @@ def data_prepare(study_file: StudyFile, overrides: Overrides = None, as_json: As
     rows = {name: len(split) for name, split in data.splits.items()}
     if as_json:
         print(
-            json.dumps(
+            json_text(
                 {
                     "rows": rows,
                     "fingerprint": data.fingerprint,
@@ -320,7 +320,7 @@ def _print_plan(study: Study, as_json: bool) -> None:
 
     plan = dry_run(study)
     if as_json:
-        print(json.dumps(plan))
+        print(json_text(plan))
         return
     from rich.table import Table
 
@@ -357,7 +357,7 @@ def _conclude(outcome: Any, resume_command: str, as_json: bool) -> None:
     """Say how a sweep ended, and how to go on."""
     record = outcome.record
     if as_json:
-        print(json.dumps(record.to_json()))
+        print(json_text(record.to_json()))
     else:
         _print_record(record)
         for warning in outcome.warnings:

@@ -149,7 +149,7 @@ class Source:
             key.startswith("model.encoders.") and key.endswith(".name") and text.startswith((".", "~"))
         ):
             path = Path(text).expanduser()
-            base = self.file.parent if self.file else Path.cwd()
+            base = self.file.parent if self.file and key not in self.overridden else Path.cwd()
             return str(path if path.is_absolute() else (base / path).resolve())
         return text
 

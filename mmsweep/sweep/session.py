@@ -29,7 +29,7 @@ from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.trial import score
 from mmsweep.tracking import Tracker
-from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.training.checkpoint import TrialFolder, deciding_report
 
 WARM = "mmsweep.assembly:Warm"
 
@@ -142,11 +142,9 @@ class Session:
 def _best_weights(folder: TrialFolder, study: Study) -> Path | None:
     """The trained weights (adapters, tokens, head) of the epoch that counts."""
     objective = study.sweep.objectives[0]
-    known = [r for r in folder.reports() if r.checkpoint and objective.metric in r.metrics]
-    if not known:
+    best = deciding_report(folder.reports(), objective.metric, objective.mode, objective.scope)
+    if best is None or best.checkpoint is None:
         return None
-    sign = 1 if objective.mode == "max" else -1
-    best = known[-1] if objective.scope == "last" else max(known, key=lambda r: sign * r.metrics[objective.metric])
     return folder.path / str(best.checkpoint) / "weights.safetensors"
 
 
@@ -155,4 +153,9 @@ def _test_metrics(path: Path) -> dict[str, float]:
     record = json.loads(path.read_text(encoding="utf-8"))
     groups = {name: s["metrics"] for name, s in record["scenarios"].items()}
     groups |= {name: record[name] for name in ("mean_missing", "worst_missing") if record.get(name)}
-    return {f"test/{group}/{metric}": value for group, metrics in groups.items() for metric, value in metrics.items()}
+    return {
+        f"test/{group}/{metric}": value
+        for group, metrics in groups.items()
+        for metric, value in metrics.items()
+        if value is not None
+    }

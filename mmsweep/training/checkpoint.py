@@ -190,9 +190,14 @@ def is_better(value: float, best: float, mode: str) -> bool:
     return value > best if mode == "max" else value < best
 
 
-def best_report(reports: Sequence[Report], metric: str, mode: str) -> Report | None:
-    """The report with the best value of a metric; the earliest of equals; None where no report has a finite one."""
+def deciding_report(reports: Sequence[Report], metric: str, mode: str, scope: str = "best") -> Report | None:
+    """The report that a trial is judged by; None where no report has a finite value.
+
+    With scope `best` the one with the best value of the metric, the earliest of equals; with `last` the last one.
+    """
     best: Report | None = None
+    if scope == "last":
+        reports = reports[-1:]
     for report in reports:
         value = report.metrics.get(metric, math.nan)
         if not math.isnan(value) and (best is None or is_better(value, best.metrics[metric], mode)):

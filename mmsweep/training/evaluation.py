@@ -6,7 +6,6 @@ its score is the metric of those entries. Thirty scenarios cost what the pattern
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from mmsweep.availability import (
 )
 from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared import PreparedSplit
+from mmsweep.json_text import json_text
 from mmsweep.methods.method import Method
 from mmsweep.tasks import MultiLabel
 from mmsweep.tasks.task import Task
@@ -180,7 +180,7 @@ def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predicti
         patterns=np.array([pattern_name(p, predictions.modalities) for p in patterns(predictions.modalities)]),
     )
     temporary.replace(folder / "predictions.npz")
-    write_whole(folder / "evaluation.json", json.dumps(record, indent=1))
+    write_whole(folder / "evaluation.json", json_text(record, indent=1))
 
 
 def _thresholds(task: Task) -> list[float]:

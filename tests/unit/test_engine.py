@@ -12,8 +12,9 @@ import torch.multiprocessing as mp
 
 from mmsweep.assembly import Job, Warm, warm_key
 from mmsweep.errors import UserError
+from mmsweep.json_text import json_text
 from mmsweep.study import Schedule, Study
-from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, load_checkpoint
 from mmsweep.training.engine import load_weights
 from mmsweep.training.optimization import lr_factor
 from mmsweep.training.world import World
@@ -195,7 +196,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tiny_study, tmp_path):
     with pytest.raises(UserError, match=r"another architecture.*found \("):
         load_weights(wider, stored, folder.path)
     plain = warm.slot(tiny_study.with_values({"method.name": "plain"}), folder).method
-    with pytest.raises(UserError, match="unknown tensor proxies"):
+    with pytest.raises(UserError, match=r"proxies.*unknown tensor"):
         load_weights(plain, stored, folder.path)
 
 
@@ -212,3 +213,14 @@ def test_done_marks_and_reports_survive_anything(tmp_path):
     (folder.path / "reports.jsonl").write_text("nonsense\n")
     with pytest.raises(UserError, match=r"reports.jsonl:1: not a report"):
         folder.reports()
+
+
+def test_the_last_epoch_decides_where_the_objective_says_so():
+    reports = [Report(1, {"m": 0.5}), Report(2, {"m": 0.9}), Report(3, {"m": 0.9}), Report(4, {"m": 0.1})]
+    assert deciding_report(reports, "m", "max").epoch == 2 and deciding_report(reports, "m", "min").epoch == 4
+    assert deciding_report(reports, "m", "max", "last").epoch == 4
+    assert deciding_report([Report(1, {"m": math.nan})], "m", "max") is None
+
+
+def test_json_has_no_nan():
+    assert json.loads(json_text({"a": [math.nan, 1.0], "b": {"c": math.inf}})) == {"a": [None, 1.0], "b": {"c": None}}

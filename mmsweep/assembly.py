@@ -182,7 +182,8 @@ def make_method(study: Study, backbone: DualEncoder) -> Method:
     """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
     _check_method(study.method.name, "method.name")
     init = generator(study.train.seed, "init", 0)
-    own, noise = backbone.trial_copy([m for m, e in study.model.encoders.items() if e.trainable]), Noise()
+    trained = [m for m, e in study.model.encoders.items() if e.trainable or e.train_layernorm]
+    own, noise = backbone.trial_copy(trained), Noise()
     own.reset(init)
     for modality in own.modalities:
         spec, encoder = study.model.encoders[modality], own.encoder(modality)

@@ -38,17 +38,20 @@ class DualEncoder(EncoderBackbone):
             self.reset(generator)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw head and projections anew: normal weights of variance 1 / D, zero biases."""
+        """Draw head and projections anew, on the CPU: normal weights of variance 1 / D, zero biases."""
         for module in (self.head, *self.projections.values()):
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_features), generator=generator)
-                nn.init.zeros_(module.bias)
+                start = torch.empty(module.weight.shape, device="cpu")
+                start.normal_(std=1.0 / math.sqrt(module.in_features), generator=generator)
+                with torch.no_grad():
+                    module.weight.copy_(start)
+                    module.bias.zero_()
 
     def trial_copy(self, trainable: Sequence[str] = ()) -> DualEncoder:
         """A copy of its own modules over the same frozen tensors: what one trial may adapt without touching the next.
 
         Args:
-            trainable: modalities whose encoders the trial trains: their tensors are copied too.
+            trainable: modalities whose encoders' own tensors the trial trains: they are copied too.
         """
         frozen = [encoder for modality, encoder in self.encoders.items() if modality not in trainable]
         shared = {id(t): t for encoder in frozen for t in (*encoder.parameters(), *encoder.buffers())}

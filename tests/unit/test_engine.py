@@ -15,7 +15,7 @@ from mmsweep.errors import UserError
 from mmsweep.json_text import json_text
 from mmsweep.study import Schedule, Study
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, load_checkpoint
-from mmsweep.training.engine import load_weights
+from mmsweep.training.engine import generator, load_weights
 from mmsweep.training.optimization import lr_factor
 from mmsweep.training.world import World
 
@@ -46,17 +46,29 @@ def test_same_study_and_seed_twice(tiny_study, tmp_path):
     assert metrics(first) != metrics(other)
 
 
-def test_a_trial_does_not_depend_on_its_neighbours(tiny_study, tmp_path):
-    warm = Warm("cpu", World())
-    alone = run(tiny_study, tmp_path / "alone")
-    run(
-        tiny_study.with_values({"model.lora.rank": 3, "train.seed": 7, "method.name": "plain"}),
-        tmp_path / "x",
-        warm=warm,
-    )
+@pytest.mark.parametrize("trained", ["adapters", "train_layernorm", "trainable"])
+def test_a_trial_does_not_depend_on_its_neighbours(trained, tiny_study, tmp_path):
+    """Also where encoders' own tensors are trained: the host's frozen backbone stays as it was."""
+    study, warm = tiny_study, Warm("cpu", World())
+    if trained != "adapters":
+        study = study.with_values({f"model.encoders.{m}.{trained}": True for m in ("image", "text")})
+    alone = run(study, tmp_path / "alone")
+    neighbour = study.with_values({"model.lora.rank": 3, "train.seed": 7, "method.name": "plain"})
+    run(neighbour, tmp_path / "neighbour", warm=warm)
     torch.rand(11)
-    after = run(tiny_study, tmp_path / "after", warm=warm)
+    after = run(study, tmp_path / "after", warm=warm)
     assert metrics(alone) == metrics(after) and same_weights(weights(alone), weights(after))
+
+
+def test_initial_values_are_drawn_on_the_cpu_wherever_the_network_lies(tiny_study, tmp_path):
+    """A generator of the CPU cannot fill a tensor of a GPU, and seeds must mean the same on both."""
+    backbone = Warm("cpu", World()).ready(tiny_study)[1]
+    states = []
+    for device in ("cpu", "meta"):
+        draws = generator(0, "init", 0)
+        backbone.to(device).reset(draws)
+        states.append(draws.get_state())
+    assert torch.equal(*states)
 
 
 @pytest.mark.parametrize("method", ["cmpt", "modality_dropout", "plain"])

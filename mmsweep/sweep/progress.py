@@ -120,7 +120,9 @@ class Progress:
 
     def _best(self) -> str | None:
         scored = [
-            (row.score, id) for id, row in self._rows.items() if row.state == "finished" and row.score is not None
+            (row.score, id)
+            for id, row in self._rows.items()
+            if row.state == "finished" and row.score is not None and not id.startswith("final")
         ]
         return (max if self.mode == "max" else min)(scored)[1] if scored else None
 

@@ -94,6 +94,8 @@ class Session:
             self.pool.check()
         except UserError as problem:
             self.problem = problem
+        if self.interrupt.asked:
+            self.progress.phase("stopping cleanly, what is unfinished goes on with --resume (Ctrl-C again: at once)")
         return self.interrupt.asked or self.problem is not None
 
     def post(self, folder: TrialFolder, study: Study | None, *, judged: bool) -> None:

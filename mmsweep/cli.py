@@ -72,10 +72,7 @@ def tune(
             live=not as_json,
             tags=tags,
         )
-    again = shlex.join(
-        ["mmsweep", "tune", str(study_file), *(overrides or []), *(["--out", str(out_folder)] if out_folder else [])]
-    )
-    _conclude(outcome, f"{again} --resume", as_json)
+    _conclude(outcome, _resume_command("tune", study_file, overrides, out_folder), as_json)
 
 
 @app.command()
@@ -96,7 +93,7 @@ def train(
         check(study)
         check_lasting(study, folder)
         outcome = train_one(study, folder, resume=resume, live=not as_json, tags=facts(study, prepare_data(study)))
-    _conclude(outcome, f"{shlex.join(['mmsweep', 'train', str(study_file), *(overrides or [])])} --resume", as_json)
+    _conclude(outcome, _resume_command("train", study_file, overrides, out_folder), as_json)
 
 
 @app.command()
@@ -351,6 +348,11 @@ def _print_record(record: Any) -> None:
         out.print(groups_table(record).to_rich())
     for group in finals:
         out.print(scenario_table(group).to_rich())
+
+
+def _resume_command(verb: str, study_file: Path, overrides: list[str] | None, out_folder: Path | None) -> str:
+    place = ["--out", str(out_folder)] if out_folder else []
+    return shlex.join(["mmsweep", verb, str(study_file), *(overrides or []), *place, "--resume"])
 
 
 def _conclude(outcome: Any, resume_command: str, as_json: bool) -> None:

@@ -230,8 +230,15 @@ class Ast(_LayersAndNorm):
 
     @classmethod
     def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> AudioFormat:
+        if options.frames not in (None, config.max_length):  # its positions are learned for this grid
+            raise UserError(
+                "the encoder does not read spectrograms of this length",
+                key="data.audio.frames",
+                found=options.frames,
+                expected=str(config.max_length),
+            )
         mean, std = preprocessing.get("mean", -4.2677393), preprocessing.get("std", 4.5689974)
-        return AudioFormat(16000, config.num_mel_bins, options.frames or config.max_length, mean, std, "ast")
+        return AudioFormat(16000, config.num_mel_bins, config.max_length, mean, std, "ast")
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
@@ -323,8 +330,15 @@ class Whisper(Family):
 
     @classmethod
     def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> AudioFormat:
-        frames = options.frames or 2 * config.max_source_positions
-        return AudioFormat(16000, config.num_mel_bins, frames, kind="whisper")
+        most = 2 * config.max_source_positions
+        if options.frames is not None and options.frames > most:
+            raise UserError(
+                "the encoder does not read spectrograms of this length",
+                key="data.audio.frames",
+                found=options.frames,
+                expected=f"at most {most}",
+            )
+        return AudioFormat(16000, config.num_mel_bins, options.frames or most, kind="whisper")
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmsweep.errors import UserError
-from mmsweep.models.families import SplitQKV
+from mmsweep.models.families import FormatOptions, SplitQKV
 from mmsweep.models.lora import Noise, add_lora
 from mmsweep.models.pretrained import PretrainedEncoder
 
@@ -171,6 +171,20 @@ def test_what_is_missing_is_said_once_and_clearly(source, name, kwargs, words):
     with pytest.raises(UserError) as caught:
         PretrainedEncoder(source, name, **kwargs)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "key"),
+    [
+        ("bert", FormatOptions(length=17), "data.text.length"),
+        ("ast", FormatOptions(frames=35), "data.audio.frames"),
+        ("whisper", FormatOptions(frames=21), "data.audio.frames"),
+        ("timm", FormatOptions(size=64), "data.image.size"),
+    ],
+)
+def test_lengths_that_an_encoder_does_not_read_are_refused(name, options, key, make):
+    with pytest.raises(UserError, match=key):
+        make(name, options=options)
 
 
 def test_too_many_layers_and_no_class_token(make):

@@ -32,7 +32,7 @@ from mmsweep.training.world import World
 
 
 class Diverged(Exception):
-    """The loss or a weight is no longer a finite number."""
+    """The mean loss of an epoch is not a finite number."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def fit(
     same answer.
 
     Raises:
-        Diverged: a slot's loss is no longer finite (only with a single slot; the others of a pack go on).
+        Diverged: a slot's loss is no longer finite.
     """
     world = world or World.current()
     active = [_Fit(slot, data, plan, device, world) for slot in slots]

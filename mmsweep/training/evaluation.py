@@ -133,7 +133,7 @@ def missing_summary(predictions: Predictions, task: Task) -> tuple[dict[str, flo
 def evaluation_record(
     predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int, split: str, epoch: int
 ) -> dict[str, Any]:
-    """Everything a report needs of one model on one split, JSON-able; the format is INTERFACES of `evaluation.json`."""
+    """Everything a report needs of one model on one split: what `evaluation.json` holds."""
     modalities = predictions.modalities
     mean, worst = missing_summary(predictions, task)
     curves: dict[str, list[dict[str, Any]]] = {}

@@ -45,14 +45,6 @@ class World:
         whole[self.rows(total)] = moved  # uneven shares: summing zero-filled wholes needs no padding rules
         return self.all_reduce_sum_(whole).movedim(0, dim)
 
-    def broadcast_flag(self, flag: bool, device: torch.device | str = "cpu") -> bool:
-        """Rank 0's flag, on every rank."""
-        if self.size == 1:
-            return flag
-        word = torch.tensor([int(flag)], device=device)
-        dist.broadcast(word, src=0)
-        return bool(word.item())
-
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -377,12 +377,11 @@ class Warm:
             raise UserError("this trial has no epoch to evaluate", file=folder.path)
         weights, _, _ = load_checkpoint(folder.checkpoint(best.epoch))
         load_weights(slot.method, weights, folder.checkpoint(best.epoch))
-        size = study.train.eval_batch_size or 4 * study.train.batch_size
+        train = study.train
 
         def of(name: str) -> Predictions:
-            return predict(
-                slot.method, slot.task, data.splits[name], size, self.device, self.world, study.train.precision
-            )
+            part = data.splits[name]
+            return predict(slot.method, slot.task, part, train.rows_at_once, self.device, self.world, train.precision)
 
         task = slot.task
         if study.scenarios.thresholds == "tuned" and isinstance(task, MultiLabel):

@@ -179,6 +179,11 @@ class Train(_Section):
     class_weights: Literal["none", "balanced"] = "none"
     seed: int = Field(0, ge=0)
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a batch in evaluation, where no gradients take room."""
+        return self.eval_batch_size or 4 * self.batch_size
+
     @model_validator(mode="after")
     def _warmup_ends(self) -> Train:
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:

@@ -126,12 +126,11 @@ class _Fit:
         losses = self._train_epoch(self.done + 1)
         if not all(math.isfinite(value) for value in losses.values()):
             raise Diverged(f"the loss is {losses['loss']} in epoch {self.done + 1}")
-        batch_size = train.eval_batch_size or 4 * train.batch_size
         predictions = predict(
             self.slot.method,
             self.slot.task,
             self.data.splits["val"],
-            batch_size,
+            train.rows_at_once,
             self.device,
             self.world,
             train.precision,

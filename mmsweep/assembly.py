@@ -200,6 +200,17 @@ def make_method(study: Study, backbone: DualEncoder) -> Method:
     return method
 
 
+def make_augmentation(study: Study) -> Augmentation | None:
+    """What is varied while training; None where nothing is. Raises UserError where the crop is impossible."""
+    options = study.data.augmentation
+    if not (options.crop or options.flip or options.random_frames):
+        return None
+    try:
+        return Augmentation(options.crop, flip=0.5 if options.flip else 0.0, random_frames=options.random_frames)
+    except UserError as problem:
+        raise problem.placed(key="data.augmentation.crop") from None
+
+
 def parse_scenario(spec: ScenarioSpec, modalities: Sequence[str], key: str) -> Scenario:
     """The scenario that a study describes under `key`. Raises UserError, naming that key."""
     try:
@@ -245,6 +256,7 @@ def check(study: Study) -> None:
         raise UserError("too few modalities", key=key, found=list(modalities), expected="two at least")
     _check_encoders(study, modalities)
     parse_scenario(study.scenarios.train, modalities, "scenarios.train")
+    make_augmentation(study)
     assert card.target is not None
     names = metric_names(study, modalities, make_task(card.target))
     for objective in study.sweep.objectives:
@@ -328,13 +340,8 @@ class Warm:
         def better(new: dict[str, float], best: dict[str, float]) -> bool:
             return is_better(new[objective.metric], best[objective.metric], objective.mode)
 
-        options = study.data.augmentation
-        augmentation = Augmentation(
-            crop_scale=options.crop, flip=0.5 if options.flip else 0.0, random_frames=options.random_frames
-        )
-        active = augmentation if options.crop or options.flip or options.random_frames else None
         method = make_method(study, backbone).to(self.device)
-        return Slot(folder, method, task, study.train, table, better, active)
+        return Slot(folder, method, task, study.train, table, better, make_augmentation(study))
 
     def run(self, job: Job, report: Callable[[Report], bool]) -> None:
         """Train a job from wherever it stands to its end, or until `report` answers True; mark the folder done.

@@ -253,6 +253,12 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         "scenarios.evaluate.0.available",
         ["too little", "found {'image': 0.3, 'text': 0.3}", "gaps sum to at most 1"],
     ),
+    "crop upside down": (
+        {"data.augmentation": {"crop": [0.9, 0.5]}},
+        "crop:",
+        "data.augmentation.crop",
+        ["must rise within (0, 1]", "found (0.9, 0.5)"],
+    ),
     "unknown dataset": (
         {"data": {"dataset": "openclipar"}},
         "dataset: openclipar",

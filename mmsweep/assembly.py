@@ -34,7 +34,7 @@ from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise, add_lora
 from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.study import ScenarioSpec, Study
-from mmsweep.tasks import MultiLabel, Task, make_task
+from mmsweep.tasks import MultiLabel, make_task
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
 from mmsweep.training.engine import Diverged, EvaluationPlan, Slot, fit, generator, load_weights
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
@@ -141,7 +141,7 @@ def make_encoders(
     study: Study, modalities: Sequence[str], weights: bool = True, files: bool = True
 ) -> dict[str, PretrainedEncoder]:
     """One encoder a modality, in the dataset's order; `weights` and `files` as PretrainedEncoder takes them."""
-    _check_encoders(study, modalities)
+    check_encoders(study, modalities)
     given, data = study.model.encoders, study.data
     options = FormatOptions(size=data.image.size, length=data.text.length, frames=data.audio.frames)
     return {
@@ -159,7 +159,7 @@ def make_encoders(
     }
 
 
-def _check_encoders(study: Study, modalities: Sequence[str]) -> None:
+def check_encoders(study: Study, modalities: Sequence[str]) -> None:
     given = study.model.encoders
     for name in given:
         if name not in modalities:
@@ -180,7 +180,7 @@ def _check_encoders(study: Study, modalities: Sequence[str]) -> None:
 
 def make_method(study: Study, backbone: DualEncoder) -> Method:
     """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
-    _check_method(study.method.name, "method.name")
+    check_method(study.method.name, "method.name")
     init = generator(study.train.seed, "init", 0)
     trained = [m for m, e in study.model.encoders.items() if e.trainable or e.train_layernorm]
     own, noise = backbone.trial_copy(trained), Noise()
@@ -237,46 +237,8 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
     return scenarios
 
 
-def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[str]:
-    """Every metric that a trial reports on validation."""
-    scenarios = [s.name for s in make_scenarios(study, modalities)] + ["mean_missing", "worst_missing"]
-    return [f"val/{s}/{m}" for s in scenarios for m in task.metric_names]
-
-
-def check(study: Study) -> None:
-    """Refuse what can be known to fail before anything starts: scenarios, objectives, method, modalities.
-
-    Raises:
-        UserError: naming the key, what was found and what was expected.
-    """
-    card = card_of(study)
-    modalities = tuple(card.modalities)
-    if len(modalities) < 2:
-        key = "data" if study.data.modalities is None else "data.modalities"
-        raise UserError("too few modalities", key=key, found=list(modalities), expected="two at least")
-    _check_encoders(study, modalities)
-    parse_scenario(study.scenarios.train, modalities, "scenarios.train")
-    make_augmentation(study)
-    assert card.target is not None
-    names = metric_names(study, modalities, make_task(card.target))
-    for objective in study.sweep.objectives:
-        if objective.metric not in names:
-            near = get_close_matches(objective.metric, names, 1, 0.4)
-            raise UserError(
-                "no such metric",
-                key="sweep.objective.metric",
-                found=objective.metric,
-                expected=f"one of {', '.join(names)}"
-                if len(names) <= 12
-                else "a val/scenario/metric of the listed scenarios",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
-            )
-    _check_method(study.method.name, "method.name")
-    for name in study.search["method.name"].choices if "method.name" in study.search else []:
-        _check_method(str(name), "search.method.name")
-
-
-def _check_method(name: str, key: str) -> None:
+def check_method(name: str, key: str) -> None:
+    """Refuse a method that does not exist. Raises UserError."""
     if name not in METHODS:
         near = get_close_matches(name, METHODS, 1)
         raise UserError(
@@ -350,6 +312,7 @@ class Warm:
         `final` that reaches its end is evaluated on test. A loss that is not finite marks the job failed.
         """
         study, folder = Study.parse(job.study), TrialFolder(job.folder)
+        self.world.barrier()  # rank 0 holds the folder's lock from here on: all ranks read the same checkpoint
         slot = self.slot(study, folder)
         data, backbone = self.ready(study)
         plan = EvaluationPlan(make_scenarios(study, backbone.modalities), study.scenarios.seed)

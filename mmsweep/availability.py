@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from mmsweep.errors import UserError
 
 Pattern = frozenset[str]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 BoolArray = NDArray[np.bool_]
 
 
@@ -152,6 +154,14 @@ class Scenario:
                 "this scenario leaves a row with no modality at all", key="scenarios", expected="one left at least"
             )
         kept = tuple((p, shares[p]) for p in patterns(modalities) if shares.get(p, 0.0) > 1e-12)
+        taken = {pattern_name(p, modalities): p for p in patterns(modalities)}
+        if name is not None and (not _NAME.fullmatch(name) or (name in taken and kept != ((taken[name], 1.0),))):
+            raise UserError(
+                "this name is no name for this scenario",
+                key="scenarios.name",
+                found=name,
+                expected="letters, digits, - _ . and not the name of another pattern",
+            )
         if name is None and len(kept) == 1:
             (pattern,) = (p for p, _ in kept)
             name = (

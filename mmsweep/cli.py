@@ -55,7 +55,8 @@ def tune(
         if dry_run:
             _print_plan(study, as_json)
             return
-        from mmsweep.assembly import check, facts, prepare_data
+        from mmsweep.assembly import facts, prepare_data
+        from mmsweep.check import check
         from mmsweep.sweep.folder import check_lasting
         from mmsweep.sweep.tuner import run_sweep
 
@@ -84,7 +85,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a study's own configuration once and evaluate it on test."""
-    from mmsweep.assembly import check, facts, prepare_data
+    from mmsweep.assembly import facts, prepare_data
+    from mmsweep.check import check
     from mmsweep.sweep.folder import check_lasting
     from mmsweep.sweep.tuner import train_one
 
@@ -178,7 +180,7 @@ def validate(
     for file in files:
         try:
             with _studying(file, None) as study:
-                from mmsweep.assembly import check  # once the file itself is right: it takes seconds
+                from mmsweep.check import check  # once the file itself is right: it takes seconds
 
                 check(study)
             if not as_json:
@@ -204,7 +206,7 @@ def submit(
 ) -> None:
     """Print and run the `ray job submit` that tunes this study on a cluster."""
     with _studying(study_file, overrides) as study:
-        from mmsweep.assembly import check
+        from mmsweep.check import check
 
         check(study)
     if out_folder is None or not out_folder.is_absolute():

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from mmsweep.assembly import card_of, check, make_encoders, make_method, make_scenarios
+from mmsweep.assembly import card_of, make_encoders, make_method, make_scenarios
 from mmsweep.availability import availability_table, pattern_name, pattern_rows, patterns
+from mmsweep.check import check
 from mmsweep.methods import Method
 from mmsweep.models.dual_encoder import DualEncoder
 from mmsweep.study import Study

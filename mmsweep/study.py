@@ -135,7 +135,7 @@ class MaskingSpec(_Section):
 class Proxy(_Section):
     """CMPT's proxy tokens; every field is an open question of the paper (research/methods.md §B)."""
 
-    init: Literal["normal", "cls"] = Field("normal", description="B6: normal(0, 0.02), or a copy of the CLS embedding")
+    init: Literal["normal", "cls"] = Field("normal", description="B6: normal(0, 0.02), or the class embedding")
     trainable: bool = Field(True, description="B6")
     place: Literal["last", "first"] = Field("last", description="B7: last keeps CLS at index 0")
 

@@ -98,7 +98,7 @@ def selection(record: SweepRecord) -> list[str]:
             f"{sweep.scheduler.name.upper()} stopped weak trials, none before epoch {sweep.scheduler.grace_epochs}. "
             "Trials stopped early are marked and never win over one that ran to its end."
         )
-    lines.append("Selection saw validation only. Test was read once, by the final runs.")
+    lines.append("Selection saw validation only. Test was read by the final runs.")
     lines.append(_validation_part(record))
     seeds = sorted({run.seed for group in record.groups for run in group.runs})
     if seeds and record.planned:

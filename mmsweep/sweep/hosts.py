@@ -188,11 +188,19 @@ class HostPool:
         """
         try:
             known = ray.get(self.board.status.remote())["placement_groups"]
+            own = known.get(name)
             others = {group for host, group in known.items() if host != name}
+            # A group that no host has named yet may be that of a host still starting: left alone until all have.
+            settled = all(host in known for host in self.names if host != name)
             job = ray.get_runtime_context().get_job_id()  # a placement group's id ends with that of its job
             for id, group in ray.util.placement_group_table().items():
                 light = all(bundle == {"CPU": 0.01} for bundle in group["bundles"].values())
-                if id.endswith(job) and group["state"] != "REMOVED" and not light and id not in others:
+                if (
+                    id.endswith(job)
+                    and group["state"] != "REMOVED"
+                    and not light
+                    and (id == own or (settled and id not in others))
+                ):
                     remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(id))))
                     log.info("%s: freed placement group %s", name, id)
         except ray.exceptions.RayError as error:

@@ -112,6 +112,10 @@ class Session:
         )
         ray.get(self.board.submit.remote(posting, [asdict(r) for r in reports], done))
 
+    def posted(self, folder: TrialFolder) -> bool:
+        """Whether a trial was handed to the hosts in this session."""
+        return folder.trial()["id"] in self._reports
+
     def epoch(self, id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """An epoch's report reached the driver."""
         self.tracker.log_epoch(id, epoch, metrics)

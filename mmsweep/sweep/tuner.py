@@ -122,6 +122,9 @@ def train_one(
     folder = SweepFolder.open(study, out.absolute(), trials=0, resume=resume, extend=0)
     try:
         return _Sweep(study, folder, warm, tags or {}).run(live, retry_failed=resume)
+    except UserError:
+        folder.abandon()
+        raise
     finally:
         folder.release()
 
@@ -196,6 +199,10 @@ class _Sweep:
                 if interrupt.asked:
                     return "interrupted"
             jobs = self._final_jobs(session, searched)
+            if retry_failed:
+                for job in jobs:
+                    if (job.folder.done() or {}).get("state") == "failed":
+                        job.folder.clear_done()
             if jobs:
                 progress.phase(f"{len(jobs)} final run{'s' if len(jobs) > 1 else ''} on test")
                 ended = run_jobs(jobs, session)
@@ -280,7 +287,7 @@ class _Sweep:
             ) from error
         if watch.out_of_time and not session.must_end():
             for folder_left in (folder.trial(n) for n in folder.numbers()):
-                if folder_left.done() is None:
+                if folder_left.done() is None and session.posted(folder_left):
                     session.ended(folder_left.trial()["id"], folder_left)
                     tell(optuna_study, folder_left, self.objectives)
 

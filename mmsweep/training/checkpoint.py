@@ -160,6 +160,9 @@ class TrialFolder:
         temporary.mkdir(parents=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / "weights.safetensors")
         save_file({k: v.detach().cpu().contiguous() for k, v in resume.items()}, temporary / "resume.safetensors")
+        for name in ("weights.safetensors", "resume.safetensors"):
+            with open(temporary / name, "rb") as file:
+                os.fsync(file.fileno())  # the report line that vouches for them is synced too
         write_whole(temporary / "resume.json", json.dumps(state))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)

@@ -19,7 +19,7 @@ FLOORS = [
     {"availability", "data", "models", "tasks"},
     {"methods", "study", "study_source"},
     {"training", "tracking"},
-    {"assembly", "plan", "report"},
+    {"assembly", "check", "plan", "report"},
     {"sweep"},
     {"cli"},
     {"__main__"},

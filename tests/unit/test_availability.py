@@ -118,3 +118,11 @@ def test_masking_draws_the_same_stream_whatever_is_present():
     Masking(0.5).draw(torch.ones(8, 3, dtype=torch.bool), a)
     Masking(0.5).draw(torch.eye(3, dtype=torch.bool)[[0, 1, 2, 0, 1, 2, 0, 1]], b)
     assert torch.equal(a.get_state(), b.get_state())
+
+
+@pytest.mark.parametrize("name", ["complete", "missing-image", "a/b", ""])
+def test_a_scenario_cannot_take_another_pattern_s_name(name):
+    with pytest.raises(UserError, match=r"scenarios.name"):
+        Scenario.parse({"missing": "text", "name": name}, IT)
+    assert Scenario.parse({"missing": "text", "name": "no-words"}, IT).name == "no-words"
+    assert Scenario.parse({"missing": "text", "name": "missing-text"}, IT).name == "missing-text"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsweep.assembly import check
+from mmsweep.check import check
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
 

@@ -1,0 +1,81 @@
+"""What can be known to fail before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from mmsweep.assembly import (
+    card_of,
+    check_encoders,
+    check_method,
+    make_augmentation,
+    make_scenarios,
+    parse_scenario,
+)
+from mmsweep.errors import UserError
+from mmsweep.study import Study
+from mmsweep.tasks import Task, make_task
+
+
+def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[str]:
+    """Every metric that a trial reports on validation."""
+    scenarios = [s.name for s in make_scenarios(study, modalities)] + ["mean_missing", "worst_missing"]
+    return [f"val/{s}/{m}" for s in scenarios for m in task.metric_names]
+
+
+def check(study: Study) -> None:
+    """Refuse what can be known to fail before anything starts: scenarios, objectives, method, modalities.
+
+    Raises:
+        UserError: naming the key, what was found and what was expected.
+    """
+    card = card_of(study)
+    modalities = tuple(card.modalities)
+    if len(modalities) < 2:
+        key = "data" if study.data.modalities is None else "data.modalities"
+        raise UserError("too few modalities", key=key, found=list(modalities), expected="two at least")
+    check_encoders(study, modalities)
+    parse_scenario(study.scenarios.train, modalities, "scenarios.train")
+    make_augmentation(study)
+    _check_warmup(study, card.rows.get("train"))
+    assert card.target is not None
+    names = metric_names(study, modalities, make_task(card.target))
+    for objective in study.sweep.objectives:
+        if objective.metric not in names:
+            near = get_close_matches(objective.metric, names, 1, 0.4)
+            raise UserError(
+                "no such metric",
+                key="sweep.objective.metric",
+                found=objective.metric,
+                expected=f"one of {', '.join(names)}"
+                if len(names) <= 12
+                else "a val/scenario/metric of the listed scenarios",
+                hint=f"Did you mean {near[0]!r}?" if near else None,
+            )
+    check_method(study.method.name, "method.name")
+    for name in study.search["method.name"].choices if "method.name" in study.search else []:
+        check_method(str(name), "search.method.name")
+
+
+def _check_warmup(study: Study, rows: int | None) -> None:
+    """A warm-up in steps must end within the run, and before ASHA first judges (in epochs: study.py)."""
+    steps = study.train.schedule.warmup_steps
+    if steps is None or rows is None:
+        return
+    per_epoch = -(-rows // study.train.batch_size)
+    if steps >= per_epoch * study.train.epochs:
+        raise UserError(
+            "the warm-up outlasts the run",
+            key="train.schedule.warmup_steps",
+            found=steps,
+            expected=f"less than the run's {per_epoch * study.train.epochs} steps",
+        )
+    scheduler = study.sweep.scheduler
+    if scheduler.name == "asha" and scheduler.grace_epochs * per_epoch <= steps:
+        raise UserError(
+            "ASHA would judge trials inside the warm-up",
+            key="sweep.scheduler.grace_epochs",
+            found=scheduler.grace_epochs,
+            expected=f"more than train.schedule.warmup_steps ({steps} steps of {per_epoch} an epoch)",
+        )

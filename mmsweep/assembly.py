@@ -373,6 +373,8 @@ def evaluate_run(path: Path, split: str, device: str) -> dict[str, Any]:
         raise UserError(
             "no run lies here", file=path, expected="a folder with study.yaml, trial.json and reports.jsonl"
         )
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("there is no such device on this machine", key="--device", found=device, expected="cpu")
     study = Study.load(path / "study.yaml")
     warm = Warm(device, World())
     return warm.evaluate(study, folder, warm.slot(study, folder), split)[0]

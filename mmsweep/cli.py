@@ -288,6 +288,8 @@ def main() -> None:
     except Exception as problem:
         if not hasattr(problem, "format_message"):
             raise
+        if not problem.format_message():  # no verb: the help was printed
+            sys.exit(2)
         print(f"mmsweep: {problem.format_message()}", file=sys.stderr)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
-from mmsweep.assembly import card_of, make_encoders, make_method, make_scenarios
-from mmsweep.availability import availability_table, pattern_name, pattern_rows, patterns
+from mmsweep.assembly import card_of, make_builder, make_encoders, make_method, make_scenarios
+from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
 from mmsweep.check import check
 from mmsweep.methods import Method
 from mmsweep.models.dual_encoder import DualEncoder
@@ -25,21 +27,40 @@ def dry_run(study: Study) -> dict[str, Any]:
         encoders = make_encoders(study, modalities, weights=False, files=False)
         backbone = DualEncoder(encoders, card.target.width)
     method = make_method(study, backbone)
+    natural = _natural(study, modalities)
     return {
         "name": study.name,
         "parameters": _count(method),
         "tokens": _tokens(method, study, card.modalities),
-        "scenarios": {s: _pattern_counts(study, modalities, n) for s, n in card.rows.items() if s in ("val", "test")},
+        "scenarios": {
+            s: _pattern_counts(study, modalities, n, natural.get(s)) for s, n in card.rows.items() if s != "train"
+        },
         "steps_per_trial": -(-card.rows["train"] // study.train.batch_size) * study.train.epochs
         if card.rows.get("train")
         else None,
-        "trials": study.sweep.trials,
+        "trials": _trials(study),
         "hosts": study.resources.hosts,
         "search": {
             k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
             for k, d in study.search.items()
         },
     }
+
+
+def _natural(study: Study, modalities: tuple[str, ...]) -> dict[str, BoolArray]:
+    """What the user's own file has, by split; other datasets are counted as complete."""
+    if study.data.dataset != "manifest":
+        return {}
+    splits = make_builder(study).splits()
+    return {
+        s: np.array([[r.values.get(m) is not None for m in modalities] for r in rows]) for s, rows in splits.items()
+    }
+
+
+def _trials(study: Study) -> int:
+    if study.sweep.sampler.name != "grid":
+        return study.sweep.trials
+    return math.prod(len(dimension.choices) for dimension in study.search.values())
 
 
 def _count(method: Method) -> dict[str, Any]:
@@ -65,10 +86,12 @@ def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str,
     return {m: n + proxies for m, (n, _) in method.backbone.token_shapes().items()}
 
 
-def _pattern_counts(study: Study, modalities: tuple[str, ...], n: int) -> dict[str, dict[str, int]]:
+def _pattern_counts(
+    study: Study, modalities: tuple[str, ...], n: int, natural: BoolArray | None
+) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for scenario in make_scenarios(study, modalities):
-        table = availability_table(scenario, n, modalities, study.scenarios.seed)
+        table = availability_table(scenario, n, modalities, study.scenarios.seed, natural)
         found = [int((table == row).all(1).sum()) for row in pattern_rows(modalities)]
         counts[scenario.name] = {
             pattern_name(p, modalities): c for p, c in zip(patterns(modalities), found, strict=True) if c

@@ -160,6 +160,8 @@ class _Sweep:
 
     def _report(self, tracker: Tracker, progress: Progress) -> None:
         """Write the report and attach it to the parent run; what was computed stands whether or not it can be drawn."""
+        if not self.folder.numbers() and not any((self.folder.path / "final").glob("*/*")):
+            return  # refused before it began
         progress.phase("writing the report")
         try:
             index = write_report(self.folder.path)

@@ -6,6 +6,8 @@ import pytest
 
 from mmsweep.check import check
 from mmsweep.errors import UserError
+from mmsweep.plan import dry_run
+from mmsweep.study import Study
 
 
 def test_a_warm_up_in_steps_ends_within_the_run_and_before_asha(tiny_study):
@@ -21,3 +23,16 @@ def test_a_warm_up_in_steps_ends_within_the_run_and_before_asha(tiny_study):
     check(study(3, **asha))
     with pytest.raises(UserError, match=r"grace_epochs.*inside the warm-up"):
         check(study(4, **asha))
+
+
+def test_a_dry_run_counts_the_gaps_of_the_user_s_file(tiny_gaps_study):
+    """Of gaps.csv's nine test rows two lack a picture (40, 44) and two a text (41, 45)."""
+    counts = dry_run(tiny_gaps_study)["scenarios"]["test"]
+    assert counts["complete"] == {"complete": 5, "missing-text": 2, "missing-image": 2}
+    assert counts["missing-text"] == {"missing-text": 7} and counts["missing-image"] == {"missing-image": 7}
+
+
+def test_a_dry_run_counts_the_combinations_of_a_grid(tiny_study):
+    search = {"train.seed": {"choice": [0, 1]}, "model.lora.rank": {"choice": [1, 2, 4]}}
+    grid = Study.parse(tiny_study.resolved() | {"search": search}).with_values({"sweep.sampler": {"name": "grid"}})
+    assert dry_run(grid)["trials"] == 6

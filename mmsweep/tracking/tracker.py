@@ -236,8 +236,9 @@ class Tracker:
 
         def write() -> None:
             run_id = self._run_id(run)
-            self._log(run_id, tags={"mmsweep.state": state})
             self._client.set_terminated(run_id, TRIAL_STATES[state])
+            # Last: it says that the run is closed. A driver killed between the two closes it again when resumed.
+            self._log(run_id, tags={"mmsweep.state": state})
 
         self._outbox.write(f"end of {trial_id}", write)
 

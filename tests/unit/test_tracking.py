@@ -156,6 +156,31 @@ def test_a_resumed_sweep_goes_on_in_the_same_runs(tmp_path: Path) -> None:
     assert [run.info.status for run in sweeps] == ["FINISHED"]
 
 
+@pytest.mark.parametrize("call", ["set_terminated", "log_batch"])
+def test_a_driver_killed_while_it_closes_a_run_closes_it_when_resumed(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """What no handler may catch."""
+
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    first = started(tmp_path)
+    first.start_trial("0000", {}, {}, STUDY)
+    first.log_epoch("0000", 1, METRICS)
+    monkeypatch.setattr(first._client, call, die)
+    with pytest.raises(Killed):
+        first.end_trial("0000", "finished")
+
+    second = started(tmp_path)
+    second.start_trial("0000", {}, {}, STUDY)
+    second.log_epoch("0000", 1, METRICS)
+    second.end_trial("0000", "finished")
+    run = children(second)["0000"]
+    assert (run.info.status, run.data.tags["mmsweep.state"]) == ("FINISHED", "finished")
+
+
 def test_a_folder_made_anew_is_a_new_sweep(tmp_path: Path) -> None:
     writer = started(tmp_path)
     writer.start_trial("0000", {}, {}, STUDY)

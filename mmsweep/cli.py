@@ -51,6 +51,10 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Sweep a study's search space, re-train the winner over seeds, evaluate it on test, write the report."""
+    if retry_failed and not (resume or extend):
+        raise UserError(
+            "only a sweep that goes on has failed trials", key="--retry-failed", expected="--resume with it"
+        )
     with _studying(study_file, overrides) as study:
         if dry_run:
             _print_plan(study, as_json)
@@ -246,8 +250,10 @@ def data_check(study_file: StudyFile, overrides: Overrides = None, as_json: AsJs
     from mmsweep.data.check import check
 
     with _studying(study_file, overrides) as study:
-        findings = check(make_builder(study))
+        findings = check(make_builder(study), study.data.on_bad)
     print(json_text(findings) if as_json else "\n".join(findings))
+    if any(line.startswith("error: ") for line in findings):
+        raise typer.Exit(1)
 
 
 @data_app.command("prepare")

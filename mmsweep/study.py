@@ -9,15 +9,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mmsweep.errors import UserError
-from mmsweep.study_source import Source, first_problem, misfit
+from mmsweep.study_source import UNKNOWN_KEY, Source, first_problem, misfit
 
 Share = Field(ge=0.0, le=1.0)
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 ScenarioSpec = str | dict[str, Any]
 
 
@@ -154,7 +155,7 @@ class Optimizer(_Section):
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.02, ge=0)
     eps: float = Field(1e-8, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
 
 
 class Schedule(_Section):
@@ -368,6 +369,8 @@ class Study(_Section):
             try:
                 self.with_values({key: value})
             except UserError as error:
+                if error.problem == UNKNOWN_KEY:
+                    raise error.placed(**place) from None
                 raise UserError(
                     f"the search space holds an impossible value ({error.problem})", **place, found=value
                 ) from None

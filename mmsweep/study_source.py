@@ -154,6 +154,9 @@ class Source:
         return text
 
 
+UNKNOWN_KEY = "unknown key"
+
+
 def _is_encoder(key: str) -> bool:
     return key.startswith("model.encoders.") and key.endswith(".name")
 
@@ -169,7 +172,7 @@ def first_problem(error: ValidationError, source: Source, schema: type[BaseModel
         allowed = _fields_at(schema, parts[:-1])
         near = get_close_matches(parts[-1], allowed, 1, 0.5)
         return UserError(
-            "unknown key",
+            UNKNOWN_KEY,
             **place,
             found=parts[-1],
             expected=f"one of {', '.join(allowed)}" if allowed else None,

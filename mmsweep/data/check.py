@@ -14,8 +14,9 @@ _FEW = 5
 _SHOWN = 5
 
 
-def check(builder: DatasetBuilder) -> list[str]:
-    """Findings, a line each; those that need attention start with "warning: ".
+def check(builder: DatasetBuilder, on_bad: str = "refuse") -> list[str]:
+    """Findings, a line each; those that need attention start with "warning: ", those without which nothing
+    can be prepared with "error: " (under `on_bad: skip` such rows are left out, and they are warnings).
 
     Raises:
         UserError: the dataset cannot be read at all.
@@ -23,8 +24,9 @@ def check(builder: DatasetBuilder) -> list[str]:
     splits = builder.splits()
     findings = [builder.provenance()]
     findings += _counts(builder, splits)
-    findings += _bad_rows(builder)
-    findings += _files(builder, splits)
+    grade = "warning" if on_bad == "skip" else "error"
+    findings += _bad_rows(builder, grade)
+    findings += _files(builder, splits, grade)
     findings += _gaps(builder, splits)
     findings += _targets(builder, splits)
     findings += _identities(splits)
@@ -42,12 +44,12 @@ def _counts(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iter
             yield f"warning: {name}: {found:,} rows; expected are {expected:,} ({found - expected:+,})"
 
 
-def _bad_rows(builder: DatasetBuilder) -> Iterator[str]:
+def _bad_rows(builder: DatasetBuilder, grade: str) -> Iterator[str]:
     if builder.bad_rows:
-        yield f"warning: {len(builder.bad_rows)} rows cannot be used: {_list(map(str, builder.bad_rows))}"
+        yield f"{grade}: {len(builder.bad_rows)} rows cannot be used: {_list(map(str, builder.bad_rows))}"
 
 
-def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
     absent = []
     seen = 0
     for name in SPLITS:
@@ -59,7 +61,7 @@ def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Itera
                     if not Path(value).exists():
                         absent.append(f"{sample.origin}: {value}")
     if absent:
-        yield f"warning: {len(absent)} of {seen:,} files do not exist: {_list(absent)}"
+        yield f"{grade}: {len(absent)} of {seen:,} files do not exist: {_list(absent)}"
     elif seen:
         yield f"all {seen:,} files exist"
 

@@ -272,11 +272,19 @@ class PreparedSplit:
         if fill in ("zeros", "ones", "nan"):
             return torch.tensor({"zeros": 0.0, "ones": 1.0, "nan": float("nan")}[fill])
         if isinstance(format, AudioFormat):
-            return torch.tensor(self._statistics[modality]["mean"], dtype=torch.float32)
+            return torch.tensor(self._mean(modality), dtype=torch.float32)
         picture = format.image if isinstance(format, VideoFormat) else format
-        level = [0.0, 0.0, 0.0] if fill == "black" else self._statistics[modality]["mean"]
+        level = [0.0, 0.0, 0.0] if fill == "black" else self._mean(modality)
         shown = [(v / 255 - m) / s for v, m, s in zip(level, picture.mean, picture.std, strict=True)]
         return torch.tensor(shown, dtype=torch.float32)[:, None, None]
+
+    def _mean(self, modality: str) -> list[float]:
+        if modality not in self._statistics:
+            raise UserError(
+                f"no training row has {modality}, so there is no mean of it", key="data.fill", found="mean",
+                expected="another fill",
+            )  # fmt: skip
+        return list(self._statistics[modality]["mean"])
 
 
 # ---- writing once --------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ class SweepFolder:
     def _check_unchanged(self, study: Study) -> None:
         before = Study.load(self.path / "study.yaml")
         changed = differing_keys(before.resolved(), study.resolved())
-        changed = [key for key in changed if not key.startswith(FREE_ON_RESUME) and key != "sweep.trials"]
+        changed = [key for key in changed if not key.startswith(FREE_ON_RESUME)]
         if changed:
             key = changed[0]
             raise UserError(

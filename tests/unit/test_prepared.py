@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,14 @@ def test_fill_values(fill: str, tmp_path: Path, tokenizer: str) -> None:
         "mean": image[there].mean((0, 2, 3)),
     }[fill]
     torch.testing.assert_close(image[1], wanted[:, None, None].expand(3, 8, 8), atol=1e-4, rtol=1e-4)
+
+
+def test_a_mean_of_nothing_is_one_message(tmp_path: Path, tokenizer: str) -> None:
+    builder = pictures(tmp_path)
+    rows = [replace(sample, values={**sample.values, "image": None}) for sample in builder.splits()["train"]]
+    builder.splits()["train"] = [row for row in rows if row.values["text"]]
+    with pytest.raises(UserError, match=r"data.fill: no training row has image"):
+        prepare(builder, formats_of(tokenizer), tmp_path / "cache", fill="mean")
 
 
 def test_wrong_fills_and_formats_are_refused(tmp_path: Path, tokenizer: str) -> None:

@@ -295,6 +295,13 @@ def test_wrong_dimensions(file: Path, line: str, words: str) -> None:
     assert problem.value.file == file and problem.value.line == 21
 
 
+def test_a_misspelt_key_in_the_search_is_an_unknown_key(file: Path) -> None:
+    changed(file, "method.align_weight: {log", "method.align_wieght: {log")
+    with pytest.raises(UserError, match=r"align_wieght: unknown key.*Did you mean 'align_weight'") as problem:
+        Study.load(file)
+    assert problem.value.line == 21
+
+
 @pytest.mark.parametrize("key", ["sweep.trials", "resources.cpus", "name", "scenarios.evaluate", "tracking.uri"])
 def test_what_cannot_be_searched(file: Path, key: str) -> None:
     with pytest.raises(UserError, match="cannot be searched") as problem:

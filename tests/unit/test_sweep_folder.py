@@ -43,6 +43,8 @@ def test_a_changed_study_is_refused_with_the_keys_that_differ(tmp_path: Path) ->
     opened(tmp_path / "s").release()
     with pytest.raises(UserError, match=r"changed.*\(method.align_weight, train.epochs\).*found 0.7; expected 0.2, as"):
         opened(tmp_path / "s", resume=True, method__align_weight=0.7, train__epochs=9)
+    with pytest.raises(UserError, match=r"sweep.trials: the study has changed.*--extend N adds trials"):
+        opened(tmp_path / "s", resume=True, sweep__trials=40)
     assert differing_keys({"a": {"b.c": 1}, "d": [1]}, {"a": {"b.c": 2}, "d": [1], "e": None}) == ["a.b.c"]
 
 

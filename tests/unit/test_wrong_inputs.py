@@ -421,6 +421,22 @@ def test_bad_rows_are_listed_with_their_lines(place: Path, study: Callable[..., 
     assert "Did you mean 'green'?" in listed[5] and "data.on_bad=skip" in message
 
 
+def test_a_check_that_finds_missing_files_fails(
+    place: Path, study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = manifest_rows(place)
+    rows[0]["picture"] = "absent.png"
+    write_manifest(place / "rows.csv", rows)
+    monkeypatch.setattr(sys, "argv", ["mmsweep", "data", "check", str(study({"data.path": "rows.csv"}))])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1 and "files do not exist: rows.csv:2: " in capsys.readouterr().out
+
+
+def test_failed_trials_are_retried_only_where_a_sweep_goes_on(study: Callable[..., Path], say: Say) -> None:
+    assert say("tune", study(), "--retry-failed").startswith("--retry-failed: only a sweep that goes on has failed")
+
+
 def test_a_column_that_the_manifest_lacks(study: Callable[..., Path], own_data: Path, say: Say) -> None:
     path = study({"data.modalities.text.column": "captoin"})
     message = say("data", "check", path)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from build_openclipart import assign_splits, outlines, read_pack
-from distill_image import STORED, Lessons, standardised, teacher_features, to_input, train_image
+from distill_image import STORED, Lessons, half_whitened, standardised, teacher_features, to_input, train_image
 from distill_image import new_student as new_image_student
 from distill_image import save as save_image
 from distill_text import cut_tokenizer, teacher_embeddings, train_text, wordnet_texts
@@ -37,7 +37,7 @@ IMAGE = {"size": 96, "patch": 16, "width": 192, "layers": 4, "inner": 384}
 TEXT = {"width": 192, "layers": 2, "inner": 576}
 VOCABULARY = 7000
 WORDNET_TEXTS = 30_000
-COMPONENTS = 128  # of EfficientNet's features
+COMPONENTS = 256  # of EfficientNet's features
 OWN_SHARE = 0.5  # of the drawn pictures, how many are Open Clip Art's
 ALIKE = 0.80  # outlines' cosine from which another set's drawing resembles a held-out one (some sets share drawings)
 
@@ -60,17 +60,17 @@ def resized(pixels_NHWC: np.ndarray) -> Tensor:
     return torch.cat([part.clamp(0, 255).round().byte() for part in parts])
 
 
-def efficientnet_lesson(own_NHWC: np.ndarray, count: int) -> list[Tensor]:
-    """EfficientNet's principal components of Open Clip Art's pictures, NaN for the others; nothing if not installed."""
-    features_ND = pooled_features(own_NHWC)
+def efficientnet_lesson(pixels_NCHW: Tensor) -> list[Tensor]:
+    """EfficientNet's principal components [N,COMPONENTS] of all pictures; nothing if it is not installed.
+
+    Half whitened (divided by the root of the deviation): logistic regression on them finds the classes better than on
+    whitened ones (.61 against .60 on validation with 256 components), whose small directions are noise.
+    """
+    features_ND = pooled_features(pixels_NCHW.permute(0, 2, 3, 1).numpy())
     if features_ND is None:
         print("EfficientNet is not installed: its lesson is left out (scripts/efficientnet.py)", flush=True)
         return []
-    own_ND = torch.from_numpy(features_ND - features_ND.mean(0))
-    _, _, directions = torch.linalg.svd(own_ND, full_matrices=False)
-    lesson_NF = torch.full((count, COMPONENTS), float("nan"))
-    lesson_NF[: len(own_ND)] = standardised(own_ND @ directions[:COMPONENTS].T)
-    return [lesson_NF]
+    return [half_whitened(torch.from_numpy(features_ND), COMPONENTS)]
 
 
 def make_image(arguments: argparse.Namespace, own_NHWC: np.ndarray, kept: np.ndarray, held_out: np.ndarray) -> None:
@@ -95,7 +95,7 @@ def make_image(arguments: argparse.Namespace, own_NHWC: np.ndarray, kept: np.nda
     shares = [np.full(len(own), own_share / len(own)), np.full(len(names), (1 - own_share) / max(1, len(names)))]
     lessons = Lessons(
         pixels_NCHW=pixels_NCHW,
-        whole_NF=[standardised(whole_NF).float(), *efficientnet_lesson(own_NHWC[kept], len(pixels_NCHW))],
+        whole_NF=[standardised(whole_NF).float(), *efficientnet_lesson(pixels_NCHW)],
         map_NDHW=standardised(map_NDHW),
         name_N=torch.tensor([-1] * len(own) + [number[name] for name in names]),
         names_KD=names_KD,

@@ -104,7 +104,7 @@ class Lessons:
     Args:
         pixels_NCHW: uint8, 112 px.
         whole_NF: each teacher's view of the whole picture, standardised per column: the ViT's class token and mean
-            patch; EfficientNet's principal components. NaN where a teacher has not looked.
+            patch; EfficientNet's principal components.
         map_NDHW: the teacher's patches, standardised per channel, fp16.
         name_N: row of `names_KD`, or -1 where the picture has no name to learn.
         names_KD: MiniLM's embeddings of the names, unit length.
@@ -173,9 +173,8 @@ def train_image(
         rows = torch.from_numpy(draw.choice(len(lessons.share_N), batch, p=lessons.share_N))
         pixels_BCHW, map_BDHW = moved(lessons.pixels_NCHW[rows], lessons.map_NDHW[rows], size, generator)
         seen = torch.randperm(map_BDHW[0, 0].numel(), generator=generator)
-        seen = (
-            seen if step > 0.9 * steps else seen[: len(seen) // 2]
-        )  # half the patches at half the cost, all at the end
+        if step < 0.6 * steps:  # half the patches at half the cost
+            seen = seen[: len(seen) // 2]
         goal_BND = map_BDHW.flatten(2).transpose(1, 2)[:, seen]
         with torch.autocast("cpu", torch.bfloat16):
             hidden_BND = encoded(student, to_input(pixels_BCHW), seen)
@@ -185,7 +184,7 @@ def train_image(
             name_BD = F.normalize(to_name(hidden_BND[named, 0]).float(), dim=1)
         losses = [
             F.smooth_l1_loss(map_BND, goal_BND),
-            torch.stack([known_loss(a, b[rows]) for a, b in zip(whole_BF, lessons.whole_NF, strict=True)]).sum(),
+            torch.stack([F.smooth_l1_loss(a, b[rows]) for a, b in zip(whole_BF, lessons.whole_NF, strict=True)]).sum(),
             name_loss(name_BD, lessons.names_KD[lessons.name_N[rows][named]], sharpness.exp().clamp(max=50)),
         ]
         loss = losses[0] + 2 * losses[1] + 0.3 * losses[2]
@@ -212,12 +211,6 @@ def encoded(student: ViTModel, x_BCHW: Tensor, seen: Tensor) -> Tensor:
     return student.layernorm(tokens_BND)
 
 
-def known_loss(guess_BF: Tensor, goal_BF: Tensor) -> Tensor:
-    """Smooth L1 where the goal is known (not NaN)."""
-    known = ~goal_BF.isnan()
-    return F.smooth_l1_loss(guess_BF[known], goal_BF[known])
-
-
 def name_loss(guess_BD: Tensor, name_BD: Tensor, sharpness: Tensor) -> Tensor:
     """Cross-entropy against the batch's names; a name as good as the same (cosine above .9) counts as right too."""
     same_BB = (name_BD @ name_BD.T > 0.9).float()
@@ -231,6 +224,15 @@ def standardised(values: Tensor) -> Tensor:
     sample = values[:: max(1, len(values) // 4000)].float()
     mean, deviation = sample.mean(over, keepdim=True), sample.std(over, keepdim=True)
     return torch.cat([((part.float() - mean) / (deviation + 1e-6)).to(values.dtype) for part in values.split(2000)])
+
+
+def half_whitened(features_ND: Tensor, components: int) -> Tensor:
+    """The first principal components [N,components], each divided by the root of its deviation; mean square 1."""
+    centred_ND = features_ND.float() - features_ND[::4].float().mean(0)
+    _, _, directions = torch.linalg.svd(centred_ND[::4], full_matrices=False)
+    values_NF = centred_ND @ directions[:components].T
+    values_NF = values_NF / values_NF.std(0).sqrt()
+    return values_NF / values_NF.square().mean().sqrt()
 
 
 def save(student: ViTModel, out: Path) -> None:

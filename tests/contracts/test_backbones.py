@@ -182,7 +182,12 @@ def test_vilt_reads_two_modalities_only(encoder_folders):
 
 def test_vilt_s_known_architecture_needs_nothing_on_disk():
     plan = Blueprint(
-        {"image": "image", "text": "text"}, 101, FormatOptions(), weights="dandelin/vilt-b32-mlm", load=False, files=False
+        {"image": "image", "text": "text"},
+        101,
+        FormatOptions(),
+        weights="dandelin/vilt-b32-mlm",
+        load=False,
+        files=False,
     )
     with torch.device("meta"):
         network = ViLT.build(plan)

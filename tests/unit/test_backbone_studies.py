@@ -88,11 +88,20 @@ def test_a_dry_run_of_the_quickstart_counts_the_projector(K):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model.backbone.name": "vitl"}, "model.backbone.name: unknown backbone; found 'vitl'; expected one of dual_enc"),
-        ({"method.name": "cmpt"}, "method.name: method cmpt does not work on backbone vilt; found 'cmpt'; expected one of"),
+        (
+            {"model.backbone.name": "vitl"},
+            "model.backbone.name: unknown backbone; found 'vitl'; expected one of dual_enc",
+        ),
+        (
+            {"method.name": "cmpt"},
+            "method.name: method cmpt does not work on backbone vilt; found 'cmpt'; expected one of",
+        ),
         ({"method.name": "mpm"}, "method.name: unknown method; .* Did you mean 'mmp'"),
         ({"search": {"method.name": {"choice": ["mmp", "cmpt"]}}}, "search.method.name: method cmpt does not work"),
-        ({"model.backbone.pretrained": False}, "model.backbone: a frozen network with initial values; .*trainable: true"),
+        (
+            {"model.backbone.pretrained": False},
+            "model.backbone: a frozen network with initial values; .*trainable: true",
+        ),
         ({"model.encoders": {"image": {"name": "a"}}}, "model.encoders: backbone vilt has no place for encoders"),
         ({"method.projector": {"width": 20}}, "method.projector: width 20 does not divide into 8 heads"),
     ],

@@ -37,14 +37,16 @@ def method_of(study, warm):
 
 
 def test_the_second_stage_starts_where_the_first_ended(first, warm, tiny_study):
-    study, path = first
+    _, path = first
     trained = load_file(weights_file(str(path)))
     second = method_of(tiny_study.with_values({"method.name": "mmp"}), warm)
     projector = {n: p.clone() for n, p in second.named_parameters() if n.startswith("projector.")}
     start_from(second, str(path))
     own = dict(second.named_parameters())
     assert trained and all(torch.equal(own[n], value) for n, value in trained.items())
-    assert projector and all(torch.equal(own[n], value) for n, value in projector.items())  # not the first stage's to give
+    assert projector and all(
+        torch.equal(own[n], value) for n, value in projector.items()
+    )  # not the first stage's to give
     assert {n for n in second.trainable() if n.startswith("backbone.")} == set(trained)
 
 
@@ -73,7 +75,9 @@ def test_what_is_frozen_here_gets_a_value_of_its_own(first, warm, tiny_study, tm
     """The host's backbone, which the next trial shares, stays as it was."""
     study, path = first
     weights = load_file(weights_file(str(path)))
-    name = next(n for n, p in method_of(study, warm).named_parameters() if n.endswith("patch_embeddings.projection.bias"))
+    name = next(
+        n for n, p in method_of(study, warm).named_parameters() if n.endswith("patch_embeddings.projection.bias")
+    )
     weights[name] = torch.full((16,), 7.0)
     save_file(weights, tmp_path / "more.safetensors")
     method = method_of(study, warm)

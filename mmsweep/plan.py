@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsweep.assembly import card_of, make_builder, make_encoders, make_method, make_scenarios
+from mmsweep.assembly import card_of, make_backbone, make_builder, make_method, make_scenarios
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
 from mmsweep.check import check
 from mmsweep.methods import Method
-from mmsweep.models.dual_encoder import DualEncoder
 from mmsweep.study import Study
 
 
@@ -22,10 +21,8 @@ def dry_run(study: Study) -> dict[str, Any]:
     check(study)
     card = card_of(study)
     modalities = tuple(card.modalities)
-    assert card.target is not None
     with torch.device("meta"):
-        encoders = make_encoders(study, modalities, weights=False, files=False)
-        backbone = DualEncoder(encoders, card.target.width)
+        backbone = make_backbone(study, card, load=False, files=False)
     method = make_method(study, backbone)
     natural = _natural(study, modalities)
     return {
@@ -77,7 +74,9 @@ def _count(method: Method) -> dict[str, Any]:
             part = name.split(".")[0]
         parts[part] = parts.get(part, 0) + parameter.numel()
         trainable += parameter.numel() if parameter.requires_grad else 0
-    return {"total": sum(parts.values()), "trainable": trainable, "by_part": parts}
+    total = sum(parts.values())
+    shares = {"projector_share": parts["projector"] / total} if "projector" in parts else {}
+    return {"total": total, "trainable": trainable, "by_part": parts} | shares
 
 
 def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:

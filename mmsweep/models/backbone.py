@@ -28,7 +28,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
-        """The rest of the network: prediction [B, C] from the modalities in use."""
+        """The rest of the network: prediction [B, C] (dense: [B, C, H, W]) from the modalities in use."""
 
 
 class EncoderBackbone(Backbone):

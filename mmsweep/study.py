@@ -44,6 +44,8 @@ class Augmentation(_Section):
     crop: tuple[float, float] | None = Field(None, description="smallest and largest area of a random resized crop")
     flip: bool = Field(False, description="mirror images at random")
     random_frames: bool = Field(False, description="random instead of uniform video frames")
+    window: int | None = Field(None, ge=8, description="side of the part of rasters that a training step sees")
+    scale: tuple[float, float] | None = Field(None, description="rasters: smallest and largest random enlargement")
 
 
 class ManifestColumn(_Section):
@@ -119,7 +121,8 @@ class Lora(_Section):
 
 
 class BackboneSpec(_Section):
-    name: str = Field("dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt")
+    name: str = Field("dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt; cmnext")
+    size: str | None = Field(None, description="cmnext: nano (ours), b0 to b5 (MiT's)")
     weights: str | None = Field(
         None, description="a whole network's checkpoint: a hub name, a folder or `package:NAME/path`"
     )
@@ -134,6 +137,8 @@ class BackboneSpec(_Section):
             raise misfit(
                 "weights, pretrained and trainable are for whole networks", "these under model.encoders.<modality>"
             )
+        if (self.size is not None) != (self.name == "cmnext"):
+            raise misfit("size is what cmnext, and nothing else, comes in", "name: cmnext with a size")
         if not self.pretrained and not self.trainable:
             raise misfit("a frozen network with initial values", "trainable: true")
         return self
@@ -234,6 +239,7 @@ class Train(_Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is used where the device has it")
     clip_norm: float | None = Field(None, gt=0)
     class_weights: Literal["none", "balanced"] = "none"
+    hard_pixels: bool = Field(False, description="segmentation: OHEM cross entropy, over the hard pixels only")
     seed: int = Field(0, ge=0)
     init_from: str | None = Field(
         None, description="start from trained weights: a run's folder (its best epoch) or a .safetensors file"
@@ -252,6 +258,15 @@ class Train(_Section):
                 "fewer warm-up epochs than epochs",
             )
         return self
+
+
+class InferenceSpec(_Section):
+    """How segmentation predicts at test; validation sees whole pictures once."""
+
+    window: int | None = Field(None, ge=8, description="side of windows that slide over the picture; null: all of it")
+    stride: int | None = Field(None, ge=1, description="step between windows; null: two thirds of the window")
+    scales: tuple[float, ...] = Field((1.0,), description="the picture is seen at each; probabilities are averaged")
+    flip: bool = Field(False, description="each scale is seen mirrored too")
 
 
 class Scenarios(_Section):
@@ -285,6 +300,7 @@ class Study(_Section):
     method: MethodSpec
     train: Train = Train()
     scenarios: Scenarios = Scenarios()
+    inference: InferenceSpec = InferenceSpec()
     search: dict[str, Dimension] = Field(default_factory=dict)
     sweep: Sweep = Sweep()
     resources: Resources = Resources()

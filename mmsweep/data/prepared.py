@@ -196,6 +196,10 @@ class PreparedSplit:
             inputs, torch.from_numpy(present_BM).to(device), target.to(device), torch.from_numpy(index_B).to(device)
         )
 
+    def column(self, modality: str) -> np.ndarray:
+        """A raster's stored values, in the file's own type: uint8 or uint16 [N,C,H,W]."""
+        return self._columns[modality]
+
     def _draw(self, rows: int, augmentation: Augmentation | None, generator: torch.Generator | None) -> Draws | None:
         if augmentation is None:
             return None

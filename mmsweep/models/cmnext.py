@@ -12,10 +12,11 @@ The hub's blocks are transformers' SegFormer layers; `cmnext_parts.py` holds wha
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,9 @@ from transformers import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerLayer, SegformerOverlapPatchEmbeddings
 
 from mmsweep.data.dataset import Batch
+from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Backbone, without_absent
+from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, without_absent
 from mmsweep.models.cmnext_parts import (
     ChannelNorm,
     Fusion,
@@ -118,7 +120,7 @@ class CMNeXt(Backbone):
     """The network; see the top of this file.
 
     Args:
-        modalities: name -> channels of its raster (one channel is shown three times); the first is the hub.
+        formats: modality -> how its raster is read (one channel is shown three times); the first is the hub.
         outputs: C.
         picture: (H, W) that training sees.
         size: a name of SIZES.
@@ -127,9 +129,13 @@ class CMNeXt(Backbone):
             [B, C, H, W] for [B, H, W, C]: what its checkpoints were trained with.
     """
 
+    dense: ClassVar[bool] = True
+    hub: Any
+    extras: Any
+
     def __init__(
         self,
-        modalities: Mapping[str, int],
+        formats: Mapping[str, RasterFormat],
         outputs: int,
         picture: tuple[int, int],
         size: str = "b0",
@@ -143,10 +149,11 @@ class CMNeXt(Backbone):
                 "the picture is too small for MiT's four stages", found=f"{picture[0]} x {picture[1]}",
                 expected=f"{SMALLEST} pixels a side at least",
             )  # fmt: skip
-        self.modalities = tuple(modalities)
+        self.modalities, self.formats = tuple(formats), dict(formats)
+        self.given: tuple[str, ...] = ()
         self.outputs, self.picture, self.published_order = outputs, picture, published_order
         self.size = SIZES[size]
-        depths, extras = self.size.depths, len(modalities) - 1
+        depths, extras = self.size.depths, len(formats) - 1
         with torch.device("meta"):  # constructors would draw from the process-wide generator
             rates = [DROP_PATH * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
             parts = [rates[sum(depths[:s]) : sum(depths[: s + 1])] for s in range(4)]
@@ -156,12 +163,65 @@ class CMNeXt(Backbone):
         if generator is not None:
             self.to_empty(device="cpu")
             self.reset(generator)
+        for body in self.parts().values():
+            body.requires_grad_(False)
+
+    @classmethod
+    def build(cls, blueprint: Blueprint) -> CMNeXt:
+        """Raises UserError: other modalities than rasters, no such size, pictures too small, a foreign checkpoint."""
+        if set(blueprint.kinds.values()) != {"raster"}:
+            raise UserError(
+                "cmnext reads rasters that lie pixel on pixel", key="model.backbone.name", found=dict(blueprint.kinds),
+                expected="modalities of kind raster",
+            )  # fmt: skip
+        if blueprint.size not in SIZES:
+            raise UserError(
+                "cmnext comes in sizes", key="model.backbone.size", found=blueprint.size, expected=", ".join(SIZES)
+            )
+        formats = {m: blueprint.rasters[m] for m in blueprint.kinds}
+        picture = blueprint.window or next(iter(formats.values())).size
+        weights = blueprint.weights if blueprint.pretrained else None
+        start = torch.Generator().manual_seed(0) if blueprint.load else None
+        published = weights is not None
+        network = cls(formats, blueprint.outputs, picture, blueprint.size, start, published_order=published)
+        if weights is not None and blueprint.load:
+            from mmsweep.models.cmnext_weights import load_published  # it knows this file
+
+            network.given = load_published(network, Path(weights), "model.backbone.weights")
+        return network
+
+    def parts(self) -> dict[str, nn.Module]:
+        """All but the head, which is trained always."""
+        return {"backbone": nn.ModuleList([self.hub, self.extras])}
+
+    def attention_linears(self, part: str) -> list[str]:
+        return [
+            f"0.{s}.blocks.{i}.attention.{p}_proj" for s in range(4) for i in range(self.size.depths[s]) for p in "qkvo"
+        ]
+
+    def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
+        super().adapt(adaptation, noise, generator)
+        self.hear(noise)
+
+    def train(self, mode: bool = True) -> CMNeXt:
+        """Parts that are not trained keep their running statistics."""
+        super().train(mode)
+        for body in self.parts().values():
+            body.train(mode and any(p.requires_grad for p in self.hub[0].norm.parameters()))
+        return self
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw all values anew, on the CPU: linears normal(0, 0.02) cut at two, convolutions normal with variance
-        2 / fan-out, norms 1 and 0, layer scales 0.01 (as the published training starts without ImageNet weights)."""
-        for _, module in sorted(self.named_modules()):
+        """Draw what no checkpoint gave anew, on the CPU, as the published training does without ImageNet weights.
+
+        Linears normal(0, 0.02) cut at two, convolutions normal with variance 2 / fan-out, norms 1 and 0, layer scales
+        0.01.
+        """
+        for path, module in self.named_modules():
+            if f"{path}.".startswith(self.given or ("-",)):
+                continue
             for name, parameter in module.named_parameters(recurse=False):
+                if parameter.device.type == "meta":
+                    continue
                 start = torch.zeros(parameter.shape, device="cpu")
                 if name.startswith("scale"):
                     start.fill_(1e-2)
@@ -177,10 +237,6 @@ class CMNeXt(Backbone):
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
 
-    def trial_copy(self) -> CMNeXt:
-        """A copy that one trial may train without touching the next."""
-        return copy.deepcopy(self)
-
     def hear(self, noise: Noise) -> None:
         """Draw stochastic depth and dropout from a trial's own noise."""
         for module in self.modules():
@@ -188,11 +244,13 @@ class CMNeXt(Backbone):
                 module.noise = noise
 
     def token_shapes(self) -> dict[str, tuple[int, int]]:
-        high, wide = self.token_grid()
+        high, wide = self._training_grid()
         return {m: (high * wide, self.size.widths[0]) for m in self.modalities}
 
-    def token_grid(self) -> tuple[int, int]:
-        """(h, w) of the tokens of a picture as training sees it."""
+    def token_grids(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.modalities, self._training_grid())
+
+    def _training_grid(self) -> tuple[int, int]:
         return (self.picture[0] - 1) // 4 + 1, (self.picture[1] - 1) // 4 + 1
 
     def embed(self, batch: Batch) -> dict[str, Tokens]:
@@ -237,9 +295,15 @@ class CMNeXt(Backbone):
             stages.append(part.fusion(stage, merged))
             extras = [merged] if len(extras) == 1 else [self._carried(x) + merged for x in extras]
             # From stage 2 on a branch carries the merged extras, whose own tokens were taken out above.
-        sizes = [t.picture for t in tokens.values() if t.picture is not None]
-        size = sizes[0] if sizes else (4 * stages[0].shape[2], 4 * stages[0].shape[3])
-        return F.interpolate(self.head(stages), size, mode="bilinear", align_corners=False)
+        return F.interpolate(self.head(stages), self._picture(tokens), mode="bilinear", align_corners=False)
+
+    def _picture(self, tokens: Mapping[str, Tokens]) -> tuple[int, int]:
+        """(H, W) of what was embedded; a method that made all the tokens itself made those of the training grid."""
+        known = [t.picture for t in tokens.values() if t.picture is not None]
+        grid = _grid(tokens[self.modalities[0]])
+        if known or grid == self._training_grid():
+            return known[0] if known else self.picture
+        return 4 * grid[0], 4 * grid[1]
 
     def _carried(self, x: Tensor) -> Tensor:
         if not self.published_order:

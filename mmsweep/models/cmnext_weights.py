@@ -101,12 +101,15 @@ def published_names(network: CMNeXt) -> dict[str, str]:
     return names
 
 
-def load_published(network: CMNeXt, path: Path, key: str) -> None:
+def load_published(network: CMNeXt, path: Path, key: str) -> tuple[str, ...]:
     """Put a published checkpoint into a network; a file of MiT's encoder alone (no `backbone.`) into the hub only.
 
     Args:
         path: a .safetensors file.
         key: of the study, for messages.
+
+    Returns:
+        Prefixes of the modules that the file gave values to.
 
     Raises:
         UserError: no such file, a pickle, or a checkpoint of another architecture (naming the first tensor).
@@ -139,3 +142,4 @@ def load_published(network: CMNeXt, path: Path, key: str) -> None:
                             found=tuple(value.shape), expected=str(tuple(state[own].shape)))  # fmt: skip
         with torch.no_grad():
             state[own].copy_(value)
+    return ("hub.",) if hub_only else ("hub.", "extras.", "head.")

@@ -174,7 +174,9 @@ def evaluation_record(
 def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predictions) -> None:
     """Write evaluation.json and, for tests over rows, predictions.npz beside it."""
     statistics = predictions.statistics_PN
-    kept = {"scores_PNC": statistics.float()} if statistics.is_floating_point() else {"confusions_PNCC": statistics}
+    kept: dict[str, Any] = (
+        {"scores_PNC": statistics.float()} if statistics.is_floating_point() else {"confusions_PNCC": statistics}
+    )
     rows_PM = pattern_rows(predictions.modalities)
     present_PN = (rows_PM[:, None] & predictions.natural_NM).any(-1)
     temporary = folder / ".predictions.npz"

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mmsweep.data.dataset import Batch
+from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.models.cmnext import SIZES, CMNeXt
 from mmsweep.models.cmnext_parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop
@@ -17,9 +18,13 @@ from mmsweep.models.lora import Noise
 CHANNELS = {"rgb": 3, "height": 1, "relief": 3, "night": 1}
 
 
+def rasters(*modalities: str, size: tuple[int, int] = (32, 40)) -> dict[str, RasterFormat]:
+    colour, grey = RasterFormat(size), RasterFormat(size, 1, "uint8", (0.0,), (1.0,))
+    return {m: grey if CHANNELS.get(m, 3) == 1 else colour for m in modalities}
+
+
 def network(M: int = 4, size: str = "nano", seed: int = 0, **options: bool) -> CMNeXt:
-    channels = dict(list(CHANNELS.items())[:M])
-    return CMNeXt(channels, 5, (32, 40), size, torch.Generator().manual_seed(seed), **options)
+    return CMNeXt(rasters(*list(CHANNELS)[:M]), 5, (32, 40), size, torch.Generator().manual_seed(seed), **options)
 
 
 def batch_of(backbone: CMNeXt, rows: int = 3, size: tuple[int, int] = (32, 40)) -> Batch:
@@ -35,7 +40,7 @@ def batch_of(backbone: CMNeXt, rows: int = 3, size: tuple[int, int] = (32, 40)) 
 )
 def test_sizes_are_the_published_ones(size: str, modalities: int, classes: int, millions: float) -> None:
     with torch.device("meta"):
-        backbone = CMNeXt({str(m): 3 for m in range(modalities)}, classes, (512, 512), size)
+        backbone = CMNeXt(rasters(*map(str, range(modalities))), classes, (512, 512), size)
     assert round(sum(p.numel() for p in backbone.parameters()) / 1e6, 2) == millions
 
 
@@ -45,7 +50,7 @@ def test_sizes_are_the_published_ones(size: str, modalities: int, classes: int, 
 )
 def test_tokens_of_the_papers_pictures(size: str, picture: tuple[int, int], tokens: int) -> None:
     with torch.device("meta"):
-        backbone = CMNeXt({"rgb": 3, "depth": 3}, 40, picture, size)
+        backbone = CMNeXt(rasters("rgb", "depth"), 40, picture, size)
     assert backbone.token_shapes() == {"rgb": (tokens, 64), "depth": (tokens, 64)}
 
 
@@ -186,7 +191,7 @@ def published(backbone: CMNeXt) -> dict[str, torch.Tensor]:
 def test_published_names_and_shapes() -> None:
     """A sample of the names and shapes in DELIVER's code, for B2 with four modalities and 25 classes."""
     with torch.device("meta"):
-        backbone = CMNeXt({"img": 3, "depth": 3, "event": 3, "lidar": 3}, 25, (64, 64), "b2")
+        backbone = CMNeXt(rasters("img", "depth", "event", "lidar"), 25, (64, 64), "b2")
     found = {name: tuple(value.shape) for name, value in published(backbone).items()}
     expected = {
         "backbone.patch_embed1.proj.weight": (64, 3, 7, 7),

@@ -102,10 +102,10 @@ class Earth(DatasetBuilder):
     def _side(self) -> int:
         path = self.root / LABELS
         if not path.is_file():
-            where = {"key": "data.root"} if self.root != SHIPPED else {}
             raise UserError(
-                "the Earth's rasters are not there", file=path, expected=", ".join([*FILES.values(), LABELS]), **where
-            )  # type: ignore[arg-type]
+                "the Earth's rasters are not there", file=path, key=None if self.root == SHIPPED else "data.root",
+                expected=", ".join([*FILES.values(), LABELS]),
+            )  # fmt: skip
         from PIL import Image
 
         with Image.open(path) as opened:

@@ -28,7 +28,7 @@ def write_examples(
     index = np.unique(np.linspace(0, len(split) - 1, 2 * EXAMPLES + 1).round().astype(int)[1::2])
     modalities = method.backbone.modalities
     method.eval()
-    method.noise.generator = None
+    method.noise.off()
     batch = split.batch(index, device)
     maps = [
         inference.predict_patterns(method, batch, torch.from_numpy(row[None]).to(device))[0].argmax(1)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
+from mmsweep.models.backbone import Adaptation
 from mmsweep.models.cmnext import SIZES, CMNeXt
 from mmsweep.models.cmnext_parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop
 from mmsweep.models.cmnext_weights import load_published, published_names
@@ -269,3 +270,22 @@ def test_published_order_is_the_reference_code_s() -> None:
     assert torch.equal(network(published_order=True)._carried(x), x.reshape(2, 2, 3, 4).permute(0, 3, 1, 2))
     assert torch.equal(network()._carried(x), x)
     assert list(SIZES["b2"].depths) == [3, 4, 6, 3]
+
+
+def test_training_reaches_every_parameter_and_statistic() -> None:
+    g = torch.Generator().manual_seed(0)
+    backbone = CMNeXt(rasters(*CHANNELS, size=(64, 64)), 5, (64, 64), "nano", g)
+    frozen = {n for n, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {n for n, _ in backbone.named_parameters() if not n.startswith("head.")}
+    before = {n: v.clone() for n, v in backbone.named_buffers() if n.endswith("running_mean")}
+    backbone.train()
+    batch = batch_of(backbone, 4, (64, 64))
+    used = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0]]).bool()
+    backbone.predict(backbone.embed(batch), used)
+    assert all(torch.equal(v, before[n]) != n.startswith("head.") for n, v in backbone.named_buffers() if n in before)
+    backbone.adapt(Adaptation(None, frozenset({"backbone"})), Noise(), g)
+    backbone.train()
+    backbone.predict(backbone.embed(batch), used).square().mean().backward()
+    assert not any(torch.equal(v, before[n]) for n, v in backbone.named_buffers() if n in before)
+    idle = {n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    assert {n for n in idle if not n.endswith("k_proj.bias")} == set()  # softmax does not see a bias of all keys

@@ -308,7 +308,7 @@ class Warm:
         data, backbone = self.ready(study)
         train = data.splits["train"]
         balanced = study.train.class_weights == "balanced" and data.target.task != "regression"
-        counted = torch.from_numpy(np.asarray(train.targets)) if balanced else None
+        counted = torch.from_numpy(np.array(train.targets)) if balanced else None
         task = make_task(data.target, counted, hard_pixels=study.train.hard_pixels)
         scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
         table = availability_table(scenario, len(train), backbone.modalities, study.scenarios.seed, train.natural_NM)

@@ -379,11 +379,12 @@ class Study(_Section):
                 "a grid needs choices", **source.place(f"search.{wide[0]}"), found=self.search[wide[0]].kind,
                 expected="{choice: [...]}",
             )  # fmt: skip
-        if sweep.final and sweep.final.per and sweep.final.per not in self.search:
+        strange = [key for key in (sweep.final.keys if sweep.final else []) if key not in self.search]
+        if strange:
             raise UserError(
                 "`final.per` is not searched",
                 **source.place("sweep.final.per"),
-                found=sweep.final.per,
+                found=strange[0],
                 expected=f"one of {list(self.search)}",
             )
         if sweep.seeds > 1:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,7 +67,7 @@ class Segmentation(Task):
     def statistics_dtype(self) -> torch.dtype:
         return torch.int32
 
-    def truth(self, targets: Tensor) -> Tensor:
+    def truth(self, targets: np.ndarray) -> Tensor:
         """Nothing: the matrices hold it."""
         return torch.zeros(len(targets), 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,9 +51,9 @@ class Task(ABC):
     def statistics_dtype(self) -> torch.dtype:
         return torch.float32
 
-    def truth(self, targets: Tensor) -> Tensor:
+    def truth(self, targets: np.ndarray) -> Tensor:
         """What metrics need of the rows' targets beside the statistics: [N, ...]."""
-        return targets
+        return torch.from_numpy(np.array(targets))
 
     @abstractmethod
     def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:

@@ -105,8 +105,7 @@ def predict(
     if not parts:  # a rank without rows
         parts = [torch.zeros(len(patterns_PM), 0, *task.statistics_shape, dtype=task.statistics_dtype, device=device)]
     whole = world.all_gather_rows(torch.cat(parts, 1), len(split), dim=1).cpu()
-    truth = task.truth(torch.from_numpy(np.asarray(split.targets)))
-    return Predictions(whole, truth, np.asarray(split.natural_NM), modalities, tuple(split.ids))
+    return Predictions(whole, task.truth(split.targets), np.asarray(split.natural_NM), modalities, tuple(split.ids))
 
 
 def scenario_metrics(

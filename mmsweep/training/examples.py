@@ -25,7 +25,7 @@ def write_examples(
 
     The R scenes lie evenly over the split: they are the same for every method, seed and sweep, and nobody chose them.
     """
-    index = np.unique(np.linspace(0, len(split) - 1, 2 * EXAMPLES + 1).round().astype(int)[1::2])
+    index = np.unique(((np.arange(EXAMPLES) + 0.5) * len(split) / EXAMPLES).astype(int))
     modalities = method.backbone.modalities
     method.eval()
     method.noise.off()

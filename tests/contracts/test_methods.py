@@ -95,6 +95,11 @@ def total(method, batch, used):
     return loss
 
 
+def size(prediction):
+    """Of the largest logit: what rounding is measured by, since tens of thousands of a map's pass near zero."""
+    return max(1.0, prediction.abs().max().item())
+
+
 @CASES
 def test_patterns_at_once_equal_patterns_one_by_one(name, backbone, M, make):
     method, batch = make(name, M, backbone)
@@ -153,7 +158,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(name, backbone, M, make):
             alone = method(
                 Batch(one, batch.present_BM[row : row + 1], batch.target[row : row + 1]), used[row : row + 1]
             ).prediction
-            torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5 * size(together))
 
 
 @CASES
@@ -226,7 +231,8 @@ def test_dropout_masks_do_not_depend_on_the_ranks(name, backbone, make):
         return method(Batch(part, batch.present_BM[rows], batch.target[rows]), used[rows]).prediction.detach()
 
     whole = run(slice(0, ROWS))
-    torch.testing.assert_close(torch.cat([run(slice(0, 2)), run(slice(2, ROWS))]), whole, rtol=1e-5, atol=1e-6)
+    parts = torch.cat([run(slice(0, 2)), run(slice(2, ROWS))])
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6 * size(whole))
 
 
 @ALL

@@ -56,15 +56,17 @@ class Target:
         """Number of outputs that a head needs."""
         return 1 if self.task == "regression" else len(self.classes)
 
-    def encode(self, value: Any) -> int | float | np.ndarray:
+    def encode(self, value: Any) -> Any:
         """Class name -> index; list of labels -> multi-hot float32 [C]; number -> float.
 
-        A label map is decoded with the rasters that it lies on (`rasters.py`), not here.
+        A label map is decoded with the rasters that it lies on (`rasters.py`); here it stays what it is.
 
         Raises:
             UserError: a label that is not in the list (with the nearest spelling), a value of the wrong type,
                 a number that is not finite.
         """
+        if self.task == "segmentation":
+            return value
         if self.task == "single_label":
             return self._index(value)
         if self.task == "multi_label":

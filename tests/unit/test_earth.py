@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmsweep.data.check import check
 from mmsweep.data.dataset import SPLITS
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.prepared import prepare
@@ -93,3 +94,14 @@ def test_a_grid_without_whole_blocks_is_named(tmp_path: Path) -> None:
     Image.fromarray(np.ones((50, 100), np.uint8)).save(root / LABELS)
     with pytest.raises(UserError, match=r"koeppen\.png.*50 x 100"):
         Earth(root)
+
+
+def test_data_check_reads_the_label_maps(tmp_path: Path) -> None:
+    root = shrunk(tmp_path / "coarse")
+    findings = check(Earth(root))
+    assert any(line.startswith("train: tropical ") and "ocean" in line for line in findings)
+    with Image.open(root / LABELS) as opened:
+        labels = np.array(opened)
+    labels[10, 10] = 77
+    Image.fromarray(labels).save(root / LABELS)
+    assert any("koeppen.png" in line and "holds the value 77" in line for line in check(Earth(root)))

@@ -47,7 +47,14 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _type(annotation: Any) -> str:
     text = str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))
-    for old, new in (("typing.", ""), ("mmsweep.study.", ""), ("mmsweep.study_search.", ""), ("NoneType", "null"), ("None", "null"), ("Literal", "")):
+    for old, new in (
+        ("typing.", ""),
+        ("mmsweep.study.", ""),
+        ("mmsweep.study_search.", ""),
+        ("NoneType", "null"),
+        ("None", "null"),
+        ("Literal", ""),
+    ):
         text = text.replace(old, new)
     return text.replace("|", "or")
 

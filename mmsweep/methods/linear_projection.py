@@ -52,8 +52,7 @@ class LinearProjector(Projector):
             rows_R = (~used_BM[:, column]).nonzero()[:, 0]
             if not len(rows_R):
                 continue
-            width = self.widths[_pair(m, next(a for a in self.shapes if a != m))]
-            sum_RND = width.weight.new_zeros(len(rows_R), shape.count, shape.width)
+            sum_RND = torch.zeros(len(rows_R), shape.count, shape.width, device=used_BM.device)
             for place, a in enumerate(self.shapes):
                 has_R = used_BM[rows_R, place]
                 if a != m and has_R.any():
@@ -77,7 +76,7 @@ class LinearProjector(Projector):
             mapped_QND = F.pad(mapped_QND, (0, 0, 0, own.count - mapped_QND.shape[1]))
         if _pair(m, a) not in self.counts:
             return mapped_QND
-        return F.linear(mapped_QND.transpose(1, 2), self.counts[_pair(m, a)].weight).transpose(1, 2)
+        return self.counts[_pair(m, a)](mapped_QND.transpose(1, 2)).transpose(1, 2)
 
 
 def _pair(m: str, a: str) -> str:

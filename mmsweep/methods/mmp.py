@@ -67,7 +67,7 @@ class TokenMLP(nn.Module):
         self.outer = nn.Linear(width, out_width)
 
     def forward(self, x_RJD: Tensor) -> Tensor:
-        tokens_RND = F.linear(x_RJD.transpose(1, 2), self.over_tokens.weight).transpose(1, 2)
+        tokens_RND = self.over_tokens(x_RJD.transpose(1, 2)).transpose(1, 2)
         return self.outer(F.gelu(self.inner(self.norm(tokens_RND))))
 
 

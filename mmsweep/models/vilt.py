@@ -120,11 +120,11 @@ class ViLT(Backbone):
     def token_grids(self) -> dict[str, tuple[int, ...]]:
         grids: dict[str, tuple[int, ...]] = {}
         for modality, form in self.formats.items():
-            if isinstance(form, TextFormat):
-                grids[modality] = (form.length - 1,)
-            else:
+            if isinstance(form, ImageFormat):
                 side = form.size // self.network.config.patch_size
                 grids[modality] = (side, side)
+            elif isinstance(form, TextFormat):
+                grids[modality] = (form.length - 1,)
         return grids
 
     def embed(self, batch: Batch) -> dict[str, Tokens]:
@@ -197,8 +197,9 @@ def _fresh(folder: Path | None, config: Any, pretrained: bool) -> Any:
 
 
 def _load(folder: Path, config: Any) -> Any:
+    loader: Any = ViltModel
     try:
-        network, info = ViltModel.from_pretrained(
+        network, info = loader.from_pretrained(
             str(folder),
             config=config,
             dtype=torch.float32,

@@ -71,7 +71,7 @@ def test_initial_values_are_drawn_on_the_cpu_wherever_the_network_lies(tiny_stud
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("method", ["cmpt", "modality_dropout", "plain"])
+@pytest.mark.parametrize("method", ["cmpt", "linear_projection", "modality_dropout", "plain"])
 def test_resuming_equals_never_having_stopped(method, tiny_study, tmp_path):
     study = tiny_study.with_values({"method.name": method, "train.epochs": 3})
     whole = run(study, tmp_path / "whole")
@@ -182,14 +182,17 @@ def _rank(rank, size, study, path, port):
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_equal_one(tiny_study, tmp_path):
-    """Uneven batches and splits included; LoRA dropout and masking on."""
+@pytest.mark.parametrize("method", ["cmpt", "mmp"])
+def test_two_ranks_equal_one(method, tiny_study, tmp_path):
+    """Uneven batches and splits included; LoRA dropout and masking on. MMP: a rank may have nothing to restore."""
     import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    study = tiny_study.with_values({"model.lora.dropout": 0.2, "train.batch_size": 7})
+    study = tiny_study.with_values({"method.name": method, "model.lora.dropout": 0.2, "train.batch_size": 7})
+    if method == "mmp":
+        study = study.with_values({"method.masking.probability": 0.3})
     one = run(study, tmp_path / "one", kind="final")
     mp.spawn(_rank, (2, study.resolved(), tmp_path / "two", port), nprocs=2)
     two = TrialFolder(tmp_path / "two")

@@ -37,7 +37,7 @@ def method_of(study, warm):
 
 
 def test_the_second_stage_starts_where_the_first_ended(first, warm, tiny_study):
-    study, path = first
+    _, path = first
     trained = load_file(weights_file(str(path)))
     second = method_of(tiny_study.with_values({"method.name": "mmp"}), warm)
     projector = {n: p.clone() for n, p in second.named_parameters() if n.startswith("projector.")}

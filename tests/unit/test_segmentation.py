@@ -15,6 +15,7 @@ from torch import Tensor
 from mmsweep.availability import Scenario, availability_table, pattern_rows, patterns
 from mmsweep.data.dataset import IGNORE, Batch, Target
 from mmsweep.errors import UserError
+from mmsweep.models.lora import Noise
 from mmsweep.tasks import make_task
 from mmsweep.tasks.classification import balanced_weights
 from mmsweep.tasks.segmentation import Segmentation, confusion
@@ -134,7 +135,7 @@ class Known:
         g = torch.Generator().manual_seed(3)
         self.says = torch.randn(self.P, rows, C, 6, 7, generator=g)
         self.backbone = SimpleNamespace(modalities=MODALITIES)
-        self.noise = SimpleNamespace(generator=None)
+        self.noise = Noise()
         self.asked: list[int] = []
         self.targets = self.target.numpy().astype(np.uint8)
         self.natural_NM = np.ones((rows, len(MODALITIES)), bool)

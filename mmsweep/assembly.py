@@ -21,7 +21,6 @@ import torch
 import transformers
 
 from mmsweep.availability import Scenario, availability_table, table_digest
-from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import PreparedData, prepare
@@ -37,8 +36,10 @@ from mmsweep.tasks import MultiLabel, make_task
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
 from mmsweep.training.engine import Diverged, EvaluationPlan, Slot, fit, generator, load_weights
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
+from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from
 from mmsweep.training.world import World
+from mmsweep.views import make_augmentation, make_inference, raster_window
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -66,6 +67,7 @@ class Job:
 def warm_key(study: Study) -> str:
     """Studies with equal keys may train on the same host without it loading anything anew."""
     data = study.data.model_dump(mode="json", exclude={"augmentation"})
+    data["window"] = study.data.augmentation.window  # decides the training grid, and so the shapes of tokens
     networks = study.model.model_dump(mode="json", include={"backbone", "encoders"})
     return hashlib.sha256(json.dumps([data, networks, study.resources.cpus], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -133,6 +135,7 @@ def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool =
     kinds, model, data = dict(card.modalities), study.model, study.data
     check_backbone(study, tuple(kinds))
     assert card.target is not None
+    check_prediction(study, card.target.task)
     blueprint = Blueprint(
         kinds,
         card.target.width,
@@ -143,6 +146,9 @@ def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool =
         model.backbone.pretrained,
         load,
         files,
+        card.rasters,
+        raster_window(study),
+        model.backbone.size,
     )
     return BACKBONES[model.backbone.name].build(blueprint)
 
@@ -152,6 +158,19 @@ def check_backbone(study: Study, modalities: Sequence[str]) -> None:
     check_name(study.model.backbone.name, BACKBONES, "backbone", "model.backbone.name")
     if study.model.backbone.name == "dual_encoder":
         check_encoders(study, modalities)
+
+
+def check_prediction(study: Study, task: str) -> None:
+    """Refuse a backbone that predicts maps where one answer is wanted, or the reverse. Raises UserError."""
+    name = study.model.backbone.name
+    if BACKBONES[name].dense != (task == "segmentation"):
+        fitting = [n for n, b in BACKBONES.items() if b.dense == (task == "segmentation")]
+        raise UserError(
+            f"backbone {name} does not predict {task}", key="model.backbone.name", found=name,
+            expected=f"one of {', '.join(fitting)}",
+        )  # fmt: skip
+    if study.train.hard_pixels and task != "segmentation":
+        raise UserError("only segmentation has pixels", key="train.hard_pixels", found=True, expected="false")
 
 
 def check_encoders(study: Study, modalities: Sequence[str]) -> None:
@@ -192,17 +211,6 @@ def make_adaptation(study: Study) -> Adaptation:
     lora = None if model.lora is None else LoraOptions(model.lora.rank, model.lora.alpha, model.lora.dropout)
     trainable = {m for m, e in encoders.items() if e.trainable} | ({"backbone"} if model.backbone.trainable else set())
     return Adaptation(lora, frozenset(trainable), frozenset(m for m, e in encoders.items() if e.train_layernorm))
-
-
-def make_augmentation(study: Study) -> Augmentation | None:
-    """What is varied while training; None where nothing is. Raises UserError where the crop is impossible."""
-    options = study.data.augmentation
-    if not (options.crop or options.flip or options.random_frames):
-        return None
-    try:
-        return Augmentation(options.crop, flip=0.5 if options.flip else 0.0, random_frames=options.random_frames)
-    except UserError as problem:
-        raise problem.placed(key="data.augmentation.crop") from None
 
 
 def parse_scenario(spec: ScenarioSpec, modalities: Sequence[str], key: str) -> Scenario:
@@ -300,7 +308,8 @@ class Warm:
         data, backbone = self.ready(study)
         train = data.splits["train"]
         balanced = study.train.class_weights == "balanced" and data.target.task != "regression"
-        task = make_task(data.target, torch.from_numpy(np.asarray(train.targets)) if balanced else None)
+        counted = torch.from_numpy(np.array(train.targets)) if balanced else None
+        task = make_task(data.target, counted, hard_pixels=study.train.hard_pixels)
         scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
         table = availability_table(scenario, len(train), backbone.modalities, study.scenarios.seed, train.natural_NM)
         objective = study.sweep.objectives[0]
@@ -342,6 +351,8 @@ class Warm:
             record, predictions = self.evaluate(study, folder, slot, "test")
             if self.world.first:
                 write_evaluation(folder.path, record, predictions)
+                if slot.task.dense:
+                    write_examples(folder.path, slot.method, data.splits["test"], self.device, make_inference(study))
         if ended and self.world.first:
             folder.mark_done("finished")
         self.world.barrier()
@@ -358,8 +369,9 @@ class Warm:
         train = study.train
 
         def of(name: str) -> Predictions:
-            part = data.splits[name]
-            return predict(slot.method, slot.task, part, train.rows_at_once, self.device, self.world, train.precision)
+            part, views = data.splits[name], make_inference(study)
+            size, precision = train.rows_at_once, train.precision
+            return predict(slot.method, slot.task, part, size, self.device, self.world, precision, views)
 
         task = slot.task
         if study.scenarios.thresholds == "tuned" and isinstance(task, MultiLabel):

@@ -9,13 +9,14 @@ from mmsweep.assembly import (
     card_of,
     check_backbone,
     check_method,
-    make_augmentation,
+    check_prediction,
     make_scenarios,
     parse_scenario,
 )
 from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.tasks import Task, make_task
+from mmsweep.views import make_augmentation, make_inference
 
 
 def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[str]:
@@ -40,6 +41,8 @@ def check(study: Study) -> None:
     make_augmentation(study)
     _check_warmup(study, card.rows.get("train"))
     assert card.target is not None
+    check_prediction(study, card.target.task)
+    make_inference(study)
     names = metric_names(study, modalities, make_task(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:

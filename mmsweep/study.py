@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from mmsweep.errors import UserError
 from mmsweep.study_search import Dimension, Sweep
-from mmsweep.study_source import Section as _Section
 from mmsweep.study_source import UNKNOWN_KEY, Source, first_problem, misfit
+from mmsweep.study_source import Section as _Section
 
 Share = Field(ge=0.0, le=1.0)
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -45,6 +45,8 @@ class Augmentation(_Section):
     crop: tuple[float, float] | None = Field(None, description="smallest and largest area of a random resized crop")
     flip: bool = Field(False, description="mirror images at random")
     random_frames: bool = Field(False, description="random instead of uniform video frames")
+    window: int | None = Field(None, ge=8, description="side of the part of rasters that a training step sees")
+    scale: tuple[float, float] | None = Field(None, description="rasters: smallest and largest random enlargement")
 
 
 class ManifestColumn(_Section):
@@ -120,7 +122,8 @@ class Lora(_Section):
 
 
 class BackboneSpec(_Section):
-    name: str = Field("dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt")
+    name: str = Field("dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt; cmnext")
+    size: str | None = Field(None, description="cmnext: nano (ours), b0 to b5 (MiT's)")
     weights: str | None = Field(
         None, description="a whole network's checkpoint: a hub name, a folder or `package:NAME/path`"
     )
@@ -135,6 +138,8 @@ class BackboneSpec(_Section):
             raise misfit(
                 "weights, pretrained and trainable are for whole networks", "these under model.encoders.<modality>"
             )
+        if (self.size is not None) != (self.name == "cmnext"):
+            raise misfit("size is what cmnext, and nothing else, comes in", "name: cmnext with a size")
         if not self.pretrained and not self.trainable:
             raise misfit("a frozen network with initial values", "trainable: true")
         return self
@@ -235,6 +240,7 @@ class Train(_Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is used where the device has it")
     clip_norm: float | None = Field(None, gt=0)
     class_weights: Literal["none", "balanced"] = "none"
+    hard_pixels: bool = Field(False, description="segmentation: OHEM cross entropy, over the hard pixels only")
     seed: int = Field(0, ge=0)
     init_from: str | None = Field(
         None, description="start from trained weights: a run's folder (its best epoch) or a .safetensors file"
@@ -253,6 +259,15 @@ class Train(_Section):
                 "fewer warm-up epochs than epochs",
             )
         return self
+
+
+class InferenceSpec(_Section):
+    """How segmentation predicts at test; validation sees whole pictures once."""
+
+    window: int | None = Field(None, ge=8, description="side of windows that slide over the picture; null: all of it")
+    stride: int | None = Field(None, ge=1, description="step between windows; null: two thirds of the window")
+    scales: tuple[float, ...] = Field((1.0,), description="the picture is seen at each; probabilities are averaged")
+    flip: bool = Field(False, description="each scale is seen mirrored too")
 
 
 class Scenarios(_Section):
@@ -286,6 +301,7 @@ class Study(_Section):
     method: MethodSpec
     train: Train = Train()
     scenarios: Scenarios = Scenarios()
+    inference: InferenceSpec = InferenceSpec()
     search: dict[str, Dimension] = Field(default_factory=dict)
     sweep: Sweep = Sweep()
     resources: Resources = Resources()
@@ -366,11 +382,12 @@ class Study(_Section):
                 "a grid needs choices", **source.place(f"search.{wide[0]}"), found=self.search[wide[0]].kind,
                 expected="{choice: [...]}",
             )  # fmt: skip
-        if sweep.final and sweep.final.per and sweep.final.per not in self.search:
+        strange = [key for key in (sweep.final.keys if sweep.final else []) if key not in self.search]
+        if strange:
             raise UserError(
                 "`final.per` is not searched",
                 **source.place("sweep.final.per"),
-                found=sweep.final.per,
+                found=strange[0],
                 expected=f"one of {list(self.search)}",
             )
         if sweep.seeds > 1:

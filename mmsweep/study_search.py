@@ -87,9 +87,14 @@ class Budget(Section):
 
 class Final(Section):
     seeds: int = Field(3, ge=1)
-    per: str | None = Field(
-        None, description="a searched key: the best configuration of each of its values is re-trained"
+    per: str | list[str] | None = Field(
+        None, description="searched keys: the best configuration of each of their (combined) values is re-trained"
     )
+
+    @property
+    def keys(self) -> list[str]:
+        """`per` as a list."""
+        return [self.per] if isinstance(self.per, str) else list(self.per or [])
 
 
 class Sweep(Section):

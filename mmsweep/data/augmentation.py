@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsweep.data.dataset import IGNORE
 from mmsweep.errors import UserError
 
 
@@ -28,6 +29,9 @@ class Augmentation:
         flip: probability of a horizontal flip.
         brightness, contrast, saturation: each factor is drawn from [1 - x, 1 + x].
         random_frames: clips show frames drawn at random (in order) instead of uniformly.
+        window: (height, width) that training sees of rasters and their label map; None: all of them.
+        scale: rasters are enlarged by a factor drawn from [low, high] before the window is cut; below 1 the window may
+            reach beyond them: there inputs are 0 and pixels have no class.
     """
 
     crop_scale: tuple[float, float] | None = None
@@ -37,12 +41,22 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     random_frames: bool = False
+    window: tuple[int, int] | None = None
+    scale: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UserError("crop_scale must rise within (0, 1]", key="crop_scale", found=self.crop_scale)
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise UserError("crop_ratio must rise and be positive", key="crop_ratio", found=self.crop_ratio)
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
+            raise UserError("scale must rise and be positive", key="scale", found=self.scale)
+        if self.scale is not None and self.crop_scale is not None:
+            raise UserError(
+                "crop and scale both choose what is seen", key="scale", found=self.scale, expected="one of them"
+            )
+        if self.window is not None and min(self.window) < 1:
+            raise UserError("the window must be positive", key="window", found=self.window)
         if not 0 <= self.flip <= 1:
             raise UserError("flip is a probability", key="flip", found=self.flip, expected="0 to 1")
         for name in ("brightness", "contrast", "saturation"):
@@ -75,7 +89,7 @@ class Augmentation:
         if self.crop_scale is not None:
             flat = F.grid_sample(
                 flat.float(),
-                self._grid(uniform_BK, flat, size),
+                self._grid(uniform_BK, flat, (size, size)),
                 mode="bilinear",
                 padding_mode="border",
                 align_corners=False,
@@ -89,11 +103,43 @@ class Augmentation:
             flat = self._recolour(flat.float(), uniform_BK)
         return flat.reshape(*pictures.shape[:-3], *flat.shape[-3:])
 
+    def rasters(self, values: Tensor, draws: Draws) -> Tensor:
+        """Normalised rasters [B,C,H,W] -> [B,C,h,w]; one draw serves all rasters of a row and its label map."""
+        return self._seen(values, draws, "bilinear")
+
+    def labels(self, labels: Tensor, draws: Draws) -> Tensor:
+        """Label maps [B,H,W] -> [B,h,w], int64: the nearest pixel's class, IGNORE beyond the map."""
+        seen = self._seen(labels[:, None].float() - IGNORE, draws, "nearest") + IGNORE
+        return seen[:, 0].round().long()
+
+    def _seen(self, values: Tensor, draws: Draws, mode: str) -> Tensor:
+        uniform_BK = draws.uniform_BK.to(values.device)
+        size = self.window or (values.shape[-2], values.shape[-1])
+        if self.crop_scale is None and self.scale is None and size == tuple(values.shape[-2:]):
+            flipped = (uniform_BK[:, _FLIP] < self.flip).nonzero()[:, 0]
+            return values.index_copy(0, flipped, values[flipped].flip(-1))
+        if self.crop_scale is not None:
+            grid = self._grid(uniform_BK, values, size)
+        else:
+            grid = self._window_grid(uniform_BK, values, size)
+        return F.grid_sample(values, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+    def _window_grid(self, uniform_BK: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+        low, high = self.scale or (1.0, 1.0)
+        factor_B = low + (high - low) * uniform_BK[:, _AREA]
+        sides: list[tuple[Tensor, Tensor]] = []
+        for length, shown, column in zip(values.shape[-2:], size, (_TOP, _LEFT), strict=True):
+            visible_B = shown / factor_B  # pixels of the raster that the window covers
+            start_B = ((length - visible_B) * uniform_BK[:, column]).round()  # whole pixels: scale 1 copies values
+            sides.append((visible_B / length, (2 * start_B + visible_B) / length - 1))
+        (height_B, y_B), (width_B, x_B) = sides
+        return self._affine(uniform_BK, width_B, height_B, x_B, y_B, size)
+
     def frames(self, modality: str, wanted: int, draws: Draws) -> Tensor:
         """int64 [B, wanted]: which stored frames to show, in order of time."""
         return draws.frames[modality].argsort(dim=1, stable=True)[:, :wanted].sort(dim=1).values
 
-    def _grid(self, uniform_BK: Tensor, flat: Tensor, size: int) -> Tensor:
+    def _grid(self, uniform_BK: Tensor, flat: Tensor, size: tuple[int, int]) -> Tensor:
         assert self.crop_scale is not None
         low, high = self.crop_scale
         area_B = low + (high - low) * uniform_BK[:, _AREA]
@@ -104,12 +150,17 @@ class Augmentation:
         # grid_sample counts from -1 to 1: a crop of width w may have its centre within ±(1 - w).
         x_B = (2 * uniform_BK[:, _LEFT] - 1) * (1 - width_B)
         y_B = (2 * uniform_BK[:, _TOP] - 1) * (1 - height_B)
+        return self._affine(uniform_BK, width_B, height_B, x_B, y_B, size)
+
+    def _affine(
+        self, uniform_BK: Tensor, width_B: Tensor, height_B: Tensor, x_B: Tensor, y_B: Tensor, size: tuple[int, int]
+    ) -> Tensor:
         sign_B = torch.where(uniform_BK[:, _FLIP] < self.flip, -1.0, 1.0)
         zero_B = torch.zeros_like(x_B)
         theta = torch.stack(
             [torch.stack([sign_B * width_B, zero_B, x_B], 1), torch.stack([zero_B, height_B, y_B], 1)], dim=1
         )
-        return F.affine_grid(theta, [len(flat), 3, size, size], align_corners=False)
+        return F.affine_grid(theta, [len(theta), 3, *size], align_corners=False)
 
     def _recolour(self, flat: Tensor, uniform_BK: Tensor) -> Tensor:
         def factor(strength: float, column: int) -> Tensor:

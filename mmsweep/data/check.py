@@ -1,4 +1,5 @@
-"""What `mmsweep data check` finds: counts, missing files, classes, natural gaps. Decodes nothing, changes nothing."""
+"""What `mmsweep data check` finds: counts, missing files, classes, natural gaps. Changes nothing, and of the inputs
+decodes nothing; label maps are read, since the classes stand nowhere else."""
 
 from __future__ import annotations
 
@@ -6,7 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
+import numpy as np
+
+from mmsweep.data.dataset import IGNORE, SPLITS, DatasetBuilder, Sample
+from mmsweep.data.decoding import Undecodable
+from mmsweep.data.rasters import Window, decode_labels
 
 _FEW = 5
 """A class with fewer training rows than this is named."""
@@ -54,12 +59,15 @@ def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: s
     seen = 0
     for name in SPLITS:
         for sample in splits[name]:
-            for modality, kind in builder.modalities.items():
-                value = sample.values.get(modality)
-                if kind != "text" and isinstance(value, str | Path):
+            values = [sample.values.get(m) for m, kind in builder.modalities.items() if kind != "text"]
+            if builder.target.task == "segmentation":
+                values.append(sample.target)
+            for value in values:
+                path = value.path if isinstance(value, Window) else value
+                if isinstance(path, str | Path):
                     seen += 1
-                    if not Path(value).exists():
-                        absent.append(f"{sample.origin}: {value}")
+                    if not Path(path).exists():
+                        absent.append(f"{sample.origin}: {path}")
     if absent:
         yield f"{grade}: {len(absent)} of {seen:,} files do not exist: {_list(absent)}"
     elif seen:
@@ -82,6 +90,9 @@ def _gaps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterat
 
 def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
     target = builder.target
+    if target.task == "segmentation":
+        yield from _maps(builder, splits)
+        return
     if target.task == "regression":
         numbers = [float(sample.target) for sample in splits["train"]]
         if numbers:
@@ -107,6 +118,35 @@ def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Ite
                 yield f"{name}: {bare:,} rows have no label (they count as negative for every class)"
     elif len(target.classes) > max(20, rows / 2):
         yield "warning: almost every row has a class of its own; is the target a number (task: regression)?"
+
+
+def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+    """Share of each class in a split's label maps, and the first map that cannot be used."""
+    classes = builder.target.classes
+    size = next((format.size for format in builder.rasters.values()), (0, 0))
+    yield f"rasters: {size[0]} x {size[1]} pixels; a class a pixel, of {len(classes)}"
+    for name in SPLITS:
+        pixels_C = np.zeros(IGNORE + 1, np.int64)
+        bad = []
+        for sample in splits[name]:
+            try:
+                pixels_C += np.bincount(
+                    decode_labels(sample.target, builder.target, size).ravel(), minlength=IGNORE + 1
+                )
+            except Undecodable as problem:
+                bad.append(f"{sample.origin}: {problem}")
+        if bad:
+            yield f"warning: {name}: {len(bad)} label maps cannot be used: {bad[0]}"
+        labelled = pixels_C[: len(classes)].sum()
+        if labelled:
+            shares = ", ".join(f"{c} {n / labelled:.1%}" for c, n in zip(classes, pixels_C, strict=False))
+            without = (
+                f"; {pixels_C[IGNORE] / pixels_C.sum():.1%} of the pixels have no class" if pixels_C[IGNORE] else ""
+            )
+            yield f"{name}: {shares}{without}"
+        absent = [repr(c) for c, n in zip(classes, pixels_C, strict=False) if not n]
+        if absent:
+            yield f"warning: {name} has no pixel of {len(absent)} classes: {_list(absent)}"
 
 
 def _identities(splits: Mapping[str, list[Sample]]) -> Iterator[str]:

@@ -10,17 +10,20 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 
-TaskName = Literal["single_label", "multi_label", "regression"]
+TaskName = Literal["single_label", "multi_label", "segmentation", "regression"]
 SPLITS = ("train", "val", "test")
-MODALITY_KINDS = ("image", "text", "audio", "video", "sequence")
+MODALITY_KINDS = ("image", "text", "audio", "video", "sequence", "raster")
+IGNORE = 255
+"""The value of a label map that stands for no class: such pixels count neither in the loss nor in a metric."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,22 @@ class Target:
     """What is to be predicted.
 
     Args:
-        task: single_label (one class), multi_label (any number of classes), regression (a number).
+        task: single_label (one class), multi_label (any number of classes), segmentation (a class a pixel),
+            regression (a number).
         classes: names in the order of the outputs; empty for regression.
+        label_values: segmentation: (value in the label files, class index or IGNORE) pairs; a value that is not listed
+            is refused. Empty: the values are the indices, and IGNORE is itself.
     """
 
     task: TaskName
     classes: tuple[str, ...] = ()
+    label_values: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.task not in ("single_label", "multi_label", "regression"):
-            raise UserError(
-                "unknown task", key="task", found=self.task, expected="single_label, multi_label or regression"
-            )
+        if self.task not in get_args(TaskName):
+            raise UserError("unknown task", key="task", found=self.task, expected=", ".join(get_args(TaskName)))
+        if self.task == "segmentation" and len(self.classes) > IGNORE:
+            raise UserError(f"a label map holds at most {IGNORE} classes", key="classes", found=len(self.classes))
         if len(set(self.classes)) != len(self.classes):
             twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
             raise UserError("a class is listed twice", key="classes", found=twice)
@@ -49,13 +56,17 @@ class Target:
         """Number of outputs that a head needs."""
         return 1 if self.task == "regression" else len(self.classes)
 
-    def encode(self, value: Any) -> int | float | np.ndarray:
+    def encode(self, value: Any) -> Any:
         """Class name -> index; list of labels -> multi-hot float32 [C]; number -> float.
+
+        A label map is decoded with the rasters that it lies on (`rasters.py`); here it stays what it is.
 
         Raises:
             UserError: a label that is not in the list (with the nearest spelling), a value of the wrong type,
                 a number that is not finite.
         """
+        if self.task == "segmentation":
+            return value
         if self.task == "single_label":
             return self._index(value)
         if self.task == "multi_label":
@@ -111,8 +122,8 @@ class Sample:
     Args:
         id: unique within the dataset.
         values: modality -> raw value, or None where the data itself has none. Image and audio: path or bytes;
-            text: str; video: path of a folder of frames or of a file.
-        target: class name, list of labels, or number.
+            text: str; video: path of a folder of frames or of a file; raster: path, bytes or `rasters.Window`.
+        target: class name, list of labels, number, or the label map as a raster's value.
         group: rows of a group never stand in two splits; None means that the row is its own group.
         origin: "file.csv:17", for messages.
     """
@@ -142,6 +153,7 @@ class DatasetBuilder(ABC):
         name: as in the study.
         modalities: name -> kind (one of MODALITY_KINDS); the order is the dataset's order of modalities.
         target: what is predicted.
+        rasters: of the modalities of kind "raster", how they are stored and normalised.
         expected: published number of rows per split; empty where there is none.
         bad_rows: what `splits()` left out because it could not be read as a row (file:line and why);
             `prepare` refuses or skips them.
@@ -150,6 +162,7 @@ class DatasetBuilder(ABC):
     name: str
     modalities: Mapping[str, str]
     target: Target
+    rasters: Mapping[str, RasterFormat] = {}
     expected: Mapping[str, int] = {}
     bad_rows: tuple[BadRow, ...] = ()
 
@@ -171,11 +184,11 @@ class Batch:
     """What a network gets.
 
     Args:
-        inputs: modality -> tensor (image [B,3,H,W], audio [B,F,mel], video [B,f,3,H,W]) or dict
+        inputs: modality -> tensor (image [B,3,H,W], audio [B,F,mel], video [B,f,3,H,W], raster [B,C,H,W]) or dict
             (text: ids [B,L], mask [B,L]).
         present_BM: bool, which inputs may be read; columns in the dataset's order of modalities. The others
             hold the fill value.
-        target: int64 [B], float32 [B,C] or float32 [B].
+        target: int64 [B], float32 [B,C], float32 [B], or int64 [B,H,W] (label maps; IGNORE where there is no class).
         index: int64 [B], the rows' place in their split.
     """
 

@@ -164,9 +164,50 @@ class VideoFormat:
         return {"kind": self.kind, "image": self.image.key(), "stored": self.stored_frames}
 
 
-Format = ImageFormat | TextFormat | AudioFormat | VideoFormat
+@dataclass(frozen=True)
+class RasterFormat:
+    """Rasters of a scene that lie pixel on pixel: column [N,C,H,W] in the file's own type; batch float32 [B,C,H,W].
 
-KINDS: dict[type, str] = {ImageFormat: "image", TextFormat: "text", AudioFormat: "audio", VideoFormat: "video"}
+    Nothing is resized: a file of another size is refused, since it would no longer lie on the others. The batch is
+    (x - mean) / std, in the file's own units.
+
+    Args:
+        size: (H, W) of the files.
+        channels: 3, or 1 for heights, temperatures and the like.
+        dtype: uint8, or uint16 (16-bit heights stay so on disk).
+        mean, std: per channel, in the file's units.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    dtype: Literal["uint8", "uint16"] = "uint8"
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (255.0, 255.0, 255.0)
+
+    kind = "raster"
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise UserError("a raster has one channel or three", key="channels", found=self.channels)
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise UserError(
+                f"mean and std must have an entry for each of {self.channels} channels, std above 0",
+                found=(self.mean, self.std),
+            )
+
+    def key(self) -> dict[str, Any]:
+        return {"kind": self.kind, "size": list(self.size), "channels": self.channels, "dtype": self.dtype}
+
+
+Format = ImageFormat | TextFormat | AudioFormat | VideoFormat | RasterFormat
+
+KINDS: dict[type, str] = {
+    ImageFormat: "image",
+    TextFormat: "text",
+    AudioFormat: "audio",
+    VideoFormat: "video",
+    RasterFormat: "raster",
+}
 """Which kind of modality (DatasetBuilder.modalities) a format reads."""
 
 

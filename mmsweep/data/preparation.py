@@ -4,9 +4,10 @@ Layout of a prepared folder (written under a temporary name, then renamed, so th
 
     prepared.json              formats, rows, digests, statistics, skipped rows
     train/ids.json             ids and groups, in order       (the same for val/ and test/)
-    train/targets.npy          int64 [N] | float32 [N,C] | float32 [N]
+    train/targets.npy          int64 [N] | float32 [N,C] | float32 [N] | uint8 [N,H,W] (label maps)
     train/natural.npy          bool [N,M]
     train/image.npy            uint8 [N,3,H,W]                 (or <audio>.npy, <video>.npy)
+    train/height.npy           uint8 or uint16 [N,C,H,W]       (rasters, in their own type)
     train/text.ids.npy         int32 [N,L], and text.mask.npy bool [N,L]
 """
 
@@ -18,6 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,15 @@ import numpy as np
 
 from mmsweep.data.dataset import SPLITS, Sample, Target
 from mmsweep.data.decoding import Undecodable, decode_image, decode_video, sound_decoder, text_encoder
-from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat, VideoFormat
+from mmsweep.data.formats import AudioFormat, Format, ImageFormat, RasterFormat, TextFormat, VideoFormat
+from mmsweep.data.rasters import Window, decode_labels, decode_raster
 from mmsweep.errors import UserError
 
 CODE_VERSION = 1
 """Raise it when the same input would give other columns: old caches are then left alone."""
+
+TARGETS = "targets"
+"""The column of targets; no modality may have this name."""
 
 BadSamples = list[tuple[Sample, str]]
 """Rows that cannot be used, and why."""
@@ -44,7 +50,7 @@ def cache_key(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format],
     Files count by path, size and time of change (reading them all at every start would take minutes).
     """
     digest = _start(formats, target)
-    for sample in _rows(splits, digest):
+    for sample in _rows(splits, digest, _file_stamp if target.task == "segmentation" else None):
         for modality in formats:
             _feed(digest, modality, _stamp(sample.values.get(modality), formats[modality]))
     return digest.hexdigest()[:24]
@@ -53,7 +59,7 @@ def cache_key(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format],
 def content_digest(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
     """The data's fingerprint: equal on every machine that holds the same content, wherever it lies."""
     digest = _start(formats, target)
-    for sample in _rows(splits, digest):
+    for sample in _rows(splits, digest, _file_content if target.task == "segmentation" else None):
         for modality in formats:
             _feed(digest, modality, _content(sample.values.get(modality), formats[modality]))
     return digest.hexdigest()[:24]
@@ -81,16 +87,17 @@ def write_prepared(
     statistics: dict[str, Any] = {}
     for name in SPLITS:
         (folder / name).mkdir(parents=True)
-        samples, targets = _with_valid_targets(splits[name], target, bad)
-        columns = _Columns(folder / name, samples, formats)
+        maps = target if target.task == "segmentation" else None
+        samples, targets = (splits[name], []) if maps else _with_valid_targets(splits[name], target, bad)
+        columns = _Columns(folder / name, samples, formats, maps)
         good = columns.decode(decoders, bad, lambda done, total, name=name: progress and progress(name, done, total))  # type: ignore[misc]
         if bad and not skip_bad:
             continue  # only the list of bad rows is still of interest
         columns.close(good)
         kept[name] = [sample for sample, fine in zip(samples, good, strict=True) if fine]
-        _write_rows(
-            folder / name, kept[name], [t for t, fine in zip(targets, good, strict=True) if fine], formats, target
-        )
+        _write_rows(folder / name, kept[name], formats)
+        if not maps:
+            _write_targets(folder / name, [t for t, fine in zip(targets, good, strict=True) if fine], target)
         if name == "train":
             statistics = columns.statistics()
     if bad and not skip_bad:
@@ -135,16 +142,21 @@ def _require_space(folder: Path, splits: Mapping[str, list[Sample]], formats: Ma
 
 
 def _start(formats: Mapping[str, Format], target: Target) -> Any:
-    head = [CODE_VERSION, {m: f.key() for m, f in formats.items()}, list(formats), target.task, target.classes]
+    head: list[Any] = [CODE_VERSION, {m: f.key() for m, f in formats.items()}, list(formats)]
+    head += [target.task, target.classes]
+    if target.label_values:
+        head.append(target.label_values)
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode())
 
 
-def _rows(splits: Mapping[str, list[Sample]], digest: Any) -> Iterator[Sample]:
+def _rows(
+    splits: Mapping[str, list[Sample]], digest: Any, map_digest: Callable[[Any], Any] | None = None
+) -> Iterator[Sample]:
     for name in SPLITS:
         _feed(digest, "split", name)
         for sample in splits[name]:
             wanted = sorted(sample.target) if isinstance(sample.target, (set, frozenset)) else sample.target
-            _feed(digest, sample.id, sample.group, wanted)
+            _feed(digest, sample.id, sample.group, map_digest(wanted) if map_digest else wanted)
             yield sample
 
 
@@ -153,8 +165,14 @@ def _feed(digest: Any, *parts: Any) -> None:
 
 
 def _stamp(value: Any, format: Format) -> Any:
-    if value is None or isinstance(value, bytes) or isinstance(format, TextFormat):
-        return _content(value, format)
+    return value if value is None or isinstance(format, TextFormat) else _file_stamp(value)
+
+
+def _file_stamp(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _file_content(value)
+    if isinstance(value, Window):
+        return [_file_stamp(value.path), value.top, value.left, value.height, value.width]
     path = Path(value)
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -165,13 +183,29 @@ def _stamp(value: Any, format: Format) -> Any:
 
 
 def _content(value: Any, format: Format) -> Any:
-    if value is None or isinstance(format, TextFormat):
-        return value
+    return value if value is None or isinstance(format, TextFormat) else _file_content(value)
+
+
+def _file_content(value: Any) -> Any:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
+    if isinstance(value, Window):
+        return [
+            _whole_file(value.path, value.path.stat().st_mtime_ns),
+            value.top,
+            value.left,
+            value.height,
+            value.width,
+        ]
     path = Path(value)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+
+
+@lru_cache(maxsize=32)
+def _whole_file(path: Path, changed: int) -> str:
+    """Digest of a file that many windows are cut from."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ---- columns -------------------------------------------------------------------------------------------------------
@@ -182,6 +216,8 @@ def _decoder(format: Format) -> Callable[[Any], np.ndarray] | None:
         return lambda value: decode_image(value, format)
     if isinstance(format, VideoFormat):
         return lambda value: decode_video(value, format)
+    if isinstance(format, RasterFormat):
+        return lambda value: decode_raster(value, format)
     if isinstance(format, AudioFormat):
         return sound_decoder(format)
     return None  # texts are tokenised many at once
@@ -190,13 +226,18 @@ def _decoder(format: Format) -> Callable[[Any], np.ndarray] | None:
 class _Columns:
     """The columns of one split while they are written."""
 
-    def __init__(self, folder: Path, samples: list[Sample], formats: Mapping[str, Format]) -> None:
-        self.folder, self.samples, self.formats = folder, samples, formats
+    def __init__(
+        self, folder: Path, samples: list[Sample], formats: Mapping[str, Format], maps: Target | None = None
+    ) -> None:
+        self.folder, self.samples, self.formats, self.maps = folder, samples, formats, maps
         self.arrays: dict[str, np.ndarray] = {}
         self.sums: dict[str, tuple[np.ndarray, int]] = {}
         for modality, format in formats.items():
             for name, dtype, shape in column_layout(modality, format):
                 self.arrays[name] = _create(folder / f"{name}.npy", dtype, (len(samples), *shape))
+        if maps:
+            self.map_size = map_size(formats)
+            self.arrays[TARGETS] = _create(folder / f"{TARGETS}.npy", np.uint8, (len(samples), *self.map_size))
 
     def decode(
         self,
@@ -213,6 +254,13 @@ class _Columns:
 
         def one(row: int) -> tuple[dict[str, np.ndarray], str | None]:
             arrays = {}
+            if self.maps:
+                if all(value is None for value in self.samples[row].values.values()):
+                    return {}, f"nothing to learn from: every modality is empty ({', '.join(self.formats)})"
+                try:
+                    arrays[TARGETS] = decode_labels(self.samples[row].target, self.maps, self.map_size)
+                except Undecodable as error:
+                    return {}, f"target: {error}"
             for modality, decoder in slow.items():
                 value = self.samples[row].values.get(modality)
                 if value is not None:
@@ -225,20 +273,21 @@ class _Columns:
         # Threads: decoding and resizing happen in C without the interpreter's lock. Results come back in order, so sums
         # and the list of bad rows do not depend on timing; windows bound what waits in memory.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.samples) if slow else 0, _WINDOW):
+            for start in range(0, len(self.samples) if slow or self.maps else 0, _WINDOW):
                 rows = range(start, min(start + _WINDOW, len(self.samples)))
                 for row, (arrays, reason) in zip(rows, pool.map(one, rows), strict=True):
                     if reason is not None:
                         reasons[row] = reason
                     for modality, array in arrays.items():
                         self.arrays[modality][row] = array
-                        self._add(modality, array)
+                        if modality != TARGETS:
+                            self._add(modality, array)
                 progress(rows.stop, len(self.samples))
         bad.extend((self.samples[row], reasons[row]) for row in sorted(reasons))
         return np.array([row not in reasons for row in range(len(self.samples))], bool)
 
     def statistics(self) -> dict[str, Any]:
-        """Per modality the mean of what is there: 3 channels (0..255) of pictures, mel bins of sounds."""
+        """Per modality the mean of what is there: channels of pictures (0..255) and rasters, mel bins of sounds."""
         return {modality: {"mean": (total / count).tolist()} for modality, (total, count) in self.sums.items()}
 
     def close(self, good_N: np.ndarray) -> None:
@@ -265,9 +314,9 @@ class _Columns:
 
     def _add(self, modality: str, array: np.ndarray) -> None:
         # Pictures sum as integers (exact in any order); sounds in the order of rows.
-        if array.dtype == np.uint8:
+        if array.dtype in (np.uint8, np.uint16):
             part = array.sum(axis=tuple(i for i in range(array.ndim) if i != array.ndim - 3), dtype=np.int64)
-            size = array.size // 3
+            size = array.size // array.shape[-3]
         else:
             part, size = array.sum(axis=0, dtype=np.float64), len(array)
         total, count = self.sums.get(modality, (np.zeros_like(part), 0))
@@ -286,7 +335,25 @@ def column_layout(modality: str, format: Format) -> list[tuple[str, Any, tuple[i
     if isinstance(format, VideoFormat):
         side = format.image.stored_side
         return [(modality, np.uint8, (format.stored_frames, 3, side, side))]
+    if isinstance(format, RasterFormat):
+        return [(modality, np.dtype(format.dtype), (format.channels, *format.size))]
     return [(modality, np.uint8, (3, format.stored_side, format.stored_side))]
+
+
+def map_size(formats: Mapping[str, Format]) -> tuple[int, int]:
+    """(H, W) of the rasters, and so of the label maps.
+
+    Raises:
+        UserError: no raster, or rasters of several sizes.
+    """
+    sizes = {modality: format.size for modality, format in formats.items() if isinstance(format, RasterFormat)}
+    if len(set(sizes.values())) != 1:
+        raise UserError(
+            "a label map needs rasters, all of one size",
+            key="data.modalities",
+            found={m: f"{h} x {w}" for m, (h, w) in sizes.items()},
+        )
+    return next(iter(sizes.values()))
 
 
 def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -316,13 +383,14 @@ def _with_valid_targets(samples: list[Sample], target: Target, bad: BadSamples) 
     return fine, targets
 
 
-def _write_rows(
-    folder: Path, samples: list[Sample], targets: list[Any], formats: Mapping[str, Format], target: Target
-) -> None:
+def _write_rows(folder: Path, samples: list[Sample], formats: Mapping[str, Format]) -> None:
     natural = [[sample.values.get(modality) is not None for modality in formats] for sample in samples]
     np.save(folder / "natural.npy", np.array(natural, bool).reshape(len(samples), len(formats)), allow_pickle=False)
-    dtype = np.int64 if target.task == "single_label" else np.float32
-    shape = (len(samples), len(target.classes)) if target.task == "multi_label" else (len(samples),)
-    np.save(folder / "targets.npy", np.array(targets, dtype).reshape(shape), allow_pickle=False)
     rows = {"ids": [sample.id for sample in samples], "groups": [sample.group for sample in samples]}
     (folder / "ids.json").write_text(json.dumps(rows))
+
+
+def _write_targets(folder: Path, targets: list[Any], target: Target) -> None:
+    dtype = np.int64 if target.task == "single_label" else np.float32
+    shape = (len(targets), len(target.classes)) if target.task == "multi_label" else (len(targets),)
+    np.save(folder / f"{TARGETS}.npy", np.array(targets, dtype).reshape(shape), allow_pickle=False)

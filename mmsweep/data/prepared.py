@@ -26,8 +26,8 @@ from torch import Tensor
 from mmsweep.data.augmentation import Augmentation, Draws, centre_crop
 from mmsweep.data.dataset import SPLITS, BadRow, Batch, DatasetBuilder, Target
 from mmsweep.data.decoding import uniform_frames
-from mmsweep.data.formats import KINDS, AudioFormat, Format, ImageFormat, TextFormat, VideoFormat
-from mmsweep.data.preparation import Progress, cache_key, column_layout, write_prepared
+from mmsweep.data.formats import KINDS, AudioFormat, Format, ImageFormat, RasterFormat, TextFormat, VideoFormat
+from mmsweep.data.preparation import TARGETS, Progress, cache_key, column_layout, map_size, write_prepared
 from mmsweep.errors import UserError
 
 FILLS = ("zeros", "ones", "black", "mean", "nan")
@@ -122,7 +122,7 @@ class PreparedSplit:
 
     Attributes:
         natural_NM: bool, what the data itself has; columns in the dataset's order of modalities.
-        targets: int64 [N], float32 [N,C] or float32 [N].
+        targets: int64 [N], float32 [N,C], float32 [N], or uint8 [N,H,W] label maps (mapped).
         ids, groups: of the rows.
     """
 
@@ -131,12 +131,16 @@ class PreparedSplit:
     ) -> None:
         self.folder, self.name, self.formats, self.target, self.fills = folder, name, dict(formats), target, dict(fills)
         self.natural_NM: np.ndarray = np.load(folder / name / "natural.npy", allow_pickle=False)
-        self.targets: np.ndarray = np.load(folder / name / "targets.npy", allow_pickle=False)
         rows = json.loads((folder / name / "ids.json").read_text())
         self.ids: list[str] = rows["ids"]
         self.groups: list[str | None] = rows["groups"]
         self._statistics = json.loads((folder / "prepared.json").read_text())["statistics"]
         self._columns: dict[str, np.ndarray] = {}
+        self.targets: np.ndarray
+        if target.task == "segmentation":
+            self.targets = _map(folder / name / f"{TARGETS}.npy", np.uint8, (len(self.ids), *map_size(self.formats)))
+        else:
+            self.targets = np.load(folder / name / f"{TARGETS}.npy", allow_pickle=False)
         for modality, format in self.formats.items():
             for column, dtype, shape in column_layout(modality, format):
                 self._columns[column] = _map(folder / name / f"{column}.npy", dtype, (len(self.ids), *shape))
@@ -181,12 +185,20 @@ class PreparedSplit:
             present_B = present_BM[:, column]
             if isinstance(format, TextFormat):
                 inputs[modality] = self._text(modality, format, index_B, present_B, device)
+            elif isinstance(format, RasterFormat):
+                inputs[modality] = self._raster(modality, format, index_B, present_B, device, augmentation, draws)
             else:
                 inputs[modality] = self._dense(modality, format, index_B, present_B, device, augmentation, draws)
         target = torch.from_numpy(self.targets[index_B])
+        if self.target.task == "segmentation":
+            target = target.long() if augmentation is None or draws is None else augmentation.labels(target, draws)
         return Batch(
             inputs, torch.from_numpy(present_BM).to(device), target.to(device), torch.from_numpy(index_B).to(device)
         )
+
+    def column(self, modality: str) -> np.ndarray:
+        """A raster's stored values, in the file's own type: uint8 or uint16 [N,C,H,W]."""
+        return self._columns[modality]
 
     def _draw(self, rows: int, augmentation: Augmentation | None, generator: torch.Generator | None) -> Draws | None:
         if augmentation is None:
@@ -239,6 +251,26 @@ class PreparedSplit:
             values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = fill
         return values
 
+    def _raster(
+        self,
+        modality: str,
+        format: RasterFormat,
+        index_B: np.ndarray,
+        present_B: np.ndarray,
+        device: torch.device,
+        augmentation: Augmentation | None,
+        draws: Draws | None,
+    ) -> Tensor:
+        # uint16 has few operations in torch, and float32 holds it exactly.
+        values = torch.from_numpy(self._columns[modality][index_B].astype(np.float32)).to(device)
+        std = values.new_tensor(format.std)[:, None, None]
+        values = values.sub_(values.new_tensor(format.mean)[:, None, None]).div_(std)
+        if augmentation is not None and draws is not None:
+            values = augmentation.rasters(values, draws)
+        if not present_B.all():
+            values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = self._fill[modality].to(device)
+        return values
+
     def _normalised(
         self, values: Tensor, format: ImageFormat, augmentation: Augmentation | None, draws: Draws | None
     ) -> Tensor:
@@ -266,13 +298,17 @@ class PreparedSplit:
             return format.frames, 3, format.image.size, format.image.size
         return 3, format.size, format.size
 
-    def _fill_value(self, modality: str, format: ImageFormat | AudioFormat | VideoFormat) -> Tensor:
+    def _fill_value(self, modality: str, format: ImageFormat | AudioFormat | VideoFormat | RasterFormat) -> Tensor:
         """Float32, broadcastable over an input."""
         fill = self.fills[modality]
         if fill in ("zeros", "ones", "nan"):
             return torch.tensor({"zeros": 0.0, "ones": 1.0, "nan": float("nan")}[fill])
         if isinstance(format, AudioFormat):
             return torch.tensor(self._mean(modality), dtype=torch.float32)
+        if isinstance(format, RasterFormat):
+            level = [0.0] * format.channels if fill == "black" else self._mean(modality)
+            shown = [(v - m) / s for v, m, s in zip(level, format.mean, format.std, strict=True)]
+            return torch.tensor(shown, dtype=torch.float32)[:, None, None]
         picture = format.image if isinstance(format, VideoFormat) else format
         level = [0.0, 0.0, 0.0] if fill == "black" else self._mean(modality)
         shown = [(v / 255 - m) / s for v, m, s in zip(level, picture.mean, picture.std, strict=True)]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mmsweep.data.dataset import DatasetBuilder, Target
+from mmsweep.data.formats import RasterFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.errors import UserError
 
@@ -32,6 +33,7 @@ class DatasetCard:
         modalities: name -> kind, in order.
         target: what is predicted; None where only the user's file can tell.
         rows: published (or shipped) rows per split.
+        rasters: of the modalities of kind "raster", how they are stored and normalised.
         get: how to get the data.
         layout: what a folder of it looks like.
         reader: whether this version reads it.
@@ -42,6 +44,7 @@ class DatasetCard:
     modalities: Mapping[str, str]
     target: Target | None
     rows: Mapping[str, int] = field(default_factory=dict)
+    rasters: Mapping[str, RasterFormat] = field(default_factory=dict)
     get: str = ""
     layout: str = ""
     reader: bool = True

@@ -229,7 +229,7 @@ def put(tokens: Tokens, restored: Restored | None, shape: TokenShape) -> tuple[T
     per_sample_BND = values_BND.unflatten(0, (-1, tokens.sequences)).flatten(1, 2)
     mixed_BND = per_sample_BND.index_copy(0, rows_R, guess_RND)
     values_BND = mixed_BND.unflatten(1, (tokens.sequences, -1)).flatten(0, 1)
-    return Tokens(values_BND, mask_BN, grid, tokens.sequences), Restored(rows_R, guess_RND)
+    return replace(tokens, values_BND=values_BND, mask_BN=mask_BN, grid=grid), Restored(rows_R, guess_RND)
 
 
 def resize(values_RND: Tensor, shape: TokenShape, grid: tuple[int, ...]) -> Tensor:

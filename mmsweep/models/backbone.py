@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import Format
+from mmsweep.data.formats import Format, RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Encoder, Pool, Tokens
 from mmsweep.models.families import FormatOptions
@@ -45,6 +46,9 @@ class Blueprint:
         pretrained: whether that checkpoint's weights are wanted; False: `reset` draws initial values.
         load: False builds it with initial values, for counting and for formats.
         files: False needs nothing on disk where the architecture is known by name.
+        rasters: modality -> format, of the modalities of kind "raster".
+        window: (H, W) that training sees of them; None: all.
+        size: of a backbone that comes in several.
     """
 
     kinds: Mapping[str, str]
@@ -56,6 +60,9 @@ class Blueprint:
     pretrained: bool = True
     load: bool = True
     files: bool = True
+    rasters: Mapping[str, RasterFormat] = field(default_factory=dict)
+    window: tuple[int, int] | None = None
+    size: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,12 +97,14 @@ class Backbone(nn.Module, ABC):
         outputs: the width of the prediction (C).
         formats: modality -> how a raw value becomes its input.
         clip_frames: modality -> token sequences a sample, where there are several (frames of a clip, B13).
+        dense: it predicts a map [B, C, H, W], for segmentation, instead of [B, C].
     """
 
     modalities: tuple[str, ...]
     outputs: int
     formats: Mapping[str, Format]
     clip_frames: Mapping[str, int] = MappingProxyType({})
+    dense: ClassVar[bool] = False
 
     @classmethod
     def build(cls, blueprint: Blueprint) -> Backbone:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from mmsweep.models.backbone import Backbone
+from mmsweep.models.cmnext import CMNeXt
 from mmsweep.models.dual_encoder import DualEncoder
 from mmsweep.models.vilt import ViLT
 
 BACKBONES: dict[str, type[Backbone]] = {
     "dual_encoder": DualEncoder,
     "vilt": ViLT,
+    "cmnext": CMNeXt,
 }

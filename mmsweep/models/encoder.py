@@ -31,12 +31,14 @@ class Tokens:
         mask_BN: bool, False for padding; None: no padding.
         grid: (h, w) of patches, or (n,) for a sequence; prefix tokens (CLS, distillation) are not counted.
         sequences: sequences a sample (frames of a clip), 1 otherwise.
+        picture: (H, W) of the raster that was embedded: what a dense prediction is brought back to.
     """
 
     values_BND: Tensor
     mask_BN: Tensor | None
     grid: tuple[int, ...]
     sequences: int = 1
+    picture: tuple[int, int] | None = None
 
     def with_extra(self, extra_BED: Tensor, place: Literal["last", "first"]) -> Tokens:
         """These tokens with E more, never masked (B9)."""

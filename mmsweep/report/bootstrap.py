@@ -4,6 +4,7 @@ Every resample draws N of the N test rows with replacement. All groups, seeds an
 draw (paired), a group's seeds are averaged inside it, and the interval is the middle 95 % of 2,000 draws. It speaks
 about the test rows; how much training varies is told by the SD over seeds beside it.
 
+Maps are scored by the sum of their confusion matrices (`mmsweep/tasks/segmentation.py`).
 F1 follows `mmsweep/tasks/classification.py`: for one label a sample, macro F1 is the mean over the classes that occur
 in truth or prediction of the draw; for several labels it is over all labels, and a label that never occurs counts as 0.
 """
@@ -23,6 +24,7 @@ from mmsweep.availability import BoolArray, pattern_rows
 from mmsweep.errors import UserError
 
 METRICS = ("f1_macro", "f1_micro", "accuracy")
+MAP_METRICS = ("miou", "miou_present", "pixel_accuracy")
 RESAMPLES = 2000
 Array = NDArray[Any]
 
@@ -45,8 +47,8 @@ class Predicted:
     """`predictions.npz` of one final run.
 
     Args:
-        scores_PNC: class probabilities under every pattern.
-        targets: class of each row [N], or its labels [N, C].
+        scores_PNC: class probabilities under every pattern; of maps confusion matrices [P, N, C, C].
+        targets: class of each row [N], or its labels [N, C]; of maps nothing [N, 0].
         natural_NM: what the data has.
         ids: of the rows.
         thresholds_C: from which probability a label counts as predicted; empty: .5.
@@ -64,12 +66,24 @@ class Predicted:
         try:
             with np.load(path, allow_pickle=False) as file:
                 ids = tuple(map(str, file["ids"]))
-                return cls(file["scores_PNC"], file["targets"], file["natural_NM"], ids, thresholds_C)
+                kept = "confusions_PNCC" if "confusions_PNCC" in file.files else "scores_PNC"
+                return cls(file[kept], file["targets"], file["natural_NM"], ids, thresholds_C)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"no predictions can be read ({error})", file=path, expected="predictions.npz") from error
 
+    @property
+    def maps(self) -> bool:
+        return self.scores_PNC.ndim == 4
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return MAP_METRICS if self.maps else METRICS
+
     def decided(self, table_NM: BoolArray) -> tuple[Array, Array, Array]:
-        """Predicted and true labels of the rows that a table leaves something: bool [E, C] both, and the rows [E]."""
+        """Of the rows that a table leaves something: predicted and true labels, bool [E, C] both, and the rows [E].
+
+        Of maps the matrices [E, C * C] stand for both.
+        """
         M = table_NM.shape[1]
         weights_M = 1 << np.arange(M)
         place = np.full(2**M, -1)
@@ -78,6 +92,9 @@ class Predicted:
         pattern_N = place[(table_NM & self.natural_NM) @ weights_M]
         rows_E = np.flatnonzero(pattern_N >= 0)
         scores_EC = self.scores_PNC[pattern_N[rows_E], rows_E]
+        if self.maps:
+            flat_EK = scores_EC.reshape(len(rows_E), -1).astype(np.float64)
+            return flat_EK, flat_EK, rows_E
         C = scores_EC.shape[1]
         if self.targets.ndim == 1:
             truth_EC = np.arange(C) == self.targets[rows_E, None]
@@ -111,6 +128,7 @@ class Bootstrap:
         self.resamples, self.seed = resamples, seed
         first = next(iter(groups.values()))[0]
         self.rows, self.single_label = len(first.ids), first.targets.ndim == 1
+        self.metrics, self.maps = first.metrics, first.maps
         if any(predicted.ids != first.ids for members in groups.values() for predicted in members):
             raise UserError(
                 "the finals were evaluated on different test rows", expected="one test split for all groups"
@@ -128,7 +146,7 @@ class Bootstrap:
         """[1 + resamples]; the first value is that of the real rows."""
         if scenario in self.means:
             return np.mean([self._samples(group, s, metric) for s in self.means[scenario]], axis=0)
-        return self._all[group, scenario][METRICS.index(metric)]
+        return self._all[group, scenario][self.metrics.index(metric)]
 
     @cached_property
     def _all(self) -> dict[tuple[str, str], Array]:
@@ -142,7 +160,10 @@ class Bootstrap:
         for weights_RN in self._weights():
             for key, members in decisions.items():
                 seeds = [
-                    _scores(weights_RN[:, rows_E], hit, truth, self.single_label) for hit, truth, rows_E in members
+                    _map_scores(weights_RN[:, rows_E], hit)
+                    if self.maps
+                    else _scores(weights_RN[:, rows_E], hit, truth, self.single_label)
+                    for hit, truth, rows_E in members
                 ]
                 parts[key].append(np.mean(seeds, axis=0))
         return {key: np.concatenate(found, axis=1) for key, found in parts.items()}
@@ -172,6 +193,19 @@ def _scores(weights_RE: Array, hit_EC: Array, truth_EC: Array, single_label: boo
         micro_R = 2 * both_RC.sum(1) / marks_RC.sum(1)
         accuracy_R = right_R / total_R
     return np.stack([macro_R, micro_R, accuracy_R])
+
+
+def _map_scores(weights_RE: Array, matrices_EK: Array) -> Array:
+    """[metric, R] in the order of MAP_METRICS, of the matrices' weighted sums; counts are exact in float64."""
+    C = round(matrices_EK.shape[1] ** 0.5)
+    sum_RCC = (weights_RE.astype(np.float64) @ matrices_EK).reshape(-1, C, C)
+    hits_RC = np.diagonal(sum_RCC, axis1=1, axis2=2)
+    union_RC = sum_RCC.sum(1) + sum_RCC.sum(2) - hits_RC
+    iou_RC = np.divide(hits_RC, union_RC, out=np.zeros_like(hits_RC), where=union_RC > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw without a labelled pixel has no score: NaN
+        present_R = iou_RC.sum(1) / (union_RC > 0).sum(1)
+        accuracy_R = hits_RC.sum(1) / sum_RCC.sum((1, 2))
+    return np.stack([iou_RC.mean(1), present_R, accuracy_R])
 
 
 def _interval(samples: Array) -> Interval:

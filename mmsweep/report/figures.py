@@ -15,6 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from mmsweep.report import wording
 from mmsweep.report.finals import Cell
+from mmsweep.report.maps import predicted_maps
 from mmsweep.report.record import SweepRecord
 from mmsweep.report.style import COLOURS, GREY, INK, MARKERS, figure
 
@@ -100,7 +101,7 @@ def scenario_bars(record: SweepRecord, path: Path) -> Path | None:
 
 
 def per_class(record: SweepRecord, path: Path) -> Path | None:
-    """F1 of each class of the chosen group: complete, and with each single modality gone."""
+    """F1 (of maps: IoU) of each class of the chosen group: complete, and with each single modality gone."""
     group = record.best_group
     evaluation = group.first() if group else None
     if group is None or evaluation is None or not evaluation.classes:
@@ -137,7 +138,7 @@ def per_class(record: SweepRecord, path: Path) -> Path | None:
         panel.grid(visible=False, axis="y")
         panel.set_ylim(len(order) - 0.4, -0.6)
         panel.set_xlim(0, 100)
-        panel.set_xlabel("test F1 of the class (%)")
+        panel.set_xlabel(f"test {'IoU' if evaluation.task == 'segmentation' else 'F1'} of the class (%)")
         panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(cells))
     return path
 
@@ -156,5 +157,6 @@ def all_of_finals(record: SweepRecord, folder: Path) -> dict[str, Path]:
         "share_available": share_available(record, folder / "share_available.png"),
         "scenarios": scenario_bars(record, folder / "scenarios.png"),
         "per_class": per_class(record, folder / "per_class.png"),
+        "maps": predicted_maps(record, folder / "maps.png"),
     }
     return {name: path for name, path in drawn.items() if path}

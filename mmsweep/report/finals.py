@@ -25,14 +25,14 @@ class Score:
         table: digest of the availability table.
         shares: rows by pattern.
         metrics: metric name to value.
-        f1_C: F1 of each class, where the task has classes.
+        class_C: score of each class (F1; IoU of maps), where the task has classes.
     """
 
     rows: int
     table: str
     shares: Mapping[str, int]
     metrics: Mapping[str, float]
-    f1_C: tuple[float, ...] = ()
+    class_C: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ class FinalGroup:
         return Cell.of((score.metrics[metric] for score in scores), scores[0].rows) if scores else None
 
     def per_class(self, scenario: str) -> list[Cell]:
-        """F1 of each class, over seeds."""
-        scores = [score for e in self.evaluations if (score := e.score(scenario)) is not None and score.f1_C]
-        return [Cell.of(values, scores[0].rows) for values in zip(*(score.f1_C for score in scores), strict=True)]
+        """Score of each class, over seeds."""
+        scores = [score for e in self.evaluations if (score := e.score(scenario)) is not None and score.class_C]
+        return [Cell.of(values, scores[0].rows) for values in zip(*(score.class_C for score in scores), strict=True)]
 
     def curve(self, modality: str, metric: str) -> list[tuple[float, Cell]]:
         """(share available, cell) by rising share."""
@@ -187,10 +187,11 @@ class FinalGroup:
 
 
 def _score(raw: Mapping[str, Any]) -> Score:
-    f1_C = (raw.get("per_class") or {}).get("f1") or ()
+    each = raw.get("per_class") or {}
+    class_C = each.get("f1") or each.get("iou") or ()
     shares = {str(name): int(count) for name, count in (raw.get("shares") or {}).items()}
     return Score(
-        int(raw["rows"]), str(raw.get("table") or ""), shares, _numbers(raw["metrics"]), tuple(map(_number, f1_C))
+        int(raw["rows"]), str(raw.get("table") or ""), shares, _numbers(raw["metrics"]), tuple(map(_number, class_C))
     )
 
 

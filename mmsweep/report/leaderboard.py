@@ -9,7 +9,7 @@ from itertools import combinations
 
 from mmsweep.availability import BoolArray, Scenario, availability_table, table_digest
 from mmsweep.errors import UserError
-from mmsweep.report.bootstrap import METRICS, Bootstrap, Interval, Predicted
+from mmsweep.report.bootstrap import MAP_METRICS, METRICS, Bootstrap, Interval, Predicted
 from mmsweep.report.record import SweepRecord
 
 
@@ -44,8 +44,9 @@ class Leaderboard:
         groups = [group for group in record.groups if group.evaluations]
         if not groups:
             return cls(name, {}, (), "no final run has ended")
-        if name not in METRICS:
-            return cls(name, {}, (), f"intervals are made for {', '.join(METRICS)}, not for {name}")
+        known = METRICS + MAP_METRICS
+        if name not in known:
+            return cls(name, {}, (), f"intervals are made for {', '.join(known)}, not for {name}")
         try:
             bootstrap, rows = _bootstrap(record)
         except UserError as error:
@@ -95,7 +96,7 @@ def _bootstrap(record: SweepRecord) -> tuple[Bootstrap, dict[str, int]]:
 def _check(record: SweepRecord, bootstrap: Bootstrap) -> None:
     for group in record.groups:
         for scenario in bootstrap.tables if group.name in bootstrap.groups else ():
-            for metric in METRICS:
+            for metric in bootstrap.metrics:
                 written = group.cell(scenario, metric)
                 if written is None or math.isnan(written.mean):
                     continue

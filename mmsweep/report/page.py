@@ -117,7 +117,13 @@ CAPTIONS = {
     "scenarios": ("Every scenario", "Test score of each scenario; whiskers are the SD over seeds."),
     "per_class": (
         "Which classes lose",
-        "F1 of each class with everything there and with one modality gone; the classes that lose most come first.",
+        "F1 (IoU where maps are predicted) of each class with everything there and with one modality gone; the classes "
+        "that lose most come first.",
+    ),
+    "maps": (
+        "What is predicted when something is missing",
+        "Test scenes that lie evenly over the split: the inputs, the truth, and what the first seed predicts from each "
+        "set of modalities; under each the share of labelled pixels that are right.",
     ),
     "history": (
         "Score by trial",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,8 @@ class SweepRecord:
     def best_group(self) -> FinalGroup | None:
         """The group that validation chose: the one with the best trial's value of `sweep.final.per`."""
         evaluated = [group for group in self.groups if group.evaluations]
-        per = self.study.sweep.final.per if self.study.sweep.final else None
-        wanted = group_name(self.best.params.get(per)) if per and self.best else None
+        keys = self.study.sweep.final.keys if self.study.sweep.final else []
+        wanted = group_name(self.best.params, keys) if keys and self.best else None
         return min(evaluated, key=lambda group: group.name != wanted, default=None)
 
     @property
@@ -166,14 +167,15 @@ class SweepRecord:
             "best": self.best.to_json() if self.best else None,
             "final": _cells(chosen) if chosen else {},
         }
-        if self.study.sweep.final and self.study.sweep.final.per:
+        if self.study.sweep.final and self.study.sweep.final.keys:
             shown["groups"] = {group.name: _cells(group) for group in self.groups}
         return shown
 
 
-def group_name(value: object) -> str:
-    """The folder of the finals of one value of `sweep.final.per`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)) or "-"
+def group_name(params: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The folder of the finals of one value of `sweep.final.per`; of several keys those that the trial has, joined."""
+    found = [str(params[key]) for key in keys if key in params] or ["None"]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(found)) or "-"
 
 
 def _trial(folder: TrialFolder, objective: Objective, sweep_state: str, runs: Mapping[str, str]) -> TrialRecord:
@@ -216,8 +218,11 @@ def _groups(root: Path, study: Study, sweep_state: str) -> tuple[FinalGroup, ...
             seed = int(folder.trial().get("seed") or path.name.removeprefix("seed-"))
             runs.append(FinalRun(group.name, seed, path, state, done.get("error") if done else None, found))
         groups.append(FinalGroup(group.name, tuple(runs)))
-    per = study.sweep.final.per if study.sweep.final else None
-    order = [group_name(value) for value in study.search[per].choices] if per in study.search else []
+    keys = study.sweep.final.keys if study.sweep.final else []
+    values = product(*(study.search[key].choices for key in keys if key in study.search)) if keys else ()
+    order: list[str] = []  # "a-1" of a conditional second key may be "a" where it does not apply
+    for combined in values:
+        order += [group_name(dict(zip(keys, combined, strict=False)), keys[:n]) for n in range(len(keys), 0, -1)]
     groups.sort(key=lambda g: (order.index(g.name) if g.name in order else len(order), g.name))
     return tuple(groups)
 

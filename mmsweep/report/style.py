@@ -60,3 +60,10 @@ def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterato
             drawing.savefig(path)
         finally:
             plt.close(drawing)
+
+
+def grid(drawing: Figure, rows: int, columns: int) -> list[list[Axes]]:
+    """Panels in rows and columns over the whole of a figure, which keeps none of its own."""
+    for own in drawing.axes:
+        own.remove()
+    return [list(line) for line in drawing.subplots(rows, columns, squeeze=False)]

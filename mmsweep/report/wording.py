@@ -9,12 +9,14 @@ from typing import Any
 from mmsweep.report.finals import Cell
 
 # Shares of the right answers; written in percent, as the papers do. Other metrics keep their own unit.
-PERCENT = ("accuracy", "f1_macro", "f1_micro", "miou")
+PERCENT = ("accuracy", "f1_macro", "f1_micro", "miou", "miou_present", "pixel_accuracy")
 NAMES = {
     "f1_macro": "F1-macro",
     "f1_micro": "F1-micro",
     "accuracy": "accuracy",
     "miou": "mIoU",
+    "miou_present": "mIoU of present classes",
+    "pixel_accuracy": "pixel accuracy",
     "mae": "MAE",
     "correlation": "correlation",
 }

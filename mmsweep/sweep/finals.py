@@ -40,11 +40,11 @@ def winners(record: SweepRecord) -> dict[str, TrialRecord]:
     ]
     if final is None or not finished:
         return {}
-    if final.per is None:
+    if not final.keys:
         return {"best": finished[0]}
     groups: dict[str, TrialRecord] = {}
     for trial in finished:
-        groups.setdefault(group_name(trial.params.get(final.per)), trial)
+        groups.setdefault(group_name(trial.params, final.keys), trial)
     return groups
 
 

@@ -7,16 +7,24 @@ from torch import Tensor
 from mmsweep.data.dataset import Target
 from mmsweep.tasks.classification import MultiLabel, SingleLabel, balanced_weights
 from mmsweep.tasks.regression import Regression
+from mmsweep.tasks.segmentation import Segmentation
 from mmsweep.tasks.task import Task
 
-__all__ = ["MultiLabel", "Regression", "SingleLabel", "Task", "make_task"]
+__all__ = ["MultiLabel", "Regression", "Segmentation", "SingleLabel", "Task", "make_task"]
 
 
-def make_task(target: Target, train_targets: Tensor | None = None) -> Task:
-    """The task for a target; with `train_targets`, classes are weighted so that each counts alike."""
+def make_task(target: Target, train_targets: Tensor | None = None, *, hard_pixels: bool = False) -> Task:
+    """The task for a target.
+
+    Args:
+        train_targets: with them, classes are weighted so that each counts alike.
+        hard_pixels: segmentation learns from the hard pixels only (OHEM).
+    """
     if target.task == "regression":
         return Regression(target)
     weights = None if train_targets is None else balanced_weights(target, train_targets)
+    if target.task == "segmentation":
+        return Segmentation(target, weights, hard_pixels=hard_pixels)
     if target.task == "single_label":
         return SingleLabel(target, weights)
     return MultiLabel(target, label_weights=weights)

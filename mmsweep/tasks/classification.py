@@ -34,7 +34,7 @@ class SingleLabel(Task):
         weights = None if self.class_weights is None else self.class_weights.to(prediction.device)
         return F.cross_entropy(prediction.float(), target, weight=weights, reduction="none")
 
-    def statistics(self, prediction: Tensor) -> Tensor:
+    def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
         return prediction.float().softmax(-1)
 
     def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:
@@ -71,7 +71,7 @@ class MultiLabel(Task):
             prediction.float(), target, pos_weight=weights, reduction="none"
         ).mean(-1)
 
-    def statistics(self, prediction: Tensor) -> Tensor:
+    def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
         return prediction.float().sigmoid()
 
     def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:
@@ -110,9 +110,11 @@ class MultiLabel(Task):
 def balanced_weights(target: Target, values: Tensor) -> Tensor:
     """Weights that make every class count alike in the loss: N / (C n_c), 1 for classes that do not occur.
 
-    For labels: how much a positive weighs, (N - n_c) / n_c, at most 20.
+    N counts rows, or the pixels that have a class. For labels: how much a positive weighs, (N - n_c) / n_c, at most 20.
     """
-    if target.task == "single_label":
+    if target.task in ("single_label", "segmentation"):
+        values = values.flatten()
+        values = values[values < target.width].long()
         counts_C = values.bincount(minlength=target.width).double()
         return torch.where(counts_C > 0, len(values) / (target.width * counts_C.clamp(min=1)), 1.0).float()
     positives_C = values.double().sum(0)

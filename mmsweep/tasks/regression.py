@@ -23,7 +23,7 @@ class Regression(Task):
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction[:, 0].float() - target).abs()
 
-    def statistics(self, prediction: Tensor) -> Tensor:
+    def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
         return prediction.float()
 
     def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from mmsweep.data.dataset import Target
 
 
 class Task(ABC):
-    """Attributes: `target`; `metric_names`, in the order of reports; `smaller_is_better`, those that are errors."""
+    """What is minimised and what is measured.
+
+    Attributes:
+        target: what is predicted.
+        metric_names: in the order of reports.
+        smaller_is_better: those that are errors.
+        dense: the prediction is a map [B, C, H, W]; evaluation then holds one pattern's at a time.
+    """
 
     target: Target
     metric_names: tuple[str, ...]
     smaller_is_better: frozenset[str] = frozenset()
+    dense: bool = False
 
     @property
     def outputs(self) -> int:
@@ -26,8 +36,24 @@ class Task(ABC):
         """Per sample: [B]."""
 
     @abstractmethod
-    def statistics(self, prediction: Tensor) -> Tensor:
-        """What is kept of each sample's prediction: [B, ...]; metrics of any subset of rows come from it."""
+    def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """What is kept of each sample's prediction: [B, ...]; metrics of any subset of rows come from it.
+
+        Leading axes of the prediction before B (patterns) are kept.
+        """
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's statistics."""
+        return (self.outputs,)
+
+    @property
+    def statistics_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def truth(self, targets: np.ndarray) -> Tensor:
+        """What metrics need of the rows' targets beside the statistics: [N, ...]."""
+        return torch.from_numpy(np.array(targets))
 
     @abstractmethod
     def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:

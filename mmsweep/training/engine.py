@@ -110,6 +110,7 @@ class _Fit:
         if not len(self.rows):
             raise UserError("no training row has a modality left under this scenario", key="scenarios.train")
         self.parameters = {n: p for n, p in slot.method.named_parameters() if p.requires_grad}
+        self.statistics = running_statistics(slot.method)
         self.optimizer = make_optimizer(slot.train.optimizer, self.parameters.items())
         self.steps_per_epoch = math.ceil(len(self.rows) / slot.train.batch_size)
         self.done = 0
@@ -171,6 +172,7 @@ class _Fit:
             for name, value in self._step(batch, used_BM, dropout, (epoch - 1) * self.steps_per_epoch + step).items():
                 sums[name] = sums[name] + value if name in sums else value
         slot.method.noise.off()
+        self._share_statistics()
         means = {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
         return means | {"lr": float(self.optimizer.param_groups[0]["lr"])}
 
@@ -224,12 +226,21 @@ class _Fit:
                 parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter))
             start += parameter.numel()
 
+    def _share_statistics(self) -> None:
+        """Ranks saw different rows: their mean is what all evaluate with, and what is saved."""
+        if self.world.size > 1:
+            for values in self.statistics.values():
+                if values.is_floating_point():
+                    self.world.all_reduce_sum_(values).div_(self.world.size)
+
     def _save(self) -> None:
         state = self.optimizer.state_dict()["state"]
         resume = {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
         assert self.best is not None
         best = {"epoch": self.best.epoch, "metrics": self.best.metrics}
-        self.slot.folder.save_checkpoint(self.done, dict(self.parameters), resume, {"epoch": self.done, "best": best})
+        self.slot.folder.save_checkpoint(
+            self.done, self.parameters | self.statistics, resume, {"epoch": self.done, "best": best}
+        )
 
     def _resume(self) -> None:
         folder = self.slot.folder.last_checkpoint()
@@ -248,13 +259,24 @@ class _Fit:
         self.best = Report(int(state["best"]["epoch"]), dict(state["best"]["metrics"]))
 
 
+def running_statistics(method: nn.Module) -> dict[str, Tensor]:
+    """Buffers that training moves: means and variances of the batch norms that it trains."""
+    return {
+        f"{name}.{buffer}": values
+        for name, module in method.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters())
+        for buffer, values in module.named_buffers(recurse=False)
+    }
+
+
 def load_weights(method: Method, weights: dict[str, Tensor], where: object) -> None:
     """Put a checkpoint's trained tensors into a method.
 
     Raises:
         UserError: the checkpoint is of another architecture; names the first tensor that does not fit.
     """
-    own = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    own: dict[str, Tensor] = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    own |= running_statistics(method)
     for name in sorted(own.keys() ^ weights.keys()):
         side = "lacks" if name in own else "holds an unknown"
         raise UserError(

@@ -19,6 +19,7 @@ from mmsweep.errors import UserError
 from mmsweep.methods.method import Method
 from mmsweep.study import Study
 from mmsweep.training.checkpoint import TrialFolder, deciding_report
+from mmsweep.training.engine import running_statistics
 
 KEY = "train.init_from"
 
@@ -70,6 +71,13 @@ def start_from(method: Method, source: str) -> None:
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights cannot be read ({error})", key=KEY, file=file) from error
     own = dict(method.named_parameters())
+    moving = running_statistics(method)
+    for name in moving.keys() & weights.keys():
+        own_shape, value = moving[name].shape, weights.pop(name)
+        if own_shape != value.shape:
+            raise UserError("weights of another architecture: running statistics of another shape", file=file, key=KEY,
+                            found=tuple(value.shape), expected=f"{tuple(own_shape)} for {name}")  # fmt: skip
+        moving[name].copy_(value)
     _check(method, own, weights, file)
     for name, value in weights.items():
         parameter = own[name]

@@ -52,6 +52,19 @@ def builder(source: tuple[str, DatasetOptions]) -> DatasetBuilder:
     return build_dataset(*source)
 
 
+def test_the_earth_keeps_to_it_too() -> None:
+    """Rasters and label maps: what is asked of every builder below, without the columns of pictures and texts."""
+    source = ("earth", DatasetOptions())
+    builder = build_dataset(*source)
+    test_describes_itself(builder)
+    test_card_agrees_with_builder(source, builder)
+    test_splits_hold_rows_with_unique_ids(builder)
+    test_groups_stay_in_one_split(builder)
+    test_rows_have_something_and_a_valid_target(builder)
+    test_reading_twice_gives_the_same(source, builder)
+    test_check_finds_no_damage(builder)
+
+
 @pytest.fixture(scope="module")
 def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Format]:
     tokenizer = write_tokenizer(tmp_path_factory.mktemp("tokenizer"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmsweep.data.dataset import Target
-from mmsweep.tasks import MultiLabel, Regression, SingleLabel, Task, make_task
+from mmsweep.data.dataset import IGNORE, Target
+from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel, Task, make_task
 
 CLASSES = ("a", "b", "c", "d")
 ROWS = 24
@@ -30,6 +30,10 @@ def cases() -> dict[str, Case]:
     hot[:4] = torch.eye(4)  # every label occurs
     number = torch.randn(ROWS, generator=g)
     single, multi = Target("single_label", CLASSES), Target("multi_label", CLASSES)
+    pixels = Target("segmentation", CLASSES)
+    maps = torch.randint(0, 4, (ROWS, 3, 5), generator=g)
+    one_hot = torch.eye(4)[maps].movedim(-1, 1)
+    maps[torch.rand(ROWS, 3, 5, generator=g) < 0.2] = IGNORE
     sure = 20 * torch.eye(4)[index] - 10
     return {
         "single_label": Case(SingleLabel(single), index, sure),
@@ -39,6 +43,10 @@ def cases() -> dict[str, Case]:
             MultiLabel(multi, torch.tensor([0.2, 0.4, 0.6, 0.8]), torch.tensor([1.0, 2.0, 3.0, 4.0])),
             hot,
             20 * hot - 10,
+        ),
+        "segmentation": Case(Segmentation(pixels), maps, 20 * one_hot - 10),
+        "segmentation weighted, hard pixels": Case(
+            Segmentation(pixels, torch.tensor([0.5, 1.0, 2.0, 4.0]), hard_pixels=True), maps, 20 * one_hot - 10
         ),
         "regression": Case(Regression(Target("regression")), number, number[:, None]),
     }
@@ -51,7 +59,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture()
 def prediction(case: Case, generator: torch.Generator) -> Tensor:
-    return torch.randn(ROWS, case.task.outputs, generator=generator)
+    return torch.randn(case.perfect.shape, generator=generator)
 
 
 def test_the_target_decides_the_width(case: Case) -> None:
@@ -71,37 +79,46 @@ def test_the_loss_is_per_sample(case: Case, prediction: Tensor) -> None:
 def test_the_gradient_flows_to_every_sample_and_output(case: Case, prediction: Tensor) -> None:
     prediction.requires_grad_(True)
     case.task.loss(prediction, case.target).mean().backward()
-    assert prediction.grad is not None and prediction.grad.isfinite().all() and (prediction.grad != 0).all()
+    assert prediction.grad is not None and prediction.grad.isfinite().all()
+    assert (prediction.grad.reshape(ROWS, case.task.outputs, -1) != 0).any(-1).all()
 
 
 def test_the_gradient_of_a_sample_is_its_own(case: Case, prediction: Tensor) -> None:
     prediction.requires_grad_(True)
     case.task.loss(prediction, case.target)[3].backward()
     assert prediction.grad is not None
-    touched = prediction.grad.abs().sum(1) > 0
+    touched = prediction.grad.flatten(1).abs().sum(1) > 0
     assert touched.tolist() == [i == 3 for i in range(ROWS)]
 
 
 def test_statistics_of_a_row_are_its_own(case: Case, prediction: Tensor) -> None:
-    whole = case.task.statistics(prediction)
-    assert whole.shape[0] == ROWS and whole.isfinite().all()
+    whole = case.task.statistics(prediction, case.target)
+    assert whole.shape == (ROWS, *case.task.statistics_shape) and whole.dtype == case.task.statistics_dtype
+    assert whole.isfinite().all()
     rows = torch.tensor([5, 0, 17])
-    torch.testing.assert_close(case.task.statistics(prediction[rows]), whole[rows])
+    torch.testing.assert_close(case.task.statistics(prediction[rows], case.target[rows]), whole[rows])
     spoilt = prediction.clone()
     spoilt[7] = float("nan")  # a row that is not eligible may hold anything
     kept = torch.arange(ROWS) != 7
-    assert torch.equal(case.task.statistics(spoilt)[kept], whole[kept])
+    assert torch.equal(case.task.statistics(spoilt, case.target)[kept], whole[kept])
+
+
+def test_no_rows_have_no_score(case: Case, prediction: Tensor) -> None:
+    none = case.task.statistics(prediction[:0], case.target[:0])
+    assert none.shape == (0, *case.task.statistics_shape)
+    found = case.task.metrics(none, case.task.truth(case.target.numpy())[:0])
+    assert list(found) == list(case.task.metric_names) and all(value != value for value in found.values())
 
 
 def test_statistics_of_all_patterns_at_once(case: Case, prediction: Tensor) -> None:
     both_PBC = torch.stack([prediction, -prediction])
-    found_PB = case.task.statistics(both_PBC)
+    found_PB = case.task.statistics(both_PBC, case.target)
     for found, alone in zip(found_PB, both_PBC, strict=True):
-        torch.testing.assert_close(found, case.task.statistics(alone))
+        torch.testing.assert_close(found, case.task.statistics(alone, case.target))
 
 
 def test_metrics_do_not_depend_on_the_order_of_rows(case: Case, prediction: Tensor, generator: torch.Generator) -> None:
-    statistics = case.task.statistics(prediction)
+    statistics = case.task.statistics(prediction, case.target)
     order = torch.randperm(ROWS, generator=generator)
     found = case.task.metrics(statistics, case.target)
     assert list(found) == list(case.task.metric_names)
@@ -112,17 +129,17 @@ def test_metrics_do_not_depend_on_the_order_of_rows(case: Case, prediction: Tens
 
 
 def test_a_perfect_prediction_scores_best(case: Case, prediction: Tensor) -> None:
-    best = case.task.metrics(case.task.statistics(case.perfect), case.target)
-    other = case.task.metrics(case.task.statistics(prediction), case.target)
+    best = case.task.metrics(case.task.statistics(case.perfect, case.target), case.target)
+    other = case.task.metrics(case.task.statistics(prediction, case.target), case.target)
     for name in case.task.metric_names:
         smaller = name in case.task.smaller_is_better
         assert best[name] == pytest.approx(0.0 if smaller else 1.0, abs=1e-6)
         assert other[name] > best[name] if smaller else other[name] < best[name]
-    for values in case.task.per_class(case.task.statistics(case.perfect), case.target).values():
+    for values in case.task.per_class(case.task.statistics(case.perfect, case.target), case.target).values():
         assert values == pytest.approx([1.0] * case.task.outputs)
     assert (case.task.loss(case.perfect, case.target) < case.task.loss(prediction, case.target) + 1e-3).all()
 
 
 def test_metrics_are_plain_numbers(case: Case, prediction: Tensor) -> None:
-    for value in case.task.metrics(case.task.statistics(prediction), case.target).values():
+    for value in case.task.metrics(case.task.statistics(prediction, case.target), case.target).values():
         assert type(value) is float

@@ -109,7 +109,7 @@ def slowly(
         if not left:
             continue
         said = method.says_PNC[PATTERNS.index(left), row : row + 1]
-        kept.append(task.statistics(said))
+        kept.append(task.statistics(said, predictions.target_N[row : row + 1]))
         targets.append(predictions.target_N[row : row + 1])
     if not kept:
         return 0, dict.fromkeys(task.metric_names, math.nan)
@@ -213,7 +213,10 @@ def test_a_scenario_without_any_row_has_no_score() -> None:
 @pytest.mark.parametrize("task_name", TASKS)
 def test_mean_and_worst_are_over_the_proper_patterns_whatever_is_listed(task_name: str) -> None:
     predictions, task, method = made(task_name)
-    each = [task.metrics(task.statistics(method.says_PNC[p]), predictions.target_N) for p in range(1, len(PATTERNS))]
+    each = [
+        task.metrics(task.statistics(method.says_PNC[p], predictions.target_N), predictions.target_N)
+        for p in range(1, len(PATTERNS))
+    ]
     assert len(each) == 6
     for listed in ([SCENARIOS[0]], SCENARIOS, []):
         scores = scenario_metrics(predictions, task, listed, SEED)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmsweep.assembly import card_of
 from mmsweep.check import check
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
@@ -15,7 +16,14 @@ STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def _nothing_on_disk(monkeypatch):
-    for name in ("MMIMDB_ROOT", "FOOD101_ROOT", "KINETICS_SOUNDS_ROOT", "MMSWEEP_ENCODERS"):
+    for name in (
+        "MMIMDB_ROOT",
+        "FOOD101_ROOT",
+        "KINETICS_SOUNDS_ROOT",
+        "NYUDV2_ROOT",
+        "MCUBES_ROOT",
+        "MMSWEEP_ENCODERS",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -25,8 +33,10 @@ def test_every_shipped_study_dry_runs(path):
     check(study)
     plan = dry_run(study)
     assert plan["parameters"]["total"] == sum(plan["parameters"]["by_part"].values())
-    assert 0 < plan["parameters"]["trainable"] < plan["parameters"]["total"]
-    assert plan["steps_per_trial"] > 0 and set(plan["tokens"]) == set(study.model.encoders)
+    whole = study.model.backbone.trainable
+    assert 0 < plan["parameters"]["trainable"] <= plan["parameters"]["total"]
+    assert (plan["parameters"]["trainable"] == plan["parameters"]["total"]) == whole
+    assert plan["steps_per_trial"] > 0 and set(plan["tokens"]) == set(card_of(study).modalities)
     assert Study.parse(study.resolved()) == study
 
 
@@ -57,3 +67,18 @@ def test_bert_layer_norms_are_the_paper_s_other_reading():
     path = next(p for p in STUDIES if p.stem == "cmpt_food101")
     plan = dry_run(Study.load(path, ["model.encoders.text.train_layernorm=true"]))
     assert plan["parameters"]["trainable"] == 226_661 + 38_400
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "tokens"),  # CMNeXt-B4 with 40 classes, CMNeXt-B2 of four modalities with 20
+    [
+        ("mmp_nyudv2", 116_576_299, {"rgb": 19_200, "depth": 19_200}),
+        ("mmp_mcubes", 58_729_560, dict.fromkeys(("rgb", "aolp", "dolp", "nir"), 16_384)),
+    ],
+)
+def test_cmnext_at_the_papers_sizes(name, network, tokens):
+    path = next(p for p in STUDIES if p.stem == name)
+    plan = dry_run(Study.load(path))
+    parts = plan["parameters"]["by_part"]
+    assert parts["hub"] + parts["extras"] + parts["head"] == network and plan["tokens"] == tokens
+    assert parts["projector"] == plan["parameters"]["total"] - network and 0 < plan["parameters"]["projector_share"] < 1

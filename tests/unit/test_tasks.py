@@ -69,7 +69,7 @@ def test_losses_in_half_precision_are_computed_in_full(generator: torch.Generato
     ):
         loss = task.loss(prediction, target)
         assert loss.dtype == torch.float32 and torch.equal(loss, task.loss(prediction.float(), target))
-        assert task.statistics(prediction).dtype == torch.float32
+        assert task.statistics(prediction, target).dtype == torch.float32
 
 
 # ---- F1

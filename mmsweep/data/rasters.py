@@ -1,0 +1,179 @@
+"""Rasters of a scene (colour, height, near infrared …) and its label map: read as they are, never resized.
+
+All of a sample's rasters lie pixel on pixel, so a file of another size, channel count or depth is refused with its
+name. A value is a path, the bytes of a file, or a `Window` of a larger raster.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mmsweep.data.dataset import IGNORE, Target
+from mmsweep.data.decoding import Undecodable, read_bytes
+from mmsweep.data.formats import RasterFormat
+from mmsweep.errors import UserError
+
+IMAGENET_MEAN = tuple(255 * level for level in (0.485, 0.456, 0.406))
+IMAGENET_STD = tuple(255 * level for level in (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a larger raster: rows top to top + height, columns left to left + width."""
+
+    path: Path
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.path} (rows from {self.top}, columns from {self.left})"
+
+
+RasterValue = str | Path | bytes | Window
+
+
+def decode_raster(value: RasterValue, format: RasterFormat) -> np.ndarray:
+    """[C, H, W] in the format's type.
+
+    Raises:
+        Undecodable: unreadable, or of another size, channel count or depth.
+    """
+    pixels = _pixels(value)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    pixels = pixels[..., :3] if pixels.shape[-1] == 4 else pixels  # an alpha channel says nothing of the scene
+    if pixels.shape[-1] == 2:
+        pixels = pixels[..., :1]
+    found, wanted = (*pixels.shape[:2], pixels.shape[-1]), (*format.size, format.channels)
+    if format.channels == 1 and pixels.shape[-1] == 3 and (pixels == pixels[..., :1]).all():
+        pixels, found = pixels[..., :1], (*found[:2], 1)  # grey saved as colour
+    if found != wanted:
+        raise Undecodable(f"the raster {_name(value)} is {_shape(found)}; expected {_shape(wanted)}, as the others are")
+    if pixels.dtype != np.dtype(format.dtype):
+        raise Undecodable(f"the raster {_name(value)} holds {pixels.dtype} values; expected {format.dtype}")
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decode_labels(value: RasterValue, target: Target, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W]: class indices, IGNORE where there is no class.
+
+    Raises:
+        Undecodable: unreadable, of another size than the rasters, or a value that stands for no class.
+    """
+    pixels = _pixels(value)
+    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4) and (pixels[..., :3] == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2:
+        raise Undecodable(f"the label map {_name(value)} has {pixels.shape[-1]} channels; expected one")
+    if pixels.shape != size:
+        raise Undecodable(
+            f"the label map {_name(value)} is {_shape(pixels.shape)}; expected {_shape(size)}, as the rasters are"
+        )
+    pairs = target.label_values or (*((c, c) for c in range(target.width)), (IGNORE, IGNORE))
+    table = np.full(65536, -1, np.int16)
+    for raw, index in pairs:
+        table[raw] = index
+    values = pixels.astype(np.int64)
+    indices = np.where((values >= 0) & (values < 65536), table[values.clip(0, 65535)], -1)
+    if (indices < 0).any():
+        row, column = np.argwhere(indices < 0)[0]
+        known = sorted(raw for raw, index in pairs if index != IGNORE)
+        ignored = ", ".join(str(raw) for raw, index in sorted(pairs) if index == IGNORE)
+        raise Undecodable(
+            f"the label map {_name(value)} holds the value {values[row, column]} (row {row}, column {column}), which "
+            f"stands for no class; expected {known[0]} to {known[-1]}"
+            + (f", or {ignored} (no class)" if ignored else "")
+        )
+    return indices.astype(np.uint8)
+
+
+def raster_format(value: RasterValue) -> RasterFormat:
+    """How files like this one are read: its size, channels and depth; colour as ImageNet's networks want it, all else
+    from 0 to 1 (methods.md §A.6, §A.7).
+
+    Raises:
+        Undecodable: the file cannot be read.
+    """
+    pixels = _pixels(value)
+    channels = 1 if pixels.ndim == 2 or pixels.shape[-1] <= 2 else 3
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise Undecodable(f"the raster {_name(value)} holds {pixels.dtype} values; expected uint8 or uint16")
+    size, dtype = (pixels.shape[0], pixels.shape[1]), "uint16" if pixels.dtype == np.uint16 else "uint8"
+    if channels == 3 and dtype == "uint8":
+        return RasterFormat(size, 3, "uint8", IMAGENET_MEAN, IMAGENET_STD)
+    top = 65535.0 if dtype == "uint16" else 255.0
+    return RasterFormat(size, channels, dtype, (0.0,) * channels, (top,) * channels)  # type: ignore[arg-type]
+
+
+def window_of(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """The whole raster [H, W] or [H, W, C] of a file that windows are cut from.
+
+    Raises:
+        UserError: absent, unreadable, or of another size.
+    """
+    try:
+        pixels = _whole(path, *_stamp(path))
+    except Undecodable as problem:
+        raise UserError(str(problem), file=path) from None
+    if pixels.shape[:2] != size:
+        raise UserError("the raster is of another size than the others", file=path, found=_shape(pixels.shape[:2]),
+                        expected=_shape(size))  # fmt: skip
+    return pixels
+
+
+def _pixels(value: RasterValue) -> np.ndarray:
+    if not isinstance(value, Window):
+        return _decode(read_bytes(value), value)
+    whole = _whole(value.path, *_stamp(value.path))
+    part = whole[value.top : value.top + value.height, value.left : value.left + value.width]
+    if value.top < 0 or value.left < 0 or part.shape[:2] != (value.height, value.width):
+        raise Undecodable(f"the window {value} reaches beyond the raster's {_shape(whole.shape[:2])}")
+    return part
+
+
+@lru_cache(maxsize=8)
+def _whole(path: Path, size: int, changed: int) -> np.ndarray:
+    """A large raster, decoded once for all its windows; `size` and `changed` tell one file from its successor."""
+    return _decode(read_bytes(path), path)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        raise Undecodable(f"the file {path} does not exist") from None
+    return found.st_size, found.st_mtime_ns
+
+
+def _decode(data: bytes, value: RasterValue) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.mode == "P":
+                # A palette's indices are the labels of most label maps; its colours are only for people.
+                return np.asarray(opened)
+            if opened.mode == "1":
+                return np.asarray(opened, np.uint8)
+            pixels = np.asarray(opened)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise Undecodable(f"the raster {_name(value)} cannot be decoded ({reason})") from None
+    if pixels.dtype == np.int32 and pixels.size and pixels.min() >= 0 and pixels.max() <= 65535:
+        return pixels.astype(np.uint16)  # some versions of Pillow open 16-bit greys as 32-bit
+    return pixels
+
+
+def _name(value: RasterValue) -> str:
+    return "given as bytes" if isinstance(value, bytes) else str(value)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    text = " x ".join(map(str, shape[:2]))
+    return text + (f" with {shape[2]} channel{'s' if shape[2] > 1 else ''}" if len(shape) > 2 else "")

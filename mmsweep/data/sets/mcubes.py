@@ -1,0 +1,35 @@
+"""MCubeS: streets in colour, angle and degree of polarisation, near infrared; 20 materials a pixel. Declared.
+
+Counts and layout: research/methods.md §A.7 (the left 192 columns are dropped; evaluation sees the middle 1024 x 1024).
+"""
+
+from __future__ import annotations
+
+from mmsweep.data.dataset import DatasetBuilder, Target
+from mmsweep.data.formats import RasterFormat
+from mmsweep.data.options import DatasetOptions
+from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+
+_NAMES = """
+asphalt concrete metal road_marking fabric_leather glass plaster plastic rubber sand gravel ceramic cobblestone
+brick grass wood leaf water human sky
+"""
+CLASSES = tuple(_NAMES.split())
+SIZE = (1024, 1024)
+CARD = DatasetCard(
+    name="mcubes",
+    title="MCubeS: streets in colour, polarisation and near infrared, 20 materials per pixel",
+    modalities=dict.fromkeys(("rgb", "aolp", "dolp", "nir"), "raster"),
+    target=Target("segmentation", CLASSES),
+    rows={"train": 302, "val": 96, "test": 102},
+    rasters={"rgb": RasterFormat(SIZE), "aolp": RasterFormat(SIZE), "dolp": RasterFormat(SIZE),
+             "nir": RasterFormat(SIZE)},
+    get="kyotovision-public/multimodal-material-segmentation",
+    layout="multimodal_dataset/{polL_color,polL_aolp_sin,polL_aolp_cos,polL_dolp,NIR_warped,GT}, list_folder/*.txt",
+    reader=False,
+)  # fmt: skip
+
+
+@register_dataset("mcubes", card=lambda options: CARD)
+def mcubes(options: DatasetOptions) -> DatasetBuilder:
+    raise not_read_yet(CARD)

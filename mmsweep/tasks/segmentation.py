@@ -1,0 +1,118 @@
+"""Segmentation: a class for every pixel, by cross entropy over all labelled pixels or over the hard ones (OHEM).
+
+What evaluation keeps of a sample is its confusion matrix, so that every scenario is a sum of matrices. Two mean IoUs
+circulate; they differ only where a class occurs neither in truth nor in prediction:
+
+    miou            such a class counts as 0, the mean is over all C classes (DELIVER, and so both papers' figures)
+    miou_present    such a class is left out of the mean
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmsweep.data.dataset import IGNORE, Target
+from mmsweep.tasks.task import Task
+
+HARD_LOSS = -math.log(0.7)
+"""OHEM: a pixel is hard where its class has a probability below 0.7 (methods.md §5.2)."""
+
+LEAST_SHARE = 16
+"""OHEM: at least one in so many labelled pixels is learnt from, the hardest first."""
+
+
+class Segmentation(Task):
+    """Predictions [B, C, H, W], label maps [B, H, W] with IGNORE where a pixel has no class.
+
+    A sample's loss is the mean over its own labelled pixels, 0 where it has none: every sample weighs alike, whatever
+    part of it is labelled, and no sample's loss depends on its batch mates. (The reference code averages, and with OHEM
+    selects, over the batch's pixels.)
+
+    Args:
+        target: the classes.
+        class_weights: [C]; None: all 1.
+        hard_pixels: OHEM cross entropy instead of the mean over all labelled pixels.
+    """
+
+    metric_names = ("miou", "miou_present", "pixel_accuracy")
+    dense = True
+
+    def __init__(self, target: Target, class_weights: Tensor | None = None, *, hard_pixels: bool = False) -> None:
+        self.target = target
+        self.class_weights = class_weights
+        self.hard_pixels = hard_pixels
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        weights = None if self.class_weights is None else self.class_weights.to(prediction.device)
+        loss_BHW = F.cross_entropy(prediction.float(), target, weight=weights, ignore_index=IGNORE, reduction="none")
+        if self.hard_pixels:
+            return torch.stack([hard_mean(*row) for row in zip(loss_BHW, target != IGNORE, strict=True)])
+        return loss_BHW.flatten(1).sum(1) / (target != IGNORE).flatten(1).sum(1).clamp(min=1)
+
+    def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """int32 [..., B, C, C], truth x prediction."""
+        predicted = prediction.argmax(-3)
+        return confusion(predicted, target.expand(predicted.shape), self.outputs)
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        return (self.outputs, self.outputs)
+
+    @property
+    def statistics_dtype(self) -> torch.dtype:
+        return torch.int32
+
+    def truth(self, targets: np.ndarray) -> Tensor:
+        """Nothing: the matrices hold it."""
+        return torch.zeros(len(targets), 0)
+
+    def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:
+        if len(statistics) == 0:
+            return dict.fromkeys(self.metric_names, math.nan)
+        whole_CC = statistics.sum(0, dtype=torch.int64)
+        iou_C, present_C = intersection_over_union(whole_CC)
+        return {
+            "miou": iou_C.mean().item(),
+            "miou_present": iou_C[present_C].mean().item(),  # NaN where no pixel is labelled at all
+            "pixel_accuracy": (whole_CC.diagonal().sum().double() / whole_CC.sum()).item(),
+        }
+
+    def per_class(self, statistics: Tensor, target: Tensor) -> dict[str, list[float]]:
+        if len(statistics) == 0:
+            return {"iou": [math.nan] * self.outputs}
+        return {"iou": intersection_over_union(statistics.sum(0, dtype=torch.int64))[0].tolist()}
+
+
+def hard_mean(loss_HW: Tensor, labelled_HW: Tensor) -> Tensor:
+    """OHEM of one sample: the mean over labelled pixels of a loss above -log 0.7, or over the hardest sixteenth of the
+    labelled pixels where fewer are that hard; 0 where none is labelled."""
+    loss_L = loss_HW[labelled_HW]
+    if not len(loss_L):
+        return loss_HW.sum()  # all ignored, so all zeros: keeps the graph whole
+    hard_L = loss_L[loss_L > HARD_LOSS]
+    least = len(loss_L) // LEAST_SHARE
+    return (hard_L if len(hard_L) >= max(least, 1) else loss_L.topk(max(least, 1)).values).mean()
+
+
+def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Pixels of each pair of truth and prediction: [..., H, W] twice -> int32 [..., C, C]; IGNORE counts nowhere."""
+    shape = predicted.shape[:-2]
+    predicted, target = predicted.reshape(-1, *predicted.shape[-2:]), target.reshape(-1, *target.shape[-2:])
+    cells = classes * classes
+    # One bincount for all maps: a map's cells follow those of the map before; what is ignored falls into a last cell.
+    row = torch.arange(len(target), device=target.device)[:, None, None] * cells
+    place = torch.where(target == IGNORE, len(target) * cells, row + target * classes + predicted)
+    counts = place.flatten().bincount(minlength=len(target) * cells + 1)[:-1]
+    return counts.to(torch.int32).reshape(*shape, classes, classes)
+
+
+def intersection_over_union(whole_CC: Tensor) -> tuple[Tensor, Tensor]:
+    """(IoU of each class, 0 where it occurs nowhere; whether it occurs in truth or prediction)."""
+    hits_C = whole_CC.diagonal()
+    union_C = whole_CC.sum(0) + whole_CC.sum(1) - hits_C
+    return hits_C.double() / union_C.clamp(min=1), union_C > 0

@@ -1,0 +1,107 @@
+"""The Earth's tiles: as many as promised, aligned, from disjoint ground; wrong files are named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmsweep.data.check import check
+from mmsweep.data.dataset import SPLITS
+from mmsweep.data.options import DatasetOptions
+from mmsweep.data.prepared import prepare
+from mmsweep.data.rasters import window_of
+from mmsweep.data.registry import build_dataset, dataset_card
+from mmsweep.data.sets.earth import BLOCKS, EXPECTED, FILES, GROUPS, LABELS, SHIPPED, Earth, _dealt
+from mmsweep.errors import UserError
+
+
+def shrunk(folder: Path, side: int = 3) -> Path:
+    """The shipped rasters on a coarser grid, `side` pixels a block."""
+    folder.mkdir(parents=True)
+    for name in [*FILES.values(), LABELS]:
+        with Image.open(SHIPPED / name) as opened:
+            small = opened.resize((side * BLOCKS[1], side * BLOCKS[0]), Image.Resampling.NEAREST)
+        small.save(folder / name, **({"quality": 95} if name.endswith("jpg") else {}))
+    return folder
+
+
+def test_tiles_are_whole_blocks_and_as_many_as_promised() -> None:
+    builder = Earth()
+    splits = builder.splits()
+    assert {name: len(rows) for name, rows in splits.items()} == EXPECTED and sum(EXPECTED.values()) == 344
+    places = [(s.target.top, s.target.left) for rows in splits.values() for s in rows]
+    assert len(set(places)) == 344 and all(top % 75 == 0 and left % 75 == 0 for top, left in places)
+    labels = window_of(SHIPPED / LABELS, (1350, 2700))
+    for rows in splits.values():
+        for s in rows:
+            assert (s.target.height, s.target.width) == (75, 75) and s.group == s.id
+            assert all((w.top, w.left, w.height, w.width) == (s.target.top, s.target.left, 75, 75)
+                       for w in s.values.values())  # fmt: skip
+            block = labels[s.target.top : s.target.top + 75, s.target.left : s.target.left + 75]
+            assert (block != 32).mean() >= 0.05
+    assert dataset_card("earth").rasters == builder.rasters
+
+
+def test_groups_are_koeppens() -> None:
+    assert sorted(v for values in GROUPS.values() for v in values) == list(range(1, 33))
+    assert [len(values) for values in GROUPS.values()] == [4, 4, 9, 12, 2, 1]
+
+
+def test_the_split_is_of_the_place_alone(tmp_path: Path) -> None:
+    """A finer or coarser grid deals the same blocks to the same splits, and every band of latitude has all three."""
+    dealt = _dealt()
+    assert len(dealt) == BLOCKS[0] * BLOCKS[1]
+    for name, rows in Earth(shrunk(tmp_path / "coarse")).splits().items():
+        assert all(dealt[s.id] == name for s in rows)
+    for north in range(BLOCKS[0]):
+        latitude = 90 - 10 * north
+        band = [v for k, v in dealt.items() if k.startswith(f"{abs(latitude):02d}{'N' if latitude >= 0 else 'S'}")]
+        assert len(band) == 36 and set(band) == set(SPLITS)
+
+
+def test_heights_stay_sixteen_bit_and_labels_are_groups(tmp_path: Path) -> None:
+    builder = build_dataset("earth", DatasetOptions(root=shrunk(tmp_path / "coarse")))
+    data = prepare(builder, builder.rasters, tmp_path / "cache")
+    split = data.splits["train"]
+    heights = split.column("height")
+    assert heights.dtype == np.uint16 and heights.max() > 12_000 + 2_000
+    assert set(np.unique(split.targets)) == set(range(6))
+    ocean = split.targets == list(GROUPS).index("ocean")
+    assert np.median(heights[:, 0][ocean]) < 12_000 < np.median(heights[:, 0][~ocean])
+
+
+@pytest.mark.parametrize("name", ["rgb.jpg", LABELS])
+def test_an_absent_raster_is_named(name: str, tmp_path: Path) -> None:
+    root = shrunk(tmp_path / "coarse")
+    (root / name).unlink()
+    with pytest.raises(UserError, match=name):
+        Earth(root).splits()
+
+
+def test_a_raster_of_another_size_is_named(tmp_path: Path) -> None:
+    root = shrunk(tmp_path / "coarse")
+    shutil.copy(SHIPPED / "night.png", root / "night.png")
+    with pytest.raises(UserError, match=r"night\.png.*1350 x 2700.*54 x 108"):
+        Earth(root).splits()
+
+
+def test_a_grid_without_whole_blocks_is_named(tmp_path: Path) -> None:
+    root = shrunk(tmp_path / "coarse")
+    Image.fromarray(np.ones((50, 100), np.uint8)).save(root / LABELS)
+    with pytest.raises(UserError, match=r"koeppen\.png.*50 x 100"):
+        Earth(root)
+
+
+def test_data_check_reads_the_label_maps(tmp_path: Path) -> None:
+    root = shrunk(tmp_path / "coarse")
+    findings = check(Earth(root))
+    assert any(line.startswith("train: tropical ") and "ocean" in line for line in findings)
+    with Image.open(root / LABELS) as opened:
+        labels = np.array(opened)
+    labels[10, 10] = 77
+    Image.fromarray(labels).save(root / LABELS)
+    assert any("koeppen.png" in line and "holds the value 77" in line for line in check(Earth(root)))

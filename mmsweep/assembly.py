@@ -23,7 +23,7 @@ import transformers
 from mmsweep.availability import Scenario, availability_table, table_digest
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.formats import Format, VideoFormat
+from mmsweep.data.formats import Format, ImageFormat, VideoFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
@@ -83,7 +83,7 @@ def make_builder(study: Study) -> DatasetBuilder:
             "an environment variable is not set",
             key="data.root",
             found=data.root,
-            hint="It says where the raw data lies.",
+            hint=f"It says where the raw data lies. {dataset_card(data.dataset, dataset_options(study)).get}".rstrip(),
         )
     return build_dataset(data.dataset, dataset_options(study))
 
@@ -92,7 +92,12 @@ def dataset_options(study: Study) -> DatasetOptions:
     """The part of a study that concerns reading its data."""
     data = study.data
     return DatasetOptions(
-        Path(data.root) if data.root else None, data.task, data.text.field, data.split_seed, _manifest(study)
+        Path(data.root) if data.root else None,
+        data.task,
+        data.text.field,
+        data.split_seed,
+        _manifest(study),
+        data.audio.language,
     )
 
 
@@ -132,6 +137,8 @@ def make_formats(
     for modality, encoder in encoders.items():
         if kinds[modality] == "video":
             formats[modality] = VideoFormat(encoder.format, study.data.video.frames)  # type: ignore[arg-type]
+        elif isinstance(encoder.format, ImageFormat):
+            formats[modality] = replace(encoder.format, fit=study.data.image.fit)
         else:
             formats[modality] = encoder.format
     return formats

@@ -27,6 +27,7 @@ class _Section(BaseModel):
 
 class ImageOptions(_Section):
     size: int | None = Field(None, ge=8, description="pixels a side; null: what the encoder was made for")
+    fit: Literal["crop", "pad"] = Field("crop", description="not square: show the middle, or all of it on white")
 
 
 class TextOptions(_Section):
@@ -36,6 +37,7 @@ class TextOptions(_Section):
 
 class AudioOptions(_Section):
     frames: int | None = Field(None, ge=8, description="spectrogram frames; null: what the encoder was made for")
+    language: str | None = Field(None, description="of a dataset spoken in several; null: the dataset's own")
 
 
 class VideoOptions(_Section):

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
+from mmsweep.data.options import DatasetOptions
+from mmsweep.data.registry import build_dataset, datasets
+from mmsweep.errors import UserError
 
 _FEW = 5
 """A class with fewer training rows than this is named."""
 
 _SHOWN = 5
+
+
+def named_builder(name: str, overrides: Sequence[str] = ()) -> DatasetBuilder | None:
+    """The builder of a dataset that is named instead of a study; None where no dataset has that name.
+
+    Raises:
+        UserError: the data is not where it is looked for (saying how to get it), or an override that only a study has.
+    """
+    if name not in datasets() or Path(name).exists():
+        return None
+    root = None
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key != "data.root":
+            raise UserError("only a study has this key", key=key, expected="data.root=FOLDER, or a study file")
+        root = Path(value).expanduser()
+    return build_dataset(name, DatasetOptions(root))
 
 
 def check(builder: DatasetBuilder) -> list[str]:

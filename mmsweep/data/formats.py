@@ -26,6 +26,7 @@ class ImageFormat:
         resize: shorter side before the centre crop; None means `size` (no margin).
         stored: side of the square kept on disk, cropped to `size` in the batch; None means `size`. Random crops
             want more.
+        fit: what happens to a picture that is not square: `crop` shows its middle, `pad` shows all of it on white.
     """
 
     size: int
@@ -33,6 +34,7 @@ class ImageFormat:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resize: int | None = None
     stored: int | None = None
+    fit: Literal["crop", "pad"] = "crop"
 
     kind = "image"
 
@@ -66,7 +68,8 @@ class ImageFormat:
 
     def key(self) -> dict[str, Any]:
         # mean and std act on the device, after the column: pictures prepared for one encoder serve another.
-        return {"kind": self.kind, "stored": self.stored_side, "resize": self.resized_side}
+        key = {"kind": self.kind, "stored": self.stored_side, "resize": self.resized_side}
+        return key if self.fit == "crop" else {**key, "fit": self.fit}
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class DatasetOptions:
         text_field: for datasets with several texts a row; None: the dataset's own.
         split_seed: for splits that are carved here.
         manifest: the user's own file (dataset "manifest" only).
+        language: for datasets spoken in several languages; None: the dataset's own.
     """
 
     root: Path | None = None
@@ -113,3 +114,4 @@ class DatasetOptions:
     text_field: str | None = None
     split_seed: int = 0
     manifest: ManifestOptions | None = None
+    language: str | None = None

@@ -17,6 +17,7 @@ from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, Target
 from mmsweep.data.decoding import natural_key
 from mmsweep.data.options import DatasetOptions, ManifestOptions
 from mmsweep.data.registry import DatasetCard, register_dataset
+from mmsweep.data.splitting import carve
 from mmsweep.data.tables import read_table
 from mmsweep.errors import UserError
 
@@ -173,7 +174,7 @@ class Manifest(DatasetBuilder):
                     )  # fmt: skip
             splits[name].append(sample)
         if not splits["val"] and splits["train"]:
-            parts = _carve(splits["train"], self._keys(splits["train"]), [CARVED_VALIDATION], self.options.split.seed)
+            parts = carve(splits["train"], self._keys(splits["train"]), [CARVED_VALIDATION], self.options.split.seed)
             splits["val"], splits["train"] = parts
             self._carved = (
                 f"The column {column} names no validation rows: {CARVED_VALIDATION:.0%} of the training rows were "
@@ -185,7 +186,7 @@ class Manifest(DatasetBuilder):
 
     def _by_share(self, samples: list[Sample]) -> dict[str, list[Sample]]:
         rule = self.options.split
-        test, val, train = _carve(samples, self._keys(samples), [rule.test, rule.val], rule.seed)
+        test, val, train = carve(samples, self._keys(samples), [rule.test, rule.val], rule.seed)
         by = f"groups of the column {self.options.group}" if self.options.group else "rows"
         self._carved = f"Carved by hash of {by} into {rule.train:g}/{rule.val:g}/{rule.test:g} (seed {rule.seed})."
         return self._numbered({"train": train, "val": val, "test": test})
@@ -216,27 +217,6 @@ class Manifest(DatasetBuilder):
                 own = content if seen[content] == 1 else f"{content}-{seen[content]}"
                 splits[name][index] = Sample(own, sample.values, sample.target, sample.group, sample.origin)
         return splits
-
-
-def _carve(samples: list[Sample], keys: list[str], shares: list[float], seed: int) -> list[list[Sample]]:
-    """Parts with about these shares of the rows, and the rest; each key wholly in one part; rows keep their order.
-
-    Keys are ranked by a hash with the seed and dealt out in that order, so parts are as exact as groups allow.
-    """
-    counts: dict[str, int] = {}
-    for key in keys:
-        counts[key] = counts.get(key, 0) + 1
-    ranked = sorted(counts, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())
-    limits = [sum(shares[: i + 1]) * len(samples) for i in range(len(shares))]
-    part_of, before = {}, 0
-    for key in ranked:
-        middle = before + counts[key] / 2  # a group goes where its middle row falls
-        part_of[key] = next((i for i, limit in enumerate(limits) if middle < limit), len(shares))
-        before += counts[key]
-    parts: list[list[Sample]] = [[] for _ in range(len(shares) + 1)]
-    for sample, key in zip(samples, keys, strict=True):
-        parts[part_of[key]].append(sample)
-    return parts
 
 
 def _plain(value: Any) -> str:

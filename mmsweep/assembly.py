@@ -115,9 +115,9 @@ def _manifest(study: Study) -> ManifestOptions | None:
     data = study.data
     if data.path is None or data.modalities is None or data.target is None:
         return None
-    columns = {name: ModalityColumn(m.kind, m.column) for name, m in data.modalities.items()}
+    columns = {name: ModalityColumn(m.kind, m.column, m.length, m.width) for name, m in data.modalities.items()}
     classes = tuple(data.target.classes) if data.target.classes else None
-    target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes)
+    target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes, data.target.signed)
     split = data.split
     if split is None:
         rule = SplitRule(seed=data.split_seed)
@@ -301,7 +301,9 @@ class Warm:
         data, backbone = self.ready(study)
         train = data.splits["train"]
         balanced = study.train.class_weights == "balanced" and data.target.task != "regression"
-        task = make_task(data.target, torch.from_numpy(np.asarray(train.targets)) if balanced else None)
+        task = make_task(
+            data.target, torch.from_numpy(np.asarray(train.targets)) if balanced else None, study.train.regression_loss
+        )
         scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
         table = availability_table(scenario, len(train), backbone.modalities, study.scenarios.seed, train.natural_NM)
         objective = study.sweep.objectives[0]

@@ -51,8 +51,19 @@ class Augmentation(_Section):
 
 
 class ManifestColumn(_Section):
-    kind: Literal["image", "text", "audio", "video"]
+    kind: Literal["image", "text", "audio", "video", "sequence"]
     column: str
+    length: int | None = Field(None, ge=1, description="sequence: most steps (longer ones are cut)")
+    width: int | None = Field(None, ge=1, description="sequence: features a step")
+
+    @model_validator(mode="after")
+    def _sequences_have_a_size(self) -> ManifestColumn:
+        sizes = self.length, self.width
+        if self.kind == "sequence" and None in sizes:
+            raise misfit("a sequence needs its size", "length (most steps) and width (features a step)")
+        if self.kind != "sequence" and sizes != (None, None):
+            raise misfit(f"{self.kind} has no length and width", "neither, or kind: sequence")
+        return self
 
 
 class ManifestTarget(_Section):
@@ -60,6 +71,13 @@ class ManifestTarget(_Section):
     column: str
     separator: str = "|"
     classes: list[str] | None = None
+    signed: bool = Field(False, description="regression: the sign means something (sentiment): Has0 and Non0 metrics")
+
+    @model_validator(mode="after")
+    def _only_numbers_have_a_sign(self) -> ManifestTarget:
+        if self.signed and self.task != "regression":
+            raise misfit(f"{self.task} has no sign", "signed: false, or task: regression")
+        return self
 
 
 class ManifestSplit(_Section):
@@ -179,6 +197,7 @@ class Train(_Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is used where the device has it")
     clip_norm: float | None = Field(None, gt=0)
     class_weights: Literal["none", "balanced"] = "none"
+    regression_loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     seed: int = Field(0, ge=0)
 
     @property

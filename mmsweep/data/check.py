@@ -68,13 +68,15 @@ def _bad_rows(builder: DatasetBuilder) -> Iterator[str]:
 
 
 def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+    words = {m for m, kind in builder.modalities.items() if kind == "text"}
+    words |= {m for m, format in builder.sequences.items() if format.recipe == "words"}
     absent = []
     seen = 0
     for name in SPLITS:
         for sample in splits[name]:
-            for modality, kind in builder.modalities.items():
+            for modality in builder.modalities:
                 value = sample.values.get(modality)
-                if kind != "text" and isinstance(value, str | Path):
+                if modality not in words and isinstance(value, str | Path):
                     seen += 1
                     if not Path(value).exists():
                         absent.append(f"{sample.origin}: {value}")

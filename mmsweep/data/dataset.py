@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmsweep.data.formats import SequenceFormat
 from mmsweep.errors import UserError
 
 TaskName = Literal["single_label", "multi_label", "regression"]
@@ -30,16 +31,20 @@ class Target:
     Args:
         task: single_label (one class), multi_label (any number of classes), regression (a number).
         classes: names in the order of the outputs; empty for regression.
+        signed: regression: the number's sign means something, as in sentiment from -3 to 3 (its metrics are reported).
     """
 
     task: TaskName
     classes: tuple[str, ...] = ()
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in ("single_label", "multi_label", "regression"):
             raise UserError(
                 "unknown task", key="task", found=self.task, expected="single_label, multi_label or regression"
             )
+        if self.signed and self.task != "regression":
+            raise UserError("only a number has a sign", key="signed", found=self.task, expected="regression")
         if len(set(self.classes)) != len(self.classes):
             twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
             raise UserError("a class is listed twice", key="classes", found=twice)
@@ -111,7 +116,8 @@ class Sample:
     Args:
         id: unique within the dataset.
         values: modality -> raw value, or None where the data itself has none. Image and audio: path or bytes;
-            text: str; video: path of a folder of frames or of a file.
+            text: str; video: path of a folder of frames or of a file; sequence: path or bytes of a .npy array (or what
+            the builder's format derives it from).
         target: class name, list of labels, or number.
         group: rows of a group never stand in two splits; None means that the row is its own group.
         origin: "file.csv:17", for messages.
@@ -143,6 +149,7 @@ class DatasetBuilder(ABC):
         modalities: name -> kind (one of MODALITY_KINDS); the order is the dataset's order of modalities.
         target: what is predicted.
         expected: published number of rows per split; empty where there is none.
+        sequences: how each modality of kind "sequence" is read; those have no encoder that could say it.
         bad_rows: what `splits()` left out because it could not be read as a row (file:line and why);
             `prepare` refuses or skips them.
     """
@@ -151,6 +158,7 @@ class DatasetBuilder(ABC):
     modalities: Mapping[str, str]
     target: Target
     expected: Mapping[str, int] = {}
+    sequences: Mapping[str, SequenceFormat] = {}
     bad_rows: tuple[BadRow, ...] = ()
 
     @abstractmethod
@@ -172,7 +180,7 @@ class Batch:
 
     Args:
         inputs: modality -> tensor (image [B,3,H,W], audio [B,F,mel], video [B,f,3,H,W]) or dict
-            (text: ids [B,L], mask [B,L]).
+            (text: ids [B,L], mask [B,L]; sequence: values [B,T,F], mask [B,T]).
         present_BM: bool, which inputs may be read; columns in the dataset's order of modalities. The others
             hold the fill value.
         target: int64 [B], float32 [B,C] or float32 [B].

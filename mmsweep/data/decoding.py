@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmsweep.data.formats import AudioFormat, ImageFormat, TextFormat, VideoFormat
+from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat, TextFormat, VideoFormat
 from mmsweep.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -104,7 +104,7 @@ def _rendered(data: bytes, value: Any, side: int) -> bytes:
         ) from None
     try:
         # Fonts differ from machine to machine: only outlined letters are drawn. 96 dots an inch is CSS's.
-        options = {"svg_string": data.decode("utf-8-sig"), "skip_system_fonts": True, "dpi": 96.0}
+        options: dict[str, Any] = {"svg_string": data.decode("utf-8-sig"), "skip_system_fonts": True, "dpi": 96.0}
         png = bytes(resvg_py.svg_to_bytes(**options))
         with Image.open(io.BytesIO(png)) as own:
             short = min(own.size)
@@ -261,6 +261,26 @@ def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
     out = np.zeros((format.frames, format.mel_bins), np.float32)
     out[: min(len(array), format.frames)] = array[: format.frames]
     return (out - format.mean) / (2 * format.std) if format.kind == "ast" else out
+
+
+# ---- sequences -----------------------------------------------------------------------------------------------------
+
+
+def decode_sequence(value: str | Path | bytes, format: SequenceFormat) -> np.ndarray:
+    """float32 [t, width] of a .npy file (or its bytes), t at least 1 and at most `length`: what is longer is cut."""
+    try:
+        array = np.load(io.BytesIO(read_bytes(value)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise Undecodable(f"the sequence {_name(value)} is not a .npy array ({_first_line(error)})") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        found = array.dtype if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise Undecodable(f"the sequence {_name(value)} does not hold numbers; found {found}")
+    if array.ndim != 2 or array.shape[1] != format.width or len(array) == 0:
+        raise Undecodable(f"the sequence {_name(value)} is not [steps, {format.width}]; found {list(array.shape)}")
+    if not np.isfinite(array).all():
+        step, column = np.argwhere(~np.isfinite(array))[0]
+        raise Undecodable(f"the sequence {_name(value)} holds {array[step, column]} at step {step}, column {column}")
+    return np.ascontiguousarray(array[: format.length], np.float32)
 
 
 # ---- clips ---------------------------------------------------------------------------------------------------------

@@ -167,9 +167,45 @@ class VideoFormat:
         return {"kind": self.kind, "image": self.image.key(), "stored": self.stored_frames}
 
 
-Format = ImageFormat | TextFormat | AudioFormat | VideoFormat
+@dataclass(frozen=True)
+class SequenceFormat:
+    """Sequences of features: columns float32 [N, length, width] and lengths int32 [N].
 
-KINDS: dict[type, str] = {ImageFormat: "image", TextFormat: "text", AudioFormat: "audio", VideoFormat: "video"}
+    The batch is dict(values float32 [B, length, width], mask bool [B, length]), never cut to its longest row: a
+    sequence's place in a network may count from its end, and a row must not depend on its batch mates.
+
+    Args:
+        length: T, steps; shorter sequences are padded with zeros, longer ones cut.
+        width: F, features a step.
+        recipe: "stored": the value is a .npy file of [t, F]; else the features are derived from the value, a text
+            ("words"), a recording ("sound") or a picture ("picture"), as data/derived.py says.
+    """
+
+    length: int
+    width: int
+    recipe: Literal["stored", "words", "sound", "picture"] = "stored"
+
+    kind = "sequence"
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.width < 1:
+            raise UserError(
+                "a sequence needs at least one step and one feature", key="length", found=(self.length, self.width)
+            )
+
+    def key(self) -> dict[str, Any]:
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+Format = ImageFormat | TextFormat | AudioFormat | VideoFormat | SequenceFormat
+
+KINDS: dict[type, str] = {
+    ImageFormat: "image",
+    TextFormat: "text",
+    AudioFormat: "audio",
+    VideoFormat: "video",
+    SequenceFormat: "sequence",
+}
 """Which kind of modality (DatasetBuilder.modalities) a format reads."""
 
 

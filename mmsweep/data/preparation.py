@@ -7,6 +7,7 @@ Layout of a prepared folder (written under a temporary name, then renamed, so th
     train/targets.npy          int64 [N] | float32 [N,C] | float32 [N]
     train/natural.npy          bool [N,M]
     train/image.npy            uint8 [N,3,H,W]                 (or <audio>.npy, <video>.npy)
+    train/<sequence>.npy       float32 [N,T,F], and <sequence>.length.npy int32 [N]
     train/text.ids.npy         int32 [N,L], and text.mask.npy bool [N,L]
 """
 
@@ -24,8 +25,15 @@ from typing import Any
 import numpy as np
 
 from mmsweep.data.dataset import SPLITS, Sample, Target
-from mmsweep.data.decoding import Undecodable, decode_image, decode_video, sound_decoder, text_encoder
-from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat, VideoFormat
+from mmsweep.data.decoding import (
+    Undecodable,
+    decode_image,
+    decode_video,
+    sound_decoder,
+    text_encoder,
+)
+from mmsweep.data.derived import sequence_decoder
+from mmsweep.data.formats import AudioFormat, Format, ImageFormat, SequenceFormat, TextFormat, VideoFormat
 from mmsweep.errors import UserError
 
 CODE_VERSION = 1
@@ -153,7 +161,7 @@ def _feed(digest: Any, *parts: Any) -> None:
 
 
 def _stamp(value: Any, format: Format) -> Any:
-    if value is None or isinstance(value, bytes) or isinstance(format, TextFormat):
+    if value is None or isinstance(value, bytes) or _is_words(format):
         return _content(value, format)
     path = Path(value)
     try:
@@ -164,8 +172,13 @@ def _stamp(value: Any, format: Format) -> Any:
         return [str(path), "absent"]
 
 
+def _is_words(format: Format) -> bool:
+    """Whether raw values are texts, not names of files."""
+    return isinstance(format, TextFormat) or (isinstance(format, SequenceFormat) and format.recipe == "words")
+
+
 def _content(value: Any, format: Format) -> Any:
-    if value is None or isinstance(format, TextFormat):
+    if value is None or _is_words(format):
         return value
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
@@ -184,6 +197,8 @@ def _decoder(format: Format) -> Callable[[Any], np.ndarray] | None:
         return lambda value: decode_video(value, format)
     if isinstance(format, AudioFormat):
         return sound_decoder(format)
+    if isinstance(format, SequenceFormat):
+        return sequence_decoder(format)
     return None  # texts are tokenised many at once
 
 
@@ -231,14 +246,18 @@ class _Columns:
                     if reason is not None:
                         reasons[row] = reason
                     for modality, array in arrays.items():
-                        self.arrays[modality][row] = array
+                        if f"{modality}.length" in self.arrays:
+                            self.arrays[f"{modality}.length"][row] = len(array)
+                            self.arrays[modality][row, : len(array)] = array
+                        else:
+                            self.arrays[modality][row] = array
                         self._add(modality, array)
                 progress(rows.stop, len(self.samples))
         bad.extend((self.samples[row], reasons[row]) for row in sorted(reasons))
         return np.array([row not in reasons for row in range(len(self.samples))], bool)
 
     def statistics(self) -> dict[str, Any]:
-        """Per modality the mean of what is there: 3 channels (0..255) of pictures, mel bins of sounds."""
+        """Per modality the mean of what is there: 3 channels (0..255) of pictures, mel bins of sounds, features."""
         return {modality: {"mean": (total / count).tolist()} for modality, (total, count) in self.sums.items()}
 
     def close(self, good_N: np.ndarray) -> None:
@@ -283,6 +302,8 @@ def column_layout(modality: str, format: Format) -> list[tuple[str, Any, tuple[i
         return [(f"{modality}.ids", np.int32, (format.length,)), (f"{modality}.mask", np.bool_, (format.length,))]
     if isinstance(format, AudioFormat):
         return [(modality, np.float32, (format.frames, format.mel_bins))]
+    if isinstance(format, SequenceFormat):
+        return [(modality, np.float32, (format.length, format.width)), (f"{modality}.length", np.int32, ())]
     if isinstance(format, VideoFormat):
         side = format.image.stored_side
         return [(modality, np.uint8, (format.stored_frames, 3, side, side))]

@@ -26,7 +26,7 @@ from torch import Tensor
 from mmsweep.data.augmentation import Augmentation, Draws, centre_crop
 from mmsweep.data.dataset import SPLITS, BadRow, Batch, DatasetBuilder, Target
 from mmsweep.data.decoding import uniform_frames
-from mmsweep.data.formats import KINDS, AudioFormat, Format, ImageFormat, TextFormat, VideoFormat
+from mmsweep.data.formats import KINDS, AudioFormat, Format, ImageFormat, SequenceFormat, TextFormat, VideoFormat
 from mmsweep.data.preparation import Progress, cache_key, column_layout, write_prepared
 from mmsweep.errors import UserError
 
@@ -181,6 +181,8 @@ class PreparedSplit:
             present_B = present_BM[:, column]
             if isinstance(format, TextFormat):
                 inputs[modality] = self._text(modality, format, index_B, present_B, device)
+            elif isinstance(format, SequenceFormat):
+                inputs[modality] = self._sequence(modality, format, index_B, present_B, device)
             else:
                 inputs[modality] = self._dense(modality, format, index_B, present_B, device, augmentation, draws)
         target = torch.from_numpy(self.targets[index_B])
@@ -211,6 +213,16 @@ class PreparedSplit:
         ids = torch.from_numpy(ids_BL[:, :length].astype(np.int64))
         mask = torch.from_numpy(np.ascontiguousarray(mask_BL[:, :length]))
         return {"ids": ids.to(device), "mask": mask.to(device)}
+
+    def _sequence(
+        self, modality: str, format: SequenceFormat, index_B: np.ndarray, present_B: np.ndarray, device: torch.device
+    ) -> dict[str, Tensor]:
+        length_B = np.where(present_B, self._columns[f"{modality}.length"][index_B], 0)
+        values = torch.from_numpy(self._columns[modality][index_B]).to(device)
+        if not present_B.all():
+            values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = self._fill[modality].to(device)
+        mask_BT = torch.from_numpy(np.arange(format.length) < length_B[:, None])
+        return {"values": values, "mask": mask_BT.to(device)}
 
     def _dense(
         self,
@@ -266,12 +278,12 @@ class PreparedSplit:
             return format.frames, 3, format.image.size, format.image.size
         return 3, format.size, format.size
 
-    def _fill_value(self, modality: str, format: ImageFormat | AudioFormat | VideoFormat) -> Tensor:
+    def _fill_value(self, modality: str, format: ImageFormat | AudioFormat | VideoFormat | SequenceFormat) -> Tensor:
         """Float32, broadcastable over an input."""
         fill = self.fills[modality]
         if fill in ("zeros", "ones", "nan"):
             return torch.tensor({"zeros": 0.0, "ones": 1.0, "nan": float("nan")}[fill])
-        if isinstance(format, AudioFormat):
+        if isinstance(format, AudioFormat | SequenceFormat):
             return torch.tensor(self._statistics[modality]["mean"], dtype=torch.float32)
         picture = format.image if isinstance(format, VideoFormat) else format
         level = [0.0, 0.0, 0.0] if fill == "black" else self._statistics[modality]["mean"]
@@ -389,6 +401,10 @@ def _fills(fill: Mapping[str, str] | str, formats: Mapping[str, Format]) -> dict
     for modality, value in chosen.items():
         if value not in FILLS:
             raise UserError("unknown fill value", key="data.fill", found=value, expected=", ".join(FILLS))
-        if value == "black" and isinstance(formats[modality], AudioFormat):
-            raise UserError("a sound cannot be black", key="data.fill", expected=f"another value for {modality}")
+        if value == "black" and isinstance(formats[modality], AudioFormat | SequenceFormat):
+            raise UserError(
+                f"{KINDS[type(formats[modality])]} cannot be black",
+                key="data.fill",
+                expected=f"another value for {modality}",
+            )
     return chosen

@@ -15,6 +15,7 @@ from typing import Any
 
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, Target
 from mmsweep.data.decoding import natural_key
+from mmsweep.data.formats import SequenceFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions
 from mmsweep.data.registry import DatasetCard, register_dataset
 from mmsweep.data.splitting import carve
@@ -41,6 +42,7 @@ class Manifest(DatasetBuilder):
     def __init__(self, options: ManifestOptions) -> None:
         self.options, self.path = options, Path(options.path)
         self.modalities = {name: modality.kind for name, modality in options.modalities.items()}
+        self.sequences = sequence_formats(options)
         rows = list(read_table(self.path, self._columns()))
         if not rows:
             raise UserError("the manifest has no rows", file=self.path)
@@ -140,7 +142,7 @@ class Manifest(DatasetBuilder):
     def _target(self, labels: Iterable[Any]) -> Target:
         target = self.options.target
         if target.task == "regression":
-            return Target("regression")
+            return Target("regression", signed=target.signed)
         if target.classes is not None:
             return Target(target.task, tuple(target.classes))
         found = {name for label in labels for name in (label if isinstance(label, list) else [label])}
@@ -219,6 +221,15 @@ class Manifest(DatasetBuilder):
         return splits
 
 
+def sequence_formats(options: ManifestOptions) -> dict[str, SequenceFormat]:
+    """How the modalities of kind "sequence" are read."""
+    return {
+        name: SequenceFormat(column.length, column.width)
+        for name, column in options.modalities.items()
+        if column.length is not None and column.width is not None
+    }
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
@@ -229,12 +240,13 @@ def _card(options: DatasetOptions) -> DatasetCard:
     own = options.manifest
     target = None
     if own is not None and (own.target.classes is not None or own.target.task == "regression"):
-        target = Target(own.target.task, tuple(own.target.classes or ()))
+        target = Target(own.target.task, tuple(own.target.classes or ()), own.target.signed)
     return DatasetCard(
         name="manifest",
         title="your own data: a CSV, JSONL or Parquet file with a row per sample",
         modalities={name: column.kind for name, column in own.modalities.items()} if own else {},
         target=target,
+        sequences=sequence_formats(own) if own else {},
         get="data.path names the file",
         layout="a column per modality (file names relative to the file, or texts), a target; optional split and group",
     )

@@ -118,9 +118,9 @@ def read_stamps(folder: Path, language: str) -> list[Sample]:
             name = text.read_text(encoding="utf-8-sig", errors="replace").split("\n")[0].strip()
             own = speech.get(stem, {})
             spoken |= own.keys()
-            for code in sorted(own) or [None] if language == "all" else [language]:
+            for code in sorted(own) or ["none"] if language == "all" else [language]:
                 id = str(stem.relative_to(folder)) + (f":{code}" if language == "all" else "")
-                values = {"image": pictures[stem], "text": name or None, "audio": own.get(code) if code else None}
+                values = {"image": pictures[stem], "text": name or None, "audio": own.get(code)}
                 origin = str(pictures[stem].relative_to(folder))
                 samples.append(Sample(id, values, category, plain_name(name) or id, origin))
     if samples and language != "all" and language not in spoken:

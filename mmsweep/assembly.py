@@ -1,7 +1,7 @@
 """From a study to the things that train: the one place that knows every registry.
 
 Study ─► builder, formats ─► prepared data      (warm: kept by a host from trial to trial)
-      ─► encoders ─► backbone, frozen           (warm)
+      ─► backbone, frozen                       (warm)
       ─► adapters, head, method, task ─► Slot   (a trial's own, drawn from train.seed)
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,16 +23,16 @@ import transformers
 from mmsweep.availability import Scenario, availability_table, table_digest
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.formats import Format, ImageFormat, VideoFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
 from mmsweep.errors import UNSET, UserError
 from mmsweep.methods import METHODS, Method
-from mmsweep.models.dual_encoder import DualEncoder
+from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
+from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.families import FormatOptions
-from mmsweep.models.lora import Noise, add_lora
-from mmsweep.models.pretrained import PretrainedEncoder
+from mmsweep.models.lora import Noise
+from mmsweep.models.mult import MulTOptions
 from mmsweep.study import ScenarioSpec, Study
 from mmsweep.tasks import MultiLabel, make_task
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
@@ -66,8 +66,8 @@ class Job:
 def warm_key(study: Study) -> str:
     """Studies with equal keys may train on the same host without it loading anything anew."""
     data = study.data.model_dump(mode="json", exclude={"augmentation"})
-    encoders = {m: e.model_dump(mode="json") for m, e in study.model.encoders.items()}
-    return hashlib.sha256(json.dumps([data, encoders, study.resources.cpus], sort_keys=True).encode()).hexdigest()[:16]
+    networks = study.model.model_dump(mode="json", include={"backbone", "encoders"})
+    return hashlib.sha256(json.dumps([data, networks, study.resources.cpus], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
@@ -129,41 +129,36 @@ def _manifest(study: Study) -> ManifestOptions | None:
     return ManifestOptions(Path(data.path), columns, target, rule, data.group.column if data.group else None)
 
 
-def make_formats(
-    encoders: Mapping[str, PretrainedEncoder], study: Study, kinds: Mapping[str, str]
-) -> dict[str, Format]:
-    """How each modality's raw values become arrays: as its encoder was made for, unless the study says otherwise."""
-    formats: dict[str, Format] = {}
-    for modality, encoder in encoders.items():
-        if kinds[modality] == "video":
-            formats[modality] = VideoFormat(encoder.format, study.data.video.frames)  # type: ignore[arg-type]
-        elif isinstance(encoder.format, ImageFormat):
-            formats[modality] = replace(encoder.format, fit=study.data.image.fit)
-        else:
-            formats[modality] = encoder.format
-    return formats
+def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool = True, files: bool = True) -> Backbone:
+    """The backbone of a study for a dataset's modalities and target, frozen; `load` and `files` as Blueprint's.
+
+    Raises:
+        UserError: no such backbone, or one that cannot be built for this data.
+    """
+    kinds, model, data = dict(card.modalities), study.model, study.data
+    check_backbone(study, tuple(kinds))
+    assert card.target is not None
+    blueprint = Blueprint(
+        kinds,
+        card.target.width,
+        FormatOptions(data.image.size, data.text.length, data.audio.frames, data.image.fit),
+        data.video.frames,
+        {m: EncoderOptions(e.source, e.name, e.layers, e.pool) for m, e in model.encoders.items()},
+        model.backbone.weights,
+        model.backbone.pretrained,
+        load,
+        files,
+        sequences=card.sequences,
+        mult=MulTOptions(**model.backbone.mult.model_dump()),
+    )
+    return BACKBONES[model.backbone.name].build(blueprint)
 
 
-def make_encoders(
-    study: Study, modalities: Sequence[str], weights: bool = True, files: bool = True
-) -> dict[str, PretrainedEncoder]:
-    """One encoder a modality, in the dataset's order; `weights` and `files` as PretrainedEncoder takes them."""
-    check_encoders(study, modalities)
-    given, data = study.model.encoders, study.data
-    options = FormatOptions(size=data.image.size, length=data.text.length, frames=data.audio.frames)
-    return {
-        m: PretrainedEncoder(
-            given[m].source,
-            given[m].name,
-            f"model.encoders.{m}.name",
-            options,
-            given[m].layers,
-            given[m].pool,
-            weights,
-            files,
-        )
-        for m in modalities
-    }
+def check_backbone(study: Study, modalities: Sequence[str]) -> None:
+    """Refuse a backbone that does not exist, or encoders that do not fit the modalities. Raises UserError."""
+    check_name(study.model.backbone.name, BACKBONES, "backbone", "model.backbone.name")
+    if study.model.backbone.name == "dual_encoder":
+        check_encoders(study, modalities)
 
 
 def check_encoders(study: Study, modalities: Sequence[str]) -> None:
@@ -185,26 +180,25 @@ def check_encoders(study: Study, modalities: Sequence[str]) -> None:
             )
 
 
-def make_method(study: Study, backbone: DualEncoder) -> Method:
+def make_method(study: Study, backbone: Backbone) -> Method:
     """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
     check_method(study.method.name, "method.name")
-    init = generator(study.train.seed, "init", 0)
-    trained = [m for m, e in study.model.encoders.items() if e.trainable or e.train_layernorm]
-    own, noise = backbone.trial_copy(trained), Noise()
+    init, adaptation, noise = generator(study.train.seed, "init", 0), make_adaptation(study), Noise()
+    own = backbone.trial_copy(adaptation)
     own.reset(init)
-    for modality in own.modalities:
-        spec, encoder = study.model.encoders[modality], own.encoder(modality)
-        if study.model.lora is not None and not spec.trainable:
-            lora = study.model.lora
-            add_lora(encoder, lora.rank, lora.alpha, lora.dropout, noise, init)
-        norms = set(encoder.layer_norms())
-        for name, parameter in encoder.named_parameters():  # after the adapters: peft freezes everything else
-            if spec.trainable or (spec.train_layernorm and name in norms):
-                parameter.requires_grad_(True)
+    own.adapt(adaptation, noise, init)
     method = METHODS[study.method.name](own, study.method, noise, init)
     if study.scenarios.train != "complete" and not study.method.masking.with_training_gaps:
         method.masking = None  # B3
     return method
+
+
+def make_adaptation(study: Study) -> Adaptation:
+    """What of the backbone a study trains."""
+    model, encoders = study.model, study.model.encoders
+    lora = None if model.lora is None else LoraOptions(model.lora.rank, model.lora.alpha, model.lora.dropout)
+    trainable = {m for m, e in encoders.items() if e.trainable} | ({"backbone"} if model.backbone.trainable else set())
+    return Adaptation(lora, frozenset(trainable), frozenset(m for m, e in encoders.items() if e.train_layernorm))
 
 
 def make_augmentation(study: Study) -> Augmentation | None:
@@ -244,15 +238,29 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
     return scenarios
 
 
-def check_method(name: str, key: str) -> None:
-    """Refuse a method that does not exist. Raises UserError."""
-    if name not in METHODS:
-        near = get_close_matches(name, METHODS, 1)
+def check_method(name: str, key: str, backbone: str | None = None) -> None:
+    """Refuse a method that does not exist, or that does not work on a backbone. Raises UserError."""
+    check_name(name, METHODS, "method", key)
+    accepts = METHODS[name].accepts
+    if backbone is not None and not issubclass(BACKBONES[backbone], accepts):
         raise UserError(
-            "unknown method",
+            f"method {name} does not work on backbone {backbone}",
             key=key,
             found=name,
-            expected=f"one of {', '.join(METHODS)}",
+            expected=f"one of {', '.join(n for n, m in METHODS.items() if issubclass(BACKBONES[backbone], m.accepts))}",
+        )
+
+
+def check_name(name: str, known: Iterable[str], what: str, key: str) -> None:
+    """Refuse a name that a registry lacks, with the nearest that it has. Raises UserError."""
+    known = list(known)
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise UserError(
+            f"unknown {what}",
+            key=key,
+            found=name,
+            expected=f"one of {', '.join(known)}",
             hint=f"Did you mean {near[0]!r}?" if near else None,
         )
 
@@ -261,8 +269,7 @@ def prepare_data(study: Study) -> PreparedData:
     """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, no weights."""
     builder = make_builder(study)
     with torch.device("meta"):
-        encoders = make_encoders(study, tuple(builder.modalities), weights=False)
-    formats = make_formats(encoders, study, builder.modalities)
+        formats = make_backbone(study, builder, load=False).formats
     return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
 
 
@@ -278,22 +285,21 @@ class Warm:
         self.device, self.world = torch.device(device), world
         self.key: str | None = None
         self.data: PreparedData | None = None
-        self.backbone: DualEncoder | None = None
+        self.backbone: Backbone | None = None
 
-    def ready(self, study: Study) -> tuple[PreparedData, DualEncoder]:
+    def ready(self, study: Study) -> tuple[PreparedData, Backbone]:
         """Load what the study needs, unless it is there already."""
         key = warm_key(study)
         if key != self.key or self.data is None or self.backbone is None:
             self.key = self.data = self.backbone = None
             builder = make_builder(study)
-            encoders = make_encoders(study, tuple(builder.modalities))
-            formats = make_formats(encoders, study, builder.modalities)
+            backbone = make_backbone(study, builder)
+            formats = backbone.formats
             if self.world.first:  # one rank decodes, the others map what it wrote
                 prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
             self.world.barrier()
             data = prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
-            backbone = DualEncoder(encoders, data.target.width, generator(0, "head", 0)).to(self.device)
-            self.key, self.data, self.backbone = key, data, backbone
+            self.key, self.data, self.backbone = key, data, backbone.to(self.device)
         return self.data, self.backbone
 
     def slot(self, study: Study, folder: TrialFolder) -> Slot:

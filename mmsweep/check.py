@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from mmsweep.assembly import (
     card_of,
-    check_encoders,
+    check_backbone,
     check_method,
     make_augmentation,
     make_scenarios,
@@ -35,7 +35,7 @@ def check(study: Study) -> None:
     if len(modalities) < 2:
         key = "data" if study.data.modalities is None else "data.modalities"
         raise UserError("too few modalities", key=key, found=list(modalities), expected="two at least")
-    check_encoders(study, modalities)
+    check_backbone(study, modalities)
     parse_scenario(study.scenarios.train, modalities, "scenarios.train")
     make_augmentation(study)
     _check_warmup(study, card.rows.get("train"))
@@ -53,9 +53,10 @@ def check(study: Study) -> None:
                 else "a val/scenario/metric of the listed scenarios",
                 hint=f"Did you mean {near[0]!r}?" if near else None,
             )
-    check_method(study.method.name, "method.name")
+    backbone = None if "model.backbone.name" in study.search else study.model.backbone.name
+    check_method(study.method.name, "method.name", backbone)
     for name in study.search["method.name"].choices if "method.name" in study.search else []:
-        check_method(str(name), "search.method.name")
+        check_method(str(name), "search.method.name", backbone)
 
 
 def _check_warmup(study: Study, rows: int | None) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsweep.assembly import card_of, make_builder, make_encoders, make_method, make_scenarios
+from mmsweep.assembly import card_of, make_backbone, make_builder, make_method, make_scenarios
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
 from mmsweep.check import check
 from mmsweep.methods import Method
-from mmsweep.models.dual_encoder import DualEncoder
 from mmsweep.study import Study
 
 
@@ -22,10 +21,8 @@ def dry_run(study: Study) -> dict[str, Any]:
     check(study)
     card = card_of(study)
     modalities = tuple(card.modalities)
-    assert card.target is not None
     with torch.device("meta"):
-        encoders = make_encoders(study, modalities, weights=False, files=False)
-        backbone = DualEncoder(encoders, card.target.width)
+        backbone = make_backbone(study, card, load=False, files=False)
     method = make_method(study, backbone)
     natural = _natural(study, modalities)
     return {

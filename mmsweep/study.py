@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mmsweep.errors import UserError
+from mmsweep.study_mult import MulTSpec
+from mmsweep.study_search import Dimension, Sweep
+from mmsweep.study_source import Section as _Section
 from mmsweep.study_source import Source, first_problem, misfit
 
 Share = Field(ge=0.0, le=1.0)
 ScenarioSpec = str | dict[str, Any]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ImageOptions(_Section):
@@ -140,9 +139,45 @@ class Lora(_Section):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
+class BackboneSpec(_Section):
+    name: str = Field("dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt; mult")
+    mult: MulTSpec = MulTSpec()
+    weights: str | None = Field(
+        None, description="a whole network's checkpoint: a hub name, a folder or `package:NAME/path`"
+    )
+    pretrained: bool = Field(
+        True, description="false: initial values drawn from train.seed; of `weights` only the configuration is read"
+    )
+    trainable: bool = Field(False, description="B25: train all its weights instead of freezing them")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BackboneSpec:
+        if self.name in ("dual_encoder", "mult") and (
+            self.weights is not None or self.trainable or not self.pretrained
+        ):
+            raise misfit(
+                "weights, pretrained and trainable are for whole networks", "these under model.encoders.<modality>"
+            )
+        if not self.pretrained and not self.trainable:
+            raise misfit("a frozen network with initial values", "trainable: true")
+        return self
+
+
 class Model(_Section):
-    encoders: dict[str, EncoderSpec] = Field(min_length=1)
+    backbone: BackboneSpec = BackboneSpec()
+    encoders: dict[str, EncoderSpec] = Field(default_factory=dict, description="one a modality, for dual_encoder")
     lora: Lora | None = Field(Lora(), description="adapters on q, k, v, o of attention; null: none")
+
+    @field_validator("encoders")
+    @classmethod
+    def _where_they_belong(cls, encoders: dict[str, EncoderSpec], info: ValidationInfo) -> dict[str, EncoderSpec]:
+        backbone = info.data.get("backbone")
+        if backbone is not None and (backbone.name == "dual_encoder") != bool(encoders):
+            problem = f"backbone {backbone.name} has no place for encoders"
+            if not encoders:
+                problem = "backbone dual_encoder needs an encoder for each modality"
+            raise misfit(problem, "encoders with model.backbone.name: dual_encoder, none with another")
+        return encoders
 
 
 class MaskingSpec(_Section):
@@ -160,13 +195,39 @@ class Proxy(_Section):
     place: Literal["last", "first"] = Field("last", description="B7: last keeps CLS at index 0")
 
 
+class ProjectorSpec(_Section):
+    """How `mmp` predicts tokens; every field is an open question of its paper (research/methods.md §B)."""
+
+    heads: int = Field(8, ge=1, description="B30: of its cross-attentions")
+    width: int | None = Field(
+        None, ge=1, description="D, common to all modalities; null: the widest modality's, rounded up to whole heads"
+    )
+    residual_norm: bool = Field(False, description="B30: add the queries and a LayerNorm to each cross-attention")
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> ProjectorSpec:
+        if self.width is not None and self.width % self.heads:
+            raise misfit(f"width {self.width} does not divide into {self.heads} heads", "a multiple of heads")
+        return self
+
+
 class MethodSpec(_Section):
     name: str
-    align_weight: float = Field(0.2, ge=0, description="λ of equation 7")
+    align_weight: float | None = Field(
+        None, ge=0, description="λ of the alignment loss; null: as in the method's paper, 0.2 for cmpt and 1 (B31) else"
+    )
     masking: MaskingSpec = MaskingSpec()
-    detach_target: bool = Field(False, description="B4: stop gradients into the alignment target")
+    detach_target: bool = Field(False, description="B4, B32: stop gradients into the alignment target")
     proxy: Proxy = Proxy()
-    aggregated_tokens: int = Field(8, ge=1)
+    aggregated_tokens: int = Field(8, ge=1, description="K of mmp: learned tokens that summarise a modality")
+    projector: ProjectorSpec = ProjectorSpec()
+
+    @property
+    def alignment(self) -> float:
+        """`align_weight` in force."""
+        if self.align_weight is not None:
+            return self.align_weight
+        return 0.2 if self.name == "cmpt" else 1.0
 
 
 class Optimizer(_Section):
@@ -199,6 +260,9 @@ class Train(_Section):
     class_weights: Literal["none", "balanced"] = "none"
     regression_loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     seed: int = Field(0, ge=0)
+    init_from: str | None = Field(
+        None, description="start from trained weights: a run's folder (its best epoch) or a .safetensors file"
+    )
 
     @property
     def rows_at_once(self) -> int:
@@ -222,104 +286,6 @@ class Scenarios(_Section):
     thresholds: Literal["half", "tuned"] = Field(
         "half", description="multi-label: .5, or per label on validation (B17)"
     )
-
-
-class Dimension(_Section):
-    """One line of the search space: one of uniform, log_uniform, int, log_int, choice; `when` makes it conditional."""
-
-    uniform: tuple[float, float] | None = None
-    log_uniform: tuple[float, float] | None = None
-    int_: tuple[int, int] | None = Field(None, alias="int")
-    log_int: tuple[int, int] | None = None
-    choice: list[Any] | None = Field(None, min_length=1)
-    step: float | None = Field(None, gt=0)
-    when: dict[str, Any] = Field(
-        default_factory=dict, description="key: value or list of values under which it is searched"
-    )
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Dimension:
-        kinds = [k for k in ("uniform", "log_uniform", "int_", "log_int", "choice") if getattr(self, k) is not None]
-        if len(kinds) != 1:
-            raise misfit("not a dimension", "exactly one of uniform, log_uniform, int, log_int, choice")
-        if self.choice is None and not self.low < self.high:
-            raise misfit("an empty range", "a lower bound below the upper bound")
-        if kinds[0].startswith("log") and self.low <= 0:
-            raise misfit("a logarithmic range that reaches 0", "a lower bound above 0")
-        return self
-
-    @property
-    def kind(self) -> Literal["uniform", "log_uniform", "int", "log_int", "choice"]:
-        for name in ("uniform", "log_uniform", "log_int", "choice"):
-            if getattr(self, name) is not None:
-                return name  # type: ignore[return-value]
-        return "int"
-
-    @property
-    def low(self) -> float:
-        return (self.uniform or self.log_uniform or self.int_ or self.log_int or (0.0, 0.0))[0]
-
-    @property
-    def high(self) -> float:
-        return (self.uniform or self.log_uniform or self.int_ or self.log_int or (0.0, 0.0))[1]
-
-    @property
-    def choices(self) -> list[Any]:
-        return list(self.choice or [])
-
-    def edges(self) -> list[Any]:
-        """Values that must be valid for the whole range to be: the bounds, or every choice."""
-        return self.choices if self.choice is not None else [self.low, self.high]
-
-
-class Objective(_Section):
-    metric: str = "val/mean_missing/f1_macro"
-    mode: Literal["max", "min"] = "max"
-    scope: Literal["best", "last"] = "best"
-
-    @field_validator("metric")
-    @classmethod
-    def _validation_only(cls, metric: str) -> str:
-        if not metric.startswith("val/"):
-            raise misfit("selection is on validation only", "a metric that starts with val/")
-        return metric
-
-
-class Sampler(_Section):
-    name: Literal["tpe", "random", "grid", "gp", "nsgaii"] = "tpe"
-    seed: int = Field(0, ge=0)
-
-
-class Scheduler(_Section):
-    name: Literal["asha", "median", "none"] = "asha"
-    grace_epochs: int = Field(1, ge=1)
-    reduction_factor: int = Field(3, ge=2)
-
-
-class Budget(_Section):
-    hours: float | None = Field(None, gt=0)
-
-
-class Final(_Section):
-    seeds: int = Field(3, ge=1)
-    per: str | None = Field(
-        None, description="a searched key: the best configuration of each of its values is re-trained"
-    )
-
-
-class Sweep(_Section):
-    trials: int = Field(20, ge=1)
-    objective: Objective | list[Objective] = Objective()
-    sampler: Sampler = Sampler()
-    seeds: int = Field(1, ge=1)
-    scheduler: Scheduler = Scheduler(name="none")
-    start_from: list[Literal["current"] | dict[str, Any]] = ["current"]
-    budget: Budget = Budget()
-    final: Final | None = Final()
-
-    @property
-    def objectives(self) -> list[Objective]:
-        return self.objective if isinstance(self.objective, list) else [self.objective]
 
 
 class Resources(_Section):
@@ -447,7 +413,9 @@ class Study(_Section):
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, key: str) -> Any:
-        """The value of a dotted key. Raises KeyError where there is none."""
+        """The value of a dotted key, as it is in force. Raises KeyError where there is none."""
+        if key == "method.align_weight":
+            return self.method.alignment
         found: Any = self.resolved()
         for part in key.split("."):
             if not isinstance(found, dict) or part not in found:

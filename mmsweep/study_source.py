@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from mmsweep.errors import UserError
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MISFIT = "misfit"
-_PATH_KEYS = ("data.root", "data.path")
+_PATH_KEYS = ("data.root", "data.path", "train.init_from")
+
+
+class Section(BaseModel):
+    """What every part of a study file is: unknown keys refused, values frozen, defaults checked too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class _ScientificLoader(yaml.SafeLoader):
@@ -134,7 +140,7 @@ class Source:
         if not isinstance(value, str):
             return value
         gaps = [name for name in _VARIABLE.findall(value) if name not in os.environ]
-        if gaps and (key in _PATH_KEYS or _is_encoder(key)):
+        if gaps and (key in _PATH_KEYS or _is_network(key)):
             return value  # a dry run needs neither data nor weights: asked for when they are read
         if gaps:
             raise UserError(
@@ -145,17 +151,16 @@ class Source:
                 hint=f"export {gaps[0]}=…",
             )
         text = _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
-        if key in _PATH_KEYS or (
-            key.startswith("model.encoders.") and key.endswith(".name") and text.startswith((".", "~"))
-        ):
+        if key in _PATH_KEYS or (_is_network(key) and text.startswith((".", "~"))):
             path = Path(text).expanduser()
             base = self.file.parent if self.file and key not in self.overridden else Path.cwd()
             return str(path if path.is_absolute() else (base / path).resolve())
         return text
 
 
-def _is_encoder(key: str) -> bool:
-    return key.startswith("model.encoders.") and key.endswith(".name")
+def _is_network(key: str) -> bool:
+    """Whether a key says where pretrained weights lie: a hub name or a path."""
+    return key == "model.backbone.weights" or (key.startswith("model.encoders.") and key.endswith(".name"))
 
 
 def first_problem(error: ValidationError, source: Source, schema: type[BaseModel]) -> UserError:

@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from mmsweep.study import Dimension, Study
+from mmsweep.study import Study
+from mmsweep.study_search import Dimension
 
 TARGET = Path(__file__).parents[1] / "docs" / "study.md"
 INTRODUCTION = """# The study file
@@ -46,7 +47,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _type(annotation: Any) -> str:
     text = str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))
-    for old, new in (("typing.", ""), ("mmsweep.study.", ""), ("NoneType", "null"), ("None", "null"), ("Literal", "")):
+    for old, new in (("typing.", ""), ("mmsweep.study.", ""), ("mmsweep.study_search.", ""), ("NoneType", "null"), ("None", "null"), ("Literal", "")):
         text = text.replace(old, new)
     return text.replace("|", "or")
 

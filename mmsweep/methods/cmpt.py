@@ -34,7 +34,7 @@ class CMPT(Method):
     def __init__(self, backbone: EncoderBackbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
         super().__init__(backbone, spec, noise, generator)
         self.masking = Masking(spec.masking.probability, spec.masking.granularity, spec.masking.distribution)
-        self.weights = {"align": spec.align_weight}
+        self.weights = {"align": spec.alignment}
         self.proxies = nn.ParameterDict()
         others = len(backbone.modalities) - 1
         for modality in backbone.modalities:

@@ -27,8 +27,8 @@ class ModalityDropout(Method):
         return Output(self.backbone.predict(self.backbone.embed(batch), used_BM))
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
-        if not isinstance(self.backbone, EncoderBackbone):
-            return super().predict_patterns(batch, patterns_PM)
         backbone, tokens = self.backbone, self.backbone.embed(batch)
+        if not isinstance(backbone, EncoderBackbone):
+            return torch.stack([backbone.predict(tokens, batch.present_BM & pattern_M) for pattern_M in patterns_PM])
         class_BMD = torch.stack([backbone.classes(m, tokens[m], None, "last")[0] for m in backbone.modalities], 1)
         return torch.stack([backbone.head(fuse(class_BMD, used)) for used in patterns_PM[:, None] & batch.present_BM])

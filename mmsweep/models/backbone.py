@@ -2,25 +2,121 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from mmsweep.data.dataset import Batch
-from mmsweep.models.encoder import Encoder, Tokens
+from mmsweep.data.formats import Format, SequenceFormat
+from mmsweep.errors import UserError
+from mmsweep.models.encoder import Encoder, Pool, Tokens
+from mmsweep.models.families import FormatOptions
+from mmsweep.models.lora import Noise, add_lora
+
+if TYPE_CHECKING:
+    from mmsweep.models.mult import MulTOptions
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """One modality's encoder, as a study asks for it; fields as study.EncoderSpec."""
+
+    source: str
+    name: str
+    layers: int | None = None
+    pool: Pool = "auto"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a backbone is built from.
+
+    Args:
+        kinds: modality -> kind (data.dataset.MODALITY_KINDS), in the dataset's order.
+        outputs: C of the prediction.
+        inputs: input sizes that the study sets.
+        clip_frames: frames a clip.
+        encoders: modality -> encoder, for backbones made of encoders.
+        weights: where a whole network's checkpoint lies (models/weights.py).
+        pretrained: whether that checkpoint's weights are wanted; False: `reset` draws initial values.
+        load: False builds it with initial values, for counting and for formats.
+        files: False needs nothing on disk where the architecture is known by name.
+        sequences: modality -> how it is read, of the modalities of kind "sequence".
+        mult: the shape of MulT.
+    """
+
+    kinds: Mapping[str, str]
+    outputs: int
+    inputs: FormatOptions
+    clip_frames: int = 1
+    encoders: Mapping[str, EncoderOptions] = field(default_factory=dict)
+    weights: str | None = None
+    pretrained: bool = True
+    load: bool = True
+    files: bool = True
+    sequences: Mapping[str, SequenceFormat] = field(default_factory=dict)
+    mult: MulTOptions | None = None
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Fields as study.Lora."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a trial trains of a backbone's parts.
+
+    Args:
+        lora: adapters for every part that is not trained itself; None: none.
+        trainable: parts whose own tensors are all trained.
+        layer_norms: parts whose LayerNorms are trained (B15).
+    """
+
+    lora: LoraOptions | None = None
+    trainable: frozenset[str] = frozenset()
+    layer_norms: frozenset[str] = frozenset()
 
 
 class Backbone(nn.Module, ABC):
-    """Attributes: `modalities`, in the dataset's order; `outputs`, the width of the prediction (C)."""
+    """The network of all modalities.
+
+    Attributes:
+        modalities: in the dataset's order.
+        outputs: the width of the prediction (C).
+        formats: modality -> how a raw value becomes its input.
+        clip_frames: modality -> token sequences a sample, where there are several (frames of a clip, B13).
+    """
 
     modalities: tuple[str, ...]
     outputs: int
+    formats: Mapping[str, Format]
+    clip_frames: Mapping[str, int] = MappingProxyType({})
+
+    @classmethod
+    def build(cls, blueprint: Blueprint) -> Backbone:
+        """A backbone from a study's wishes. Raises UserError where they do not fit it."""
+        raise NotImplementedError(cls.__name__)
 
     @abstractmethod
     def token_shapes(self) -> dict[str, tuple[int, int]]:
-        """(N, D) of each modality's tokens, for full-length inputs."""
+        """(N, D) of each modality's tokens (of one sequence), for full-length inputs."""
+
+    def token_grids(self) -> dict[str, tuple[int, ...]]:
+        """`Tokens.grid` of each modality for full-length inputs: (h, w) or (n,); CLS and the like come before it."""
+        return {m: (n,) for m, (n, _) in self.token_shapes().items()}
 
     @abstractmethod
     def embed(self, batch: Batch) -> dict[str, Tokens]:
@@ -28,7 +124,40 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
-        """The rest of the network: prediction [B, C] from the modalities in use."""
+        """The rest of the network: prediction [B, ...] from the modalities in use."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The pretrained parts, by the name that `Adaptation` uses; everything else is trained always."""
+        return {}
+
+    def attention_linears(self, part: str) -> list[str]:
+        """Full names within a part of what LoRA adapts. Raises UserError where the architecture has none to adapt."""
+        raise UserError("this backbone takes no adapters", key="model.lora", expected="null")
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw anew, on the CPU, whatever no checkpoint gives."""
+
+    def trial_copy(self, adaptation: Adaptation) -> Self:
+        """A copy of its own modules over the same frozen tensors: what one trial may adapt without touching the next.
+
+        Parts whose own tensors the trial trains are copied whole.
+        """
+        trained = adaptation.trainable | adaptation.layer_norms
+        frozen = [part for name, part in self.parts().items() if name not in trained]
+        shared = {id(t): t for part in frozen for t in (*part.parameters(), *part.buffers())}
+        return copy.deepcopy(self, memo=shared)
+
+    def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
+        """Add adapters and thaw what the trial trains."""
+        for name, part in self.parts().items():
+            lora = adaptation.lora
+            if lora is not None and name not in adaptation.trainable:
+                linears = self.attention_linears(name)
+                add_lora(part, lora.rank, lora.alpha, lora.dropout, noise, generator, linears)
+            norms = layer_norms(part) if name in adaptation.layer_norms else ()
+            for own, parameter in part.named_parameters():  # after the adapters: peft freezes everything else
+                if name in adaptation.trainable or own in norms:
+                    parameter.requires_grad_(True)
 
 
 class EncoderBackbone(Backbone):
@@ -60,3 +189,23 @@ def without_absent(value: Tensor, present_B: Tensor) -> Tensor:
     return torch.where(
         present_B.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros((), dtype=value.dtype, device=value.device)
     )
+
+
+def layer_norms(module: nn.Module) -> set[str]:
+    """Names of the LayerNorms' parameters within a module."""
+    return {
+        f"{name}.{part}"
+        for name, inner in module.named_modules()
+        if isinstance(inner, nn.LayerNorm)
+        for part, _ in inner.named_parameters(recurse=False)
+    }
+
+
+def draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
+    """Initial values, drawn on the CPU: normal weights of variance 1 / inputs, zero biases."""
+    start = torch.empty(linear.weight.shape, device="cpu")
+    start.normal_(std=1.0 / math.sqrt(linear.in_features), generator=generator)
+    with torch.no_grad():
+        linear.weight.copy_(start)
+        if linear.bias is not None:
+            linear.bias.zero_()

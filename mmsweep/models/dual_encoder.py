@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmsweep.data.dataset import Batch
-from mmsweep.models.backbone import EncoderBackbone, without_absent
+from mmsweep.data.formats import ImageFormat, VideoFormat
+from mmsweep.models.backbone import Blueprint, EncoderBackbone, draw_linear, without_absent
 from mmsweep.models.encoder import Encoder, Tokens
+from mmsweep.models.pretrained import PretrainedEncoder
 
 
 class DualEncoder(EncoderBackbone):
@@ -20,13 +21,25 @@ class DualEncoder(EncoderBackbone):
     encoders: modality -> encoder, in the dataset's order.
     outputs: C of the prediction.
     generator: draws the initial values of head and projections; None leaves them to `reset`.
+    clip_frames: modality -> frames of its clips.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], outputs: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        outputs: int,
+        generator: torch.Generator | None = None,
+        clip_frames: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
+        self.clip_frames = dict(clip_frames)
         self.modalities = tuple(encoders)
         self.outputs = outputs
         self.encoders = nn.ModuleDict(dict(encoders))
+        self.formats = {
+            m: VideoFormat(cast(ImageFormat, e.format), clip_frames[m]) if m in clip_frames else e.format
+            for m, e in encoders.items()
+        }
         self.width = max(e.width for e in encoders.values())
         self.projections = nn.ModuleDict(
             {m: nn.Identity() if e.width == self.width else nn.Linear(e.width, self.width) for m, e in encoders.items()}
@@ -37,28 +50,41 @@ class DualEncoder(EncoderBackbone):
         if generator is not None:
             self.reset(generator)
 
+    @classmethod
+    def build(cls, blueprint: Blueprint) -> DualEncoder:
+        encoders = {}
+        for modality in blueprint.kinds:
+            given = blueprint.encoders[modality]
+            encoders[modality] = PretrainedEncoder(
+                given.source,
+                given.name,
+                f"model.encoders.{modality}.name",
+                blueprint.inputs,
+                given.layers,
+                given.pool,
+                blueprint.load,
+                blueprint.files,
+            )
+        clips = {m: blueprint.clip_frames for m, kind in blueprint.kinds.items() if kind == "video"}
+        return cls(encoders, blueprint.outputs, clip_frames=clips)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return dict(self.encoders.items())
+
+    def attention_linears(self, part: str) -> list[str]:
+        return self.encoder(part).attention_linears()
+
     def reset(self, generator: torch.Generator) -> None:
-        """Draw head and projections anew, on the CPU: normal weights of variance 1 / D, zero biases."""
+        """Draw head and projections anew."""
         for module in (self.head, *self.projections.values()):
             if isinstance(module, nn.Linear):
-                start = torch.empty(module.weight.shape, device="cpu")
-                start.normal_(std=1.0 / math.sqrt(module.in_features), generator=generator)
-                with torch.no_grad():
-                    module.weight.copy_(start)
-                    module.bias.zero_()
-
-    def trial_copy(self, trainable: Sequence[str] = ()) -> DualEncoder:
-        """A copy of its own modules over the same frozen tensors: what one trial may adapt without touching the next.
-
-        Args:
-            trainable: modalities whose encoders' own tensors the trial trains: they are copied too.
-        """
-        frozen = [encoder for modality, encoder in self.encoders.items() if modality not in trainable]
-        shared = {id(t): t for encoder in frozen for t in (*encoder.parameters(), *encoder.buffers())}
-        return copy.deepcopy(self, memo=shared)
+                draw_linear(module, generator)
 
     def token_shapes(self) -> dict[str, tuple[int, int]]:
         return {m: self.encoder(m).token_shape() for m in self.modalities}
+
+    def token_grids(self) -> dict[str, tuple[int, ...]]:
+        return {m: self.encoder(m).token_grid() for m in self.modalities}
 
     def embed(self, batch: Batch) -> dict[str, Tokens]:
         tokens = {}

@@ -79,14 +79,9 @@ class Encoder(nn.Module, ABC):
     def token_shape(self) -> tuple[int, int]:
         """(N, D) of the tokens that `embed` gives for a full-length input."""
 
-    def layer_norms(self) -> list[str]:
-        """Names of the LayerNorms' parameters (what B15 may train)."""
-        return [
-            f"{name}.{part}"
-            for name, module in self.named_modules()
-            if isinstance(module, nn.LayerNorm)
-            for part, _ in module.named_parameters(recurse=False)
-        ]
+    def token_grid(self) -> tuple[int, ...]:
+        """`Tokens.grid` for a full-length input: (h, w), or (n,); tokens before it (CLS) are not counted."""
+        return (self.token_shape()[0],)
 
     def train(self, mode: bool = True) -> Encoder:
         # Adapters draw their own dropout; a frozen encoder's would make two reads of one input differ.

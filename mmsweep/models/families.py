@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -109,12 +109,23 @@ class Family(ABC):
     @abstractmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]: ...
 
+    @classmethod
+    def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
+        """How the tokens after the prefix lie: (h, w) or (n,)."""
+        return (cls.token_shape(config, fmt)[0] - cls.prefix,)
+
 
 class FormatOptions:
     """What the study says of inputs; None leaves it to the encoder."""
 
-    def __init__(self, size: int | None = None, length: int | None = None, frames: int | None = None) -> None:
-        self.size, self.length, self.frames = size, length, frames
+    def __init__(
+        self,
+        size: int | None = None,
+        length: int | None = None,
+        frames: int | None = None,
+        fit: Literal["crop", "pad"] = "crop",
+    ) -> None:
+        self.size, self.length, self.frames, self.fit = size, length, frames, fit
 
 
 class _Picture(Family):
@@ -123,14 +134,17 @@ class _Picture(Family):
 
     @classmethod
     def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> Format:
-        size = options.size or _side(preprocessing.get("crop_size") or preprocessing.get("size")) or config.image_size
-        mean = tuple(preprocessing.get("image_mean", cls.mean))
-        return ImageFormat(int(size), mean, tuple(preprocessing.get("image_std", cls.std)))
+        return image_format(config, preprocessing, options, cls.mean, cls.std)
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
         assert isinstance(fmt, ImageFormat)
         return (fmt.size // config.patch_size) ** 2 + cls.prefix, config.hidden_size
+
+    @classmethod
+    def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
+        assert isinstance(fmt, ImageFormat)
+        return fmt.size // config.patch_size, fmt.size // config.patch_size
 
     @classmethod
     def grid(cls, config: Any, x_BCHW: Tensor) -> tuple[int, int]:
@@ -245,6 +259,10 @@ class Ast(_LayersAndNorm):
         high, wide = _ast_grid(config)
         return high * wide + cls.prefix, config.hidden_size
 
+    @classmethod
+    def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
+        return _ast_grid(config)
+
 
 @family("bert")
 class Bert(Family):
@@ -277,15 +295,7 @@ class Bert(Family):
 
     @classmethod
     def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:
-        length = options.length or min(128, config.max_position_embeddings)
-        if length > config.max_position_embeddings:
-            raise UserError(
-                "the encoder does not read texts of this length",
-                key="data.text.length",
-                found=length,
-                expected=f"at most {config.max_position_embeddings} tokens",
-            )
-        return TextFormat(folder, length, lower=bool(preprocessing.get("do_lower_case", True)))
+        return text_format(config, preprocessing, folder, options)
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
@@ -389,6 +399,32 @@ class Timm(_Picture):
     @staticmethod
     def class_embedding(model: Any) -> Tensor:
         return model.cls_token[0, 0]
+
+
+def image_format(
+    config: Any,
+    preprocessing: dict[str, Any],
+    options: FormatOptions,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> ImageFormat:
+    """Pictures as a network was trained on: its preprocessing where that is known, else its configuration's size."""
+    size = options.size or _side(preprocessing.get("crop_size") or preprocessing.get("size")) or config.image_size
+    mean = tuple(preprocessing.get("image_mean", mean))
+    return ImageFormat(int(size), mean, tuple(preprocessing.get("image_std", std)), fit=options.fit)
+
+
+def text_format(config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:
+    """Texts as a network reads them. Raises UserError where the study wants longer ones than it has positions for."""
+    length = options.length or min(128, config.max_position_embeddings)
+    if length > config.max_position_embeddings:
+        raise UserError(
+            "the encoder does not read texts of this length",
+            key="data.text.length",
+            found=length,
+            expected=f"at most {config.max_position_embeddings} tokens",
+        )
+    return TextFormat(folder, length, lower=bool(preprocessing.get("do_lower_case", True)))
 
 
 def _side(size: Any) -> int | None:

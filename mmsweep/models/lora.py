@@ -7,6 +7,7 @@ layers and pooler (B14).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +27,14 @@ class Noise:
         generator: the trial's own; None: no dropout (evaluation).
         total: rows of the global batch.
         rows: this rank's share of them. Masks are drawn for the whole batch, so they do not depend on the ranks.
+        missing_M: which modalities some row of the whole batch does not use; None: the rows at hand are the whole.
+            What is restored there makes sequences longer, and masks must have one shape on all ranks.
     """
 
     generator: torch.Generator | None = None
     total: int = 0
     rows: slice = field(default_factory=lambda: slice(0, 0))
+    missing_M: Tensor | None = None
 
     def keep(self, x: Tensor, p: float) -> Tensor:
         """A mask of x's shape, 0 with probability p, else 1 / (1 - p)."""
@@ -59,17 +63,27 @@ class SeededDropout(nn.Module):
 
 
 def add_lora(
-    encoder: Encoder, rank: int, alpha: float, dropout: float, noise: Noise, generator: torch.Generator
+    encoder: nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    noise: Noise,
+    generator: torch.Generator,
+    linears: Sequence[str] | None = None,
 ) -> None:
-    """Adapt an encoder in place: W x + alpha / rank * B A drop(x) on its attention linears; B starts at zero.
+    """Adapt a network in place: W x + alpha / rank * B A drop(x) on its attention linears; B starts at zero.
 
     Args:
         encoder: adapted in place; its own weights must be frozen already.
+        linears: full names of the linears within it; None: an Encoder's own `attention_linears()`.
         rank, alpha, dropout: as in Hu et al. 2022.
         noise: the trial's source of dropout masks.
         generator: draws the initial A (Kaiming uniform, as peft's own start).
     """
-    config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=encoder.attention_linears(), bias="none")
+    if linears is None:
+        assert isinstance(encoder, Encoder)
+        linears = encoder.attention_linears()
+    config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=list(linears), bias="none")
     config.lora_alpha = alpha  # type: ignore[assignment]  # peft's annotation says int, its arithmetic takes any number
     inject_adapter_in_model(config, encoder)
     layers: dict[str, Any] = {n: m for n, m in encoder.named_modules() if isinstance(m, LoraLayer)}

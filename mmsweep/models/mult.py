@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, SequenceFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Backbone
+from mmsweep.models.backbone import Adaptation, Backbone, Blueprint
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise, SeededDropout
 
@@ -114,6 +114,22 @@ class MulT(Backbone):
         if generator is not None:
             self.reset(generator)
 
+    @classmethod
+    def build(cls, blueprint: Blueprint) -> MulT:
+        for modality, kind in blueprint.kinds.items():
+            if kind != "sequence":
+                raise UserError(
+                    "MulT reads sequences only", key=f"data.modalities.{modality}.kind", found=kind, expected="sequence"
+                )
+        formats = {modality: blueprint.sequences[modality] for modality in blueprint.kinds}
+        return cls(formats, blueprint.outputs, blueprint.mult)
+
+    def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
+        """Everything is trained always; what a trial brings of its own is where dropout masks come from."""
+        for module in self.modules():
+            if isinstance(module, SeededDropout):
+                module.noise = noise
+
     def reset(self, generator: torch.Generator) -> None:
         """Draw all values anew, on the CPU: Xavier uniform within transformers, ± 1 / sqrt(inputs) elsewhere."""
         for name, module in self.named_modules():
@@ -129,12 +145,6 @@ class MulT(Backbone):
                 _draw(module.weight, math.sqrt(6 / (inputs + height)) if inside else 1 / math.sqrt(inputs), generator)
                 if module.bias is not None:
                     _draw(module.bias, 0.0 if inside else 1 / math.sqrt(inputs), generator)
-
-    def listen(self, noise: Noise) -> None:
-        """Take dropout masks from this trial's noise."""
-        for module in self.modules():
-            if isinstance(module, SeededDropout):
-                module.noise = noise
 
     def token_shapes(self) -> dict[str, tuple[int, int]]:
         return {m: (f.length - self.options.kernel + 1, self.options.width) for m, f in self.sequences.items()}
@@ -281,7 +291,10 @@ def _checked(formats: Mapping[str, Format], options: MulTOptions) -> dict[str, S
     for modality, format in formats.items():
         if not isinstance(format, SequenceFormat):
             raise UserError(
-                "MulT reads sequences only", key=f"data.modalities.{modality}", found=format.kind, expected="sequence"
+                "MulT reads sequences only",
+                key=f"data.modalities.{modality}.kind",
+                found=format.kind,
+                expected="sequence",
             )
         if format.length < options.kernel:
             raise UserError(

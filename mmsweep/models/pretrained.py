@@ -52,8 +52,9 @@ class PretrainedEncoder(Encoder):
                 raise UserError(
                     "timm encoders run at their own size", key="data.image.size", found=options.size, expected=str(size)
                 )
-            self.format = ImageFormat(size, tuple(cfg["mean"]), tuple(cfg["std"]))
+            self.format = ImageFormat(size, tuple(cfg["mean"]), tuple(cfg["std"]), fit=options.fit)
             self._token_shape = (network.patch_embed.num_patches + network.num_prefix_tokens, network.embed_dim)
+            self._token_grid = tuple(network.patch_embed.grid_size)
             self.prefix = network.num_prefix_tokens
         else:
             config = network.config
@@ -61,6 +62,7 @@ class PretrainedEncoder(Encoder):
                 config, architecture.preprocessing(), str(architecture.folder or ""), options
             )
             self._token_shape = self.family.token_shape(config, self.format)
+            self._token_grid = self.family.token_grid(config, self.format)
             self.prefix = self.family.prefix
         self.width = self._token_shape[1]
         self._blocks_name, blocks = self.family.blocks(self.network)
@@ -116,3 +118,6 @@ class PretrainedEncoder(Encoder):
 
     def token_shape(self) -> tuple[int, int]:
         return self._token_shape
+
+    def token_grid(self) -> tuple[int, ...]:
+        return self._token_grid

@@ -15,14 +15,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import ASTConfig, AutoConfig, BertConfig, CLIPVisionConfig, Dinov2Config, ViTConfig, WhisperConfig
+from transformers import (
+    ASTConfig,
+    AutoConfig,
+    BertConfig,
+    CLIPVisionConfig,
+    Dinov2Config,
+    ViltConfig,
+    ViTConfig,
+    WhisperConfig,
+)
 
 from mmsweep.errors import UserError
 from mmsweep.models.families import FAMILIES, Family, SplitQKV, Timm
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
 
-# What a dry run needs to know of the encoders that the papers name, so that it works with nothing on disk.
+# What a dry run needs to know of the networks that the papers name, so that it works with nothing on disk.
 # https://huggingface.co/NAME/blob/main/config.json of each.
 ARCHITECTURES: dict[str, Any] = {
     "openai/clip-vit-base-patch16": lambda: CLIPVisionConfig(patch_size=16),
@@ -35,6 +44,7 @@ ARCHITECTURES: dict[str, Any] = {
     ),
     "facebook/dinov2-base": lambda: Dinov2Config(image_size=518, patch_size=14),
     "google/vit-base-patch16-224-in21k": ViTConfig,
+    "dandelin/vilt-b32-mlm": lambda: ViltConfig(image_size=384, patch_size=32),
     # The three that scripts/lift_encoders.py lifts out of packages, by their folders' names.
     "vit_s14": lambda: Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
     "minilm_l6": lambda: BertConfig(
@@ -69,10 +79,7 @@ class Architecture:
     pooler: bool = True
 
     def preprocessing(self) -> dict[str, Any]:
-        for file in ("preprocessor_config.json", "tokenizer_config.json"):
-            if self.folder and (self.folder / file).exists():
-                return dict(json.loads((self.folder / file).read_text(encoding="utf-8")))
-        return {}
+        return preprocessing(self.folder)
 
     def network(self, weights: bool) -> nn.Module:
         """The network: loaded, or (for counting, on the current default device) with initial values."""
@@ -91,6 +98,14 @@ class Architecture:
             ) from error
 
 
+def preprocessing(folder: Path | None) -> dict[str, Any]:
+    """What lies beside a checkpoint about its inputs; empty where nothing does."""
+    for file in ("preprocessor_config.json", "tokenizer_config.json"):
+        if folder and (folder / file).exists():
+            return dict(json.loads((folder / file).read_text(encoding="utf-8")))
+    return {}
+
+
 def locate(source: str, name: str, key: str, files: bool = True) -> Architecture:
     """Find an encoder.
 
@@ -105,19 +120,7 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
     """
     if source == "timm":
         return Architecture(name, key, Timm, name, None)
-    looked: list[str] = []
-    if files and "${" in name:
-        raise UserError(
-            "an environment variable is not set", key=key, found=name, hint="It says where the encoder lies."
-        )
-    folder = _shipped(name, key) if source == "mmsweep" else _folder(name, looked)
-    known = ARCHITECTURES.get(name) or ARCHITECTURES.get(Path(name).name)
-    if folder is None and not files and known is not None:
-        config = known()
-        return Architecture(name, key, FAMILIES[config.model_type], config, None)
-    if folder is None:
-        folder = _hub(name, looked, key)
-    config = _config(folder)
+    folder, config = find(source, name, key, files)
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise UserError(
@@ -126,7 +129,27 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
             found=config.model_type,
             expected=f"one of {', '.join(sorted(FAMILIES))}, or timm",
         )
-    return Architecture(name, key, family, config, folder, _has_pooler(folder))
+    return Architecture(name, key, family, config, folder, folder is None or has_pooler(folder))
+
+
+def find(source: str, name: str, key: str, files: bool = True) -> tuple[Path | None, Any]:
+    """A network's folder (None: nothing is on disk) and transformers' configuration; arguments as `locate`'s.
+
+    Raises:
+        UserError: not found; says where it was looked for and how to provide it.
+    """
+    looked: list[str] = []
+    if files and "${" in name:
+        raise UserError(
+            "an environment variable is not set", key=key, found=name, hint="It says where the weights lie."
+        )
+    folder = _shipped(name, key) if source == "mmsweep" else _folder(name, looked)
+    known = ARCHITECTURES.get(name) or ARCHITECTURES.get(Path(name).name)
+    if folder is None and not files and known is not None:
+        return None, known()
+    if folder is None:
+        folder = _hub(name, looked, key)
+    return folder, _config(folder)
 
 
 def _shipped(name: str, key: str) -> Path:
@@ -172,7 +195,7 @@ def _hub(name: str, looked: list[str], key: str) -> Path:
         "no weights found",
         key=key,
         found=name,
-        expected="an encoder that lies on this machine or on the hub",
+        expected="a network that lies on this machine or on the hub",
         hint=f"Looked for: {'; '.join(looked)}. Give a folder that transformers can load (config.json and "
         "model.safetensors), `package:NAME/path`, or copy the hub's files into its cache on a machine with network.",
     )
@@ -187,7 +210,8 @@ def _config(folder: Path) -> Any:
         ) from error
 
 
-def _has_pooler(folder: Path) -> bool:
+def has_pooler(folder: Path) -> bool:
+    """Whether a checkpoint holds a pooling layer; assumed where it is not one safetensors file."""
     file = folder / "model.safetensors"
     if not file.exists():
         return True

@@ -13,7 +13,8 @@ from typing import Any
 
 from mmsweep.errors import UserError
 from mmsweep.report.finals import Evaluation, FinalGroup, FinalRun
-from mmsweep.study import Objective, Study
+from mmsweep.study import Study
+from mmsweep.study_search import Objective
 from mmsweep.training.checkpoint import TrialFolder
 
 

@@ -27,7 +27,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mmsweep.errors import UserError
-from mmsweep.study import Dimension, Objective, Study
+from mmsweep.study import Study
+from mmsweep.study_search import Dimension, Objective
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, score, trial_id
 from mmsweep.training.checkpoint import TrialFolder
 

@@ -41,6 +41,7 @@ def cases() -> dict[str, Case]:
             20 * hot - 10,
         ),
         "regression": Case(Regression(Target("regression")), number, number[:, None]),
+        "regression signed": Case(Regression(Target("regression", signed=True), "mse"), number, number[:, None]),
     }
 
 

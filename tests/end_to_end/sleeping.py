@@ -49,7 +49,7 @@ class SleepingWarm:
 
     def run(self, job: Job, report: Callable[[Report], bool]) -> None:
         study, folder = Study.parse(job.study), TrialFolder(job.folder)
-        weight, state, first = study.method.align_weight, torch.zeros(1), 1
+        weight, state, first = study.method.alignment, torch.zeros(1), 1
         if weight > 9:
             raise UserError("this configuration cannot be trained", key="method.align_weight", found=weight)
         if last := folder.last_checkpoint():
@@ -86,7 +86,7 @@ def study(name: str = "sleeping", **values: Any) -> Study:
         "model": {
             "encoders": {"image": {"source": "mmsweep", "name": "vit"}, "text": {"source": "mmsweep", "name": "bert"}}
         },
-        "method": {"name": "cmpt"},
+        "method": {"name": "cmpt", "align_weight": 0.2},
         "train": {"epochs": 4},
         "search": {"method.align_weight": {"uniform": [0.0, 1.0]}},
         "sweep": {"trials": 6, "sampler": {"name": "random"}, "scheduler": {"name": "asha", "grace_epochs": 1}},

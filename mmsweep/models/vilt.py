@@ -1,0 +1,243 @@
+"""ViLT: one transformer over the tokens of a text and a picture (Kim et al. 2021), transformers' ViltModel.
+
+    embed      each modality's embedding layer alone: word or patch, position and modality-type embeddings
+    predict    the blocks over [text tokens, image tokens], final norm, pooler on the text's class token, a linear head
+
+Nothing is drawn at random: where transformers' own `visual_embed` takes patches in an order that the process-wide
+generator draws, ours are all there, in order; attention does not see their order, so outputs are equal.
+
+An unused modality's tokens are masked from attention. The text's class token stays, because the prediction is read from
+its place, but as the constant that it is: the embedding of [CLS] at position 0, whatever the sample's text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import ViltModel
+
+from mmsweep.data.dataset import Batch
+from mmsweep.data.formats import ImageFormat, TextFormat
+from mmsweep.errors import UserError
+from mmsweep.models.backbone import Backbone, Blueprint, draw_linear, without_absent
+from mmsweep.models.encoder import Tokens
+from mmsweep.models.families import FormatOptions, image_format, text_format
+from mmsweep.models.weights import find, has_pooler, preprocessing
+
+
+class ViLT(Backbone):
+    """Args:
+    network: the whole network; frozen here, thawed by `adapt` (B25).
+    kinds: modality -> `text` or `image`, one of each, in the dataset's order.
+    formats: modality -> its format; sizes give the token counts.
+    outputs: C of the prediction.
+    class_id: the vocabulary's number of [CLS].
+    pretrained: False: `reset` draws the network's values too.
+    """
+
+    network: Any
+
+    def __init__(
+        self,
+        network: ViltModel,
+        kinds: Mapping[str, str],
+        formats: Mapping[str, ImageFormat | TextFormat],
+        outputs: int,
+        class_id: int = 0,
+        pretrained: bool = True,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(kinds)
+        self.text = next(m for m, kind in kinds.items() if kind == "text")
+        self.image = next(m for m, kind in kinds.items() if kind == "image")
+        self.formats, self.outputs, self.class_id, self.pretrained = dict(formats), outputs, class_id, pretrained
+        self.network = network
+        self.head = nn.Linear(network.config.hidden_size, outputs)
+        self.network.requires_grad_(False)
+
+    @classmethod
+    def build(cls, blueprint: Blueprint) -> ViLT:
+        """Raises UserError: other modalities than one text and one picture, no checkpoint, impossible sizes."""
+        kinds = blueprint.kinds
+        if sorted(kinds.values()) != ["image", "text"]:
+            raise UserError(
+                "vilt reads one text and one picture",
+                key="model.backbone.name",
+                found=dict(kinds),
+                expected="image, text",
+            )
+        key = "model.backbone.weights"
+        if blueprint.weights is None:
+            raise UserError(
+                "vilt needs a checkpoint",
+                key=key,
+                found=None,
+                expected="a folder or a name such as dandelin/vilt-b32-mlm",
+            )
+        folder, config = find("transformers", blueprint.weights, key, blueprint.files)
+        if config.model_type != "vilt":
+            raise UserError("no checkpoint of ViLT", key=key, found=config.model_type, expected="model_type vilt")
+        formats: dict[str, ImageFormat | TextFormat] = {}
+        for modality, kind in kinds.items():
+            make = _image_format if kind == "image" else _text_format
+            formats[modality] = make(config, folder, blueprint.inputs)
+        load = blueprint.load and blueprint.pretrained
+        network = _load(folder, config) if load and folder is not None else _fresh(folder, config, blueprint.pretrained)
+        class_id = _class_id(folder) if blueprint.load and folder is not None else 0
+        return cls(network, kinds, formats, blueprint.outputs, class_id, blueprint.pretrained)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"backbone": self.network}
+
+    def attention_linears(self, part: str) -> list[str]:
+        count = self.network.config.num_hidden_layers
+        names = [*(f"attention.{p}" for p in ("query", "key", "value")), "output.dense"]
+        return [f"encoder.layer.{i}.attention.{name}" for i in range(count) for name in names]
+
+    def reset(self, generator: torch.Generator) -> None:
+        draw_linear(self.head, generator)
+        if not self.pretrained:
+            for module in self.network.modules():
+                for name, parameter in module.named_parameters(recurse=False):
+                    _draw(module, name, parameter, self.network.config.initializer_range, generator)
+
+    def train(self, mode: bool = True) -> ViLT:
+        super().train(mode)
+        self.network.eval()  # adapters draw their own dropout, from the trial's generator
+        return self
+
+    def token_shapes(self) -> dict[str, tuple[int, int]]:
+        width = self.network.config.hidden_size
+        return {m: (1 + math.prod(grid), width) for m, grid in self.token_grids().items()}
+
+    def token_grids(self) -> dict[str, tuple[int, ...]]:
+        grids: dict[str, tuple[int, ...]] = {}
+        for modality, form in self.formats.items():
+            if isinstance(form, TextFormat):
+                grids[modality] = (form.length - 1,)
+            else:
+                side = form.size // self.network.config.patch_size
+                grids[modality] = (side, side)
+        return grids
+
+    def embed(self, batch: Batch) -> dict[str, Tokens]:
+        tokens = {}
+        for column, modality in enumerate(self.modalities):
+            x, present_B = batch.inputs[modality], batch.present_BM[:, column]
+            if isinstance(x, Tensor):
+                tokens[modality] = self._embed_image(without_absent(x, present_B))
+            else:
+                tokens[modality] = self._embed_text(without_absent(x["ids"], present_B), x["mask"])
+        return tokens
+
+    def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
+        text, image = tokens[self.text], tokens[self.image]
+        has_text_B, has_image_B = (used_BM[:, self.modalities.index(m)] for m in (self.text, self.image))
+        assert text.mask_BN is not None
+        text_mask_BN = text.mask_BN & has_text_B[:, None]
+        text_mask_BN[:, 0] = True
+        none_B = torch.ones_like(has_text_B)
+        class_B1D = self._embed_text(torch.full_like(none_B[:, None], self.class_id, dtype=torch.int64)).values_BND
+        first_B1D = torch.where(has_text_B[:, None, None], text.values_BND[:, :1], class_B1D.to(text.values_BND.dtype))
+        values_BND = torch.cat([first_B1D, text.values_BND[:, 1:], image.values_BND.to(text.values_BND.dtype)], 1)
+        image_mask_BN = has_image_B[:, None].expand(-1, image.values_BND.shape[1])
+        mask_BN = torch.cat([text_mask_BN, image_mask_BN], 1)
+        values_BND = torch.where(mask_BN[..., None], values_BND, torch.zeros_like(values_BND))  # weight 0, times NaN
+        bias_BN = torch.zeros_like(mask_BN, dtype=values_BND.dtype).masked_fill(~mask_BN, float("-inf"))
+        for layer in self.network.encoder.layer:
+            values_BND = layer(values_BND, bias_BN[:, None, None])[0]
+        values_BND = self.network.layernorm(values_BND)
+        class_BD = values_BND[:, 0] if self.network.pooler is None else self.network.pooler(values_BND)
+        return self.head(class_BD)
+
+    def _embed_text(self, ids_BN: Tensor, mask_BN: Tensor | None = None) -> Tokens:
+        embeddings = self.network.embeddings
+        values_BND = embeddings.text_embeddings(input_ids=ids_BN) + embeddings.token_type_embeddings.weight[0]
+        return Tokens(values_BND, mask_BN, (ids_BN.shape[1] - 1,))
+
+    def _embed_image(self, x_BCHW: Tensor) -> Tokens:
+        embeddings = self.network.embeddings
+        patches_BDhw = embeddings.patch_embeddings(x_BCHW)
+        grid = (patches_BDhw.shape[-2], patches_BDhw.shape[-1])
+        side = self.network.config.image_size // self.network.config.patch_size
+        place_1DSS = embeddings.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        if grid != (side, side):  # as transformers does it
+            place_1DSS = F.interpolate(place_1DSS, size=grid, mode="bilinear", align_corners=True)
+        class_B1D = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(x_BCHW), -1, -1)
+        values_BND = torch.cat([class_B1D, (patches_BDhw + place_1DSS).flatten(2).transpose(1, 2)], 1)
+        return Tokens(values_BND + embeddings.token_type_embeddings.weight[1], None, grid)
+
+
+def _image_format(config: Any, folder: Path | None, inputs: FormatOptions) -> ImageFormat:
+    form = image_format(config, preprocessing(folder), inputs, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    if form.size % config.patch_size:
+        raise UserError(
+            "the picture does not divide into patches",
+            key="data.image.size",
+            found=form.size,
+            expected=f"a multiple of {config.patch_size}",
+        )
+    return form
+
+
+def _text_format(config: Any, folder: Path | None, inputs: FormatOptions) -> TextFormat:
+    return text_format(config, preprocessing(folder), str(folder or ""), inputs)
+
+
+def _fresh(folder: Path | None, config: Any, pretrained: bool) -> Any:
+    pooler = not pretrained or folder is None or has_pooler(folder)
+    return ViltModel(config, add_pooling_layer=pooler)
+
+
+def _load(folder: Path, config: Any) -> Any:
+    try:
+        network, info = ViltModel.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            add_pooling_layer=has_pooler(folder),
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"the network's weights cannot be loaded ({str(error).splitlines()[0]})",
+            file=folder,
+            expected="a whole checkpoint",
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"the checkpoint lacks {len(missing)} tensors", file=folder, found=missing[0], expected="a whole ViLT"
+        )
+    return network
+
+
+def _class_id(folder: Path) -> int:
+    from transformers import AutoTokenizer  # seconds to import
+
+    try:
+        number = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).cls_token_id
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer beside the network ({str(error).splitlines()[0]})", file=folder) from error
+    if number is None:
+        raise UserError("the tokenizer has no class token", file=folder, expected="one such as [CLS]")
+    return int(number)
+
+
+def _draw(module: nn.Module, name: str, parameter: nn.Parameter, std: float, generator: torch.Generator) -> None:
+    """An initial value as the architecture's authors draw it, from the trial's own generator."""
+    if parameter.device.type == "meta":
+        return
+    with torch.no_grad():
+        if isinstance(module, nn.LayerNorm):
+            parameter.fill_(1.0 if name == "weight" else 0.0)
+        elif name == "bias":
+            parameter.zero_()
+        else:
+            parameter.copy_(torch.empty(parameter.shape).normal_(std=std, generator=generator))

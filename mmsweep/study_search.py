@@ -1,0 +1,107 @@
+"""The part of the study file that concerns the sweep: dimensions of the search space, objective, sampler, scheduler."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mmsweep.study_source import Section, misfit
+
+
+class Dimension(Section):
+    """One line of the search space: one of uniform, log_uniform, int, log_int, choice; `when` makes it conditional."""
+
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = None
+    int_: tuple[int, int] | None = Field(None, alias="int")
+    log_int: tuple[int, int] | None = None
+    choice: list[Any] | None = Field(None, min_length=1)
+    step: float | None = Field(None, gt=0)
+    when: dict[str, Any] = Field(
+        default_factory=dict, description="key: value or list of values under which it is searched"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Dimension:
+        kinds = [k for k in ("uniform", "log_uniform", "int_", "log_int", "choice") if getattr(self, k) is not None]
+        if len(kinds) != 1:
+            raise misfit("not a dimension", "exactly one of uniform, log_uniform, int, log_int, choice")
+        if self.choice is None and not self.low < self.high:
+            raise misfit("an empty range", "a lower bound below the upper bound")
+        if kinds[0].startswith("log") and self.low <= 0:
+            raise misfit("a logarithmic range that reaches 0", "a lower bound above 0")
+        return self
+
+    @property
+    def kind(self) -> Literal["uniform", "log_uniform", "int", "log_int", "choice"]:
+        for name in ("uniform", "log_uniform", "log_int", "choice"):
+            if getattr(self, name) is not None:
+                return name  # type: ignore[return-value]
+        return "int"
+
+    @property
+    def low(self) -> float:
+        return (self.uniform or self.log_uniform or self.int_ or self.log_int or (0.0, 0.0))[0]
+
+    @property
+    def high(self) -> float:
+        return (self.uniform or self.log_uniform or self.int_ or self.log_int or (0.0, 0.0))[1]
+
+    @property
+    def choices(self) -> list[Any]:
+        return list(self.choice or [])
+
+    def edges(self) -> list[Any]:
+        """Values that must be valid for the whole range to be: the bounds, or every choice."""
+        return self.choices if self.choice is not None else [self.low, self.high]
+
+
+class Objective(Section):
+    metric: str = "val/mean_missing/f1_macro"
+    mode: Literal["max", "min"] = "max"
+    scope: Literal["best", "last"] = "best"
+
+    @field_validator("metric")
+    @classmethod
+    def _validation_only(cls, metric: str) -> str:
+        if not metric.startswith("val/"):
+            raise misfit("selection is on validation only", "a metric that starts with val/")
+        return metric
+
+
+class Sampler(Section):
+    name: Literal["tpe", "random", "grid", "gp", "nsgaii"] = "tpe"
+    seed: int = Field(0, ge=0)
+
+
+class Scheduler(Section):
+    name: Literal["asha", "median", "none"] = "asha"
+    grace_epochs: int = Field(1, ge=1)
+    reduction_factor: int = Field(3, ge=2)
+
+
+class Budget(Section):
+    hours: float | None = Field(None, gt=0)
+
+
+class Final(Section):
+    seeds: int = Field(3, ge=1)
+    per: str | None = Field(
+        None, description="a searched key: the best configuration of each of its values is re-trained"
+    )
+
+
+class Sweep(Section):
+    trials: int = Field(20, ge=1)
+    objective: Objective | list[Objective] = Objective()
+    sampler: Sampler = Sampler()
+    seeds: int = Field(1, ge=1)
+    scheduler: Scheduler = Scheduler(name="none")
+    start_from: list[Literal["current"] | dict[str, Any]] = Field(["current"])
+    budget: Budget = Budget()
+    final: Final | None = Final()
+
+    @property
+    def objectives(self) -> list[Objective]:
+        return self.objective if isinstance(self.objective, list) else [self.objective]

@@ -38,6 +38,7 @@ from mmsweep.tasks import MultiLabel, make_task
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
 from mmsweep.training.engine import Diverged, EvaluationPlan, Slot, fit, generator, load_weights
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
+from mmsweep.training.initialization import digest, start_from
 from mmsweep.training.world import World
 
 transformers.logging.set_verbosity_error()
@@ -318,6 +319,8 @@ class Warm:
             return is_better(new[objective.metric], best[objective.metric], objective.mode)
 
         method = make_method(study, backbone).to(self.device)
+        if study.train.init_from is not None:
+            start_from(method, study.train.init_from)
         return Slot(folder, method, task, study.train, table, better, make_augmentation(study))
 
     def run(self, job: Job, report: Callable[[Report], bool]) -> None:
@@ -403,6 +406,8 @@ def facts(study: Study, data: PreparedData) -> dict[str, str]:
         "split_digest": data.split_digest,
         "study_digest": study.digest(),
     }
+    if study.train.init_from is not None:
+        tags["init_from_digest"] = digest(study.train.init_from)
     modalities = tuple(data.modalities)
     for split in ("val", "test"):
         part = data.splits[split]

@@ -344,8 +344,9 @@ def _print_plan(study: Study, as_json: bool) -> None:
     table = Table(title=f"{parameters['total']:,} parameters, {parameters['trainable']:,} trainable")
     table.add_column("part")
     table.add_column("parameters", justify="right")
+    table.add_column("share", justify="right")
     for part, count in parameters["by_part"].items():
-        table.add_row(part, f"{count:,}")
+        table.add_row(part, f"{count:,}", f"{count / parameters['total']:.2%}")
     out.print(table)
     out.print("tokens: " + ", ".join(f"{m} {n:,}" for m, n in plan["tokens"].items()))
     for split, scenarios in plan["scenarios"].items():

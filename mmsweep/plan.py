@@ -74,7 +74,9 @@ def _count(method: Method) -> dict[str, Any]:
             part = name.split(".")[0]
         parts[part] = parts.get(part, 0) + parameter.numel()
         trainable += parameter.numel() if parameter.requires_grad else 0
-    return {"total": sum(parts.values()), "trainable": trainable, "by_part": parts}
+    total = sum(parts.values())
+    shares = {"projector_share": parts["projector"] / total} if "projector" in parts else {}
+    return {"total": total, "trainable": trainable, "by_part": parts} | shares
 
 
 def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:

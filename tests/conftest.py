@@ -43,6 +43,9 @@ def tiny_networks() -> dict[str, torch.nn.Module]:
         "ast": t.ASTModel(t.ASTConfig(max_length=36, num_mel_bins=26, **WIDTH)),
         "bert": t.BertModel(t.BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=16, **WIDTH)),
         "whisper": WhisperEncoder(t.WhisperConfig(**whisper)),
+        "vilt": t.ViltModel(
+            t.ViltConfig(image_size=16, patch_size=8, vocab_size=len(VOCABULARY), max_position_embeddings=16, **WIDTH)
+        ),
     }
 
 
@@ -55,8 +58,9 @@ def encoder_folders(tmp_path_factory) -> dict[str, str]:
         for parameter in network.parameters():  # fresh transformers start near zero, where tests would see nothing
             torch.nn.init.normal_(parameter, std=0.2)
         network.eval().save_pretrained(root / name)
-    (root / "bert" / "vocab.txt").write_text("\n".join(VOCABULARY))
-    transformers.BertTokenizer(str(root / "bert" / "vocab.txt")).save_pretrained(root / "bert")
+    for reader in ("bert", "vilt"):
+        (root / reader / "vocab.txt").write_text("\n".join(VOCABULARY))
+        transformers.BertTokenizer(str(root / reader / "vocab.txt")).save_pretrained(root / reader)
     return {path.name: str(path) for path in root.iterdir()}
 
 

@@ -36,6 +36,10 @@ class Noise:
     rows: slice = field(default_factory=lambda: slice(0, 0))
     missing_M: Tensor | None = None
 
+    def off(self) -> None:
+        """No dropout, and no other rows than those at hand: evaluation."""
+        self.generator = self.missing_M = None
+
     def keep(self, x: Tensor, p: float) -> Tensor:
         """A mask of x's shape, 0 with probability p, else 1 / (1 - p)."""
         first, last = self.rows.start, self.rows.stop

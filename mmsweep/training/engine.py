@@ -170,7 +170,7 @@ class _Fit:
                 used_BM = slot.method.masking.draw(used_BM, masking)
             for name, value in self._step(batch, used_BM, dropout, (epoch - 1) * self.steps_per_epoch + step).items():
                 sums[name] = sums[name] + value if name in sums else value
-        slot.method.noise.generator = None
+        slot.method.noise.off()
         means = {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
         return means | {"lr": float(self.optimizer.param_groups[0]["lr"])}
 
@@ -180,6 +180,7 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = slot.train.optimizer.lr * factor
         noise.generator, noise.total, noise.rows = dropout, len(batch), share
+        noise.missing_M = (~used_BM).any(0)
         self.optimizer.zero_grad(set_to_none=True)
         weights = {"task": 1.0} | slot.method.weights
         sums = {name: torch.zeros((), device=self.device) for name in weights}
@@ -208,11 +209,13 @@ class _Fit:
         return dict(zip(["loss", *(f"loss_{name}" for name in weights)], shown, strict=True))
 
     def _share_gradients(self) -> None:
-        if self.world.size == 1:
-            return
+        # What a batch did not need (a projector where nothing is masked) has no gradient on some ranks, or on none: a
+        # zero one, so that the optimiser steps alike however many ranks there are.
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        if self.world.size == 1:
+            return
         flat = torch.cat([p.grad.flatten() for p in self.parameters.values() if p.grad is not None])
         self.world.all_reduce_sum_(flat)
         start = 0

@@ -87,7 +87,7 @@ def predict(
     modalities = method.backbone.modalities
     patterns_PM = torch.from_numpy(pattern_rows(modalities)).to(device)
     method.eval()
-    method.noise.generator = None
+    method.noise.off()
     share = world.rows(len(split))
     parts: list[Tensor] = []
     for start in range(share.start, share.stop, batch_size):

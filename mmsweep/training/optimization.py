@@ -33,11 +33,13 @@ def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -
 
 
 def make_optimizer(spec: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
-    """AdamW; biases, norms and proxy tokens are not decayed, as the reference code does (methods.md §2.4, §5.2)."""
+    """AdamW; biases, norms, proxy and aggregated tokens are not decayed, as in the reference code (methods.md §5.2)."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in parameters:
-        (decayed if parameter.dim() > 1 and not name.startswith("proxies.") else plain).append(parameter)
+        (
+            decayed if parameter.dim() > 1 and not name.startswith(("proxies.", "projector.aggregated.")) else plain
+        ).append(parameter)
     groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=spec.lr, betas=spec.betas, eps=spec.eps, foreach=True

@@ -1,4 +1,4 @@
-"""What every method must keep on every backbone it accepts, for M = 2, 3 and 4 modalities."""
+"""What every method must keep on every backbone it accepts, for as many modalities (2 to 4) as the backbone reads."""
 
 from __future__ import annotations
 
@@ -8,13 +8,30 @@ import torch
 from mmsweep.availability import pattern_rows
 from mmsweep.data.dataset import Batch
 from mmsweep.methods import METHODS
-from mmsweep.models.dual_encoder import DualEncoder
-from mmsweep.models.lora import Noise, add_lora
-from mmsweep.models.pretrained import PretrainedEncoder
+from mmsweep.models.backbone import Adaptation, Blueprint, EncoderOptions, LoraOptions
+from mmsweep.models.backbones import BACKBONES
+from mmsweep.models.families import FormatOptions
+from mmsweep.models.lora import Noise
 from mmsweep.study import MethodSpec
 
-KINDS = {"image": "vit", "text": "bert", "audio": "ast", "clip": "clip"}  # `clip` stands for a video of three frames
+FAMILIES = {"image": "vit", "text": "bert", "audio": "ast", "clip": "clip"}
+KINDS = {"image": "image", "text": "text", "audio": "audio", "clip": "video"}
+FRAMES, TEXT_LENGTH = 3, 9
 ROWS, CLASSES = 6, 5
+SIZES = {"dual_encoder": (2, 3, 4), "vilt": (2,)}  # a new backbone: its line here, and what `blueprint` needs for it
+
+
+def blueprint(backbone, M, folders):
+    modalities = list(KINDS)[:M]
+    encoders = {m: EncoderOptions("transformers", folders[FAMILIES[m]]) for m in modalities}
+    return Blueprint(
+        {m: KINDS[m] for m in modalities},
+        CLASSES,
+        FormatOptions(length=TEXT_LENGTH),
+        FRAMES,
+        encoders,
+        weights=None if backbone == "dual_encoder" else folders[backbone],
+    )
 
 
 def make_batch(modalities, rows=ROWS, seed=0):
@@ -33,25 +50,25 @@ def make_batch(modalities, rows=ROWS, seed=0):
 
 @pytest.fixture()
 def make(encoder_folders):
-    def build(name, M, rank=2, dropout=0.0, **spec):
-        modalities = list(KINDS)[:M]
-        encoders = {m: PretrainedEncoder("transformers", encoder_folders[KINDS[m]]) for m in modalities}
+    def build(name, M, backbone="dual_encoder", rank=2, dropout=0.0, **spec):
         g, noise = torch.Generator().manual_seed(5), Noise()
-        backbone = DualEncoder(encoders, CLASSES, g)
-        for m in modalities:
-            add_lora(backbone.encoder(m), rank, rank, dropout, noise, g)
-        method = METHODS[name](backbone, MethodSpec(name=name, **spec), noise, g)
+        network = BACKBONES[backbone].build(blueprint(backbone, M, encoder_folders))
+        network.reset(g)
+        network.adapt(Adaptation(LoraOptions(rank, rank, dropout)), noise, g)
+        method = METHODS[name](network, MethodSpec(name=name, **spec), noise, g)
         with torch.no_grad():  # adapters start at zero, where no test could see them
             for n, p in method.named_parameters():
                 if "lora_B" in n:
                     p.normal_(std=0.3, generator=g)
-        return method, make_batch(modalities)
+        return method, make_batch(network.modalities)
 
     return build
 
 
-ALL = pytest.mark.parametrize("name", sorted(METHODS))
-SIZES = pytest.mark.parametrize("M", [2, 3, 4])
+PAIRS = [(n, b) for n in sorted(METHODS) for b in BACKBONES if issubclass(BACKBONES[b], METHODS[n].accepts)]
+CASES = pytest.mark.parametrize(("name", "backbone", "M"), [(n, b, M) for n, b in PAIRS for M in SIZES[b]])
+ALL = pytest.mark.parametrize(("name", "backbone"), PAIRS)
+RESTORING = {"mmp", "linear_projection"}
 
 
 def total(method, batch, used):
@@ -63,10 +80,9 @@ def total(method, batch, used):
     return loss
 
 
-@ALL
-@SIZES
-def test_patterns_at_once_equal_patterns_one_by_one(name, M, make):
-    method, batch = make(name, M)
+@CASES
+def test_patterns_at_once_equal_patterns_one_by_one(name, backbone, M, make):
+    method, batch = make(name, M, backbone)
     patterns = torch.from_numpy(pattern_rows(method.backbone.modalities))
     with torch.no_grad():
         at_once = method.predict_patterns(batch, patterns)
@@ -76,11 +92,10 @@ def test_patterns_at_once_equal_patterns_one_by_one(name, M, make):
     assert (at_once[0] - at_once[-1]).abs().max() > 1e-3
 
 
-@ALL
-@SIZES
-def test_what_is_absent_is_never_read(name, M, make):
+@CASES
+def test_what_is_absent_is_never_read(name, backbone, M, make):
     """NaN in an absent input changes no loss, gradient or prediction."""
-    method, batch = make(name, M)
+    method, batch = make(name, M, backbone)
     present = torch.from_numpy(pattern_rows(method.backbone.modalities))[torch.arange(ROWS) % (2**M - 1)]
     results = []
     for fill in (0.0, float("nan")):
@@ -107,10 +122,9 @@ def test_what_is_absent_is_never_read(name, M, make):
         torch.testing.assert_close(gradients[n], gradients_nan[n], rtol=0, atol=0, msg=n)
 
 
-@ALL
-@SIZES
-def test_a_row_does_not_depend_on_its_batch_mates(name, M, make):
-    method, batch = make(name, M)
+@CASES
+def test_a_row_does_not_depend_on_its_batch_mates(name, backbone, M, make):
+    method, batch = make(name, M, backbone)
     patterns = torch.from_numpy(pattern_rows(method.backbone.modalities))
     used = patterns[torch.arange(ROWS) % len(patterns)]
     with torch.no_grad():
@@ -126,26 +140,45 @@ def test_a_row_does_not_depend_on_its_batch_mates(name, M, make):
             torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-@ALL
-@SIZES
-def test_gradients_reach_exactly_what_is_trained(name, M, make):
-    method, batch = make(name, M)
+@CASES
+def test_gradients_reach_exactly_what_is_trained(name, backbone, M, make):
+    method, batch = make(name, M, backbone)
     patterns = torch.from_numpy(pattern_rows(method.backbone.modalities))
     total(method, batch, patterns[torch.arange(ROWS) % len(patterns)]).backward()
     trained = set(method.trainable())
     moved = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
     assert moved == trained
-    assert all("lora_" not in n and n.startswith("backbone.encoders.") for n in frozen)
-    expected = {"backbone.head.weight", "backbone.head.bias"} | (
-        {f"proxies.{m}" for m in method.backbone.modalities} if name == "cmpt" else set()
+    assert all("lora_" not in n and n.startswith(("backbone.encoders.", "backbone.network.")) for n in frozen)
+    own = {n for n, _ in method.named_parameters() if not n.startswith("backbone.")}
+    assert {n for n in trained if "lora_" not in n} == {"backbone.head.weight", "backbone.head.bias"} | own
+    assert {n.split(".")[0] for n in own} == (
+        {"proxies"} if name == "cmpt" else {"projector"} if name in RESTORING else set()
     )
-    assert {n for n in trained if "lora_" not in n} == expected
+
+
+@CASES
+def test_what_is_not_used_changes_no_prediction(name, backbone, M, make):
+    """The masked modality's content may be anything: only alignment looks at it."""
+    method, batch = make(name, M, backbone)
+    other = make_batch(method.backbone.modalities, seed=9)
+    used = torch.from_numpy(pattern_rows(method.backbone.modalities))[torch.arange(ROWS) % (2**M - 1)]
+    inputs = {}
+    for column, m in enumerate(method.backbone.modalities):
+        x, gone = batch.inputs[m], ~used[:, column]
+        if isinstance(x, dict):
+            inputs[m] = {"ids": torch.where(gone[:, None], other.inputs[m]["ids"], x["ids"]), "mask": x["mask"]}
+        else:
+            inputs[m] = torch.where(gone.view(-1, *[1] * (x.dim() - 1)), other.inputs[m], x)
+    with torch.no_grad():
+        expected = method(batch, used).prediction
+        found = method(Batch(inputs, batch.present_BM, batch.target, batch.index), used).prediction
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @ALL
-def test_dropout_comes_from_the_trial_s_own_generator(name, make):
-    method, batch = make(name, 2, dropout=0.5)
+def test_dropout_comes_from_the_trial_s_own_generator(name, backbone, make):
+    method, batch = make(name, 2, backbone, dropout=0.5)
 
     def run(seed):
         torch.rand(3)
@@ -159,24 +192,27 @@ def test_dropout_comes_from_the_trial_s_own_generator(name, make):
 
 
 @ALL
-def test_dropout_masks_do_not_depend_on_the_ranks(name, make):
-    method, batch = make(name, 2, dropout=0.5)
+def test_dropout_masks_do_not_depend_on_the_ranks(name, backbone, make):
+    method, batch = make(name, 2, backbone, dropout=0.5)
+
+    patterns = torch.from_numpy(pattern_rows(method.backbone.modalities))
+    # The second half of the batch uses everything: its rank restores nothing, and draws the same masks all the same.
+    used = torch.where(torch.arange(ROWS)[:, None] < 2, patterns[1 + torch.arange(ROWS) % 2], batch.present_BM)
 
     def run(rows):
         method.noise.generator, method.noise.total, method.noise.rows = torch.Generator().manual_seed(4), ROWS, rows
+        method.noise.missing_M = (~used).any(0)
         part = {
             m: {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows] for m, x in batch.inputs.items()
         }
-        return method(
-            Batch(part, batch.present_BM[rows], batch.target[rows]), batch.present_BM[rows]
-        ).prediction.detach()
+        return method(Batch(part, batch.present_BM[rows], batch.target[rows]), used[rows]).prediction.detach()
 
     whole = run(slice(0, ROWS))
     torch.testing.assert_close(torch.cat([run(slice(0, 2)), run(slice(2, ROWS))]), whole, rtol=1e-5, atol=1e-6)
 
 
 @ALL
-def test_bfloat16_autocast_runs(name, make):
-    method, batch = make(name, 2)
+def test_bfloat16_autocast_runs(name, backbone, make):
+    method, batch = make(name, 2, backbone)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert method(batch, batch.present_BM).prediction.isfinite().all()

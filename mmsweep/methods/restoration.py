@@ -1,0 +1,248 @@
+"""What MMP and its linear rung share: the tokens of modalities that are not used are predicted from those that are.
+
+    embed ─► projector: for every row and every modality m not used there, T̂_m from the used ones ─► T̂_m takes T_m's
+    place ─► the rest of the backbone, to which every modality is in use
+
+Rows are selected, not multiplied by a mask: a token that is not used in a row enters no arithmetic of that row, and
+what needs no restoring costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsweep.availability import Masking
+from mmsweep.data.dataset import Batch
+from mmsweep.errors import UserError
+from mmsweep.methods.method import Method, Output, Term
+from mmsweep.models.backbone import Backbone
+from mmsweep.models.encoder import Tokens
+from mmsweep.models.lora import Noise
+from mmsweep.study import MethodSpec
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """A modality's tokens as training has them, whole: those of all frames of a clip.
+
+    Args:
+        count: N_m.
+        width: D_m.
+        grid: (h, w) or (n,) of one sequence, prefix tokens (CLS) not counted.
+        sequences: frames of a clip, 1 otherwise.
+    """
+
+    count: int
+    width: int
+    grid: tuple[int, ...]
+    sequences: int = 1
+
+    @property
+    def prefix(self) -> int:
+        return self.count // self.sequences - math.prod(self.grid)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One modality's tokens with a row a sample: values [B, N, D]; mask [B, N], False for padding, or None."""
+
+    values_BND: Tensor
+    mask_BN: Tensor | None
+    grid: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Predicted tokens [R, N, D] of one modality for the R rows of a batch that do not use it."""
+
+    rows_R: Tensor
+    values_RND: Tensor
+
+
+class Projector(nn.Module, ABC):
+    """Predicts the tokens of what is not used. Attributes: `shapes`, modality -> TokenShape, in the dataset's order."""
+
+    shapes: dict[str, TokenShape]
+
+    @abstractmethod
+    def forward(self, tokens: Mapping[str, Sequence], used_BM: Tensor) -> dict[str, Restored]:
+        """T̂_m for every modality that some row does not use, [R, N_m, D_m] with N_m as training has it.
+
+        Args:
+            tokens: read only in rows that use them.
+            used_BM: no row is empty.
+        """
+
+    @abstractmethod
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw initial values, on the CPU."""
+
+
+class Restoring(Method, ABC):
+    """A method that restores tokens; a subclass says by which projector.
+
+    Masking acts on what the projector reads and the fusion uses; what is masked but present is what T̂ is aligned with.
+    What the data itself lacks is restored too, and has nothing to be aligned with.
+    """
+
+    backbone: Backbone
+
+    def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
+        super().__init__(backbone, spec, noise, generator)
+        self.masking = Masking(spec.masking.probability, spec.masking.granularity, spec.masking.distribution)
+        self.weights = {"align": spec.alignment}
+        device = next(backbone.parameters()).device
+        with torch.device(device):
+            self.projector = self.make_projector(token_shapes(backbone))
+        if device.type != "meta":
+            self.projector.reset(generator)
+
+    @abstractmethod
+    def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
+        """The projector, its values not yet drawn."""
+
+    def forward(self, batch: Batch, used_BM: Tensor) -> Output:
+        tokens = self.backbone.embed(batch)
+        whole, restored = self.restore(tokens, used_BM)
+        prediction = self.backbone.predict(whole, torch.ones_like(used_BM))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.spec.alignment > 0):
+            align = self.alignment(tokens, restored, batch.present_BM)
+        return Output(prediction, {"align": align})
+
+    def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
+        """Embeds once; restores and predicts once a pattern. Rows that a pattern leaves nothing hold no meaning."""
+        tokens, predictions = self.backbone.embed(batch), []
+        for pattern_M in patterns_PM:
+            used_BM = batch.present_BM & pattern_M
+            used_BM = torch.where(used_BM.any(1, keepdim=True), used_BM, torch.ones_like(used_BM))
+            whole, _ = self.restore(tokens, used_BM)
+            predictions.append(self.backbone.predict(whole, torch.ones_like(used_BM)))
+        return torch.stack(predictions)
+
+    def restore(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> tuple[dict[str, Tokens], dict[str, Restored]]:
+        """(tokens with T̂_m in the rows that do not use m, T̂_m as the backbone gets it). Nothing missing: unchanged."""
+        missing_M = (~used_BM).any(0) if self.noise.missing_M is None else self.noise.missing_M
+        if not missing_M.any():
+            return dict(tokens), {}
+        sequences = {m: per_sample(t, self.projector.shapes[m]) for m, t in tokens.items()}
+        restored = self.projector(sequences, used_BM)
+        whole, placed = dict(tokens), {}
+        for column, (modality, shape) in enumerate(self.projector.shapes.items()):
+            if missing_M[column]:
+                found = restored.get(modality)
+                whole[modality], back = put(tokens[modality], found, shape)
+                if back is not None:
+                    placed[modality] = back
+        return whole, placed
+
+    def alignment(self, tokens: Mapping[str, Tokens], restored: Mapping[str, Restored], present_BM: Tensor) -> Term:
+        """Equation 7 per sample: Smooth-L1 between T_m and T̂_m, averaged over the modalities that were masked.
+
+        Counted are rows in which something present was masked; a modality's error is the mean over its tokens,
+        padding left out, and widths.
+        """
+        B = present_BM.shape[0]
+        sum_B = torch.zeros(B, device=present_BM.device)
+        count_B = torch.zeros(B, device=present_BM.device)
+        for column, (modality, shape) in enumerate(self.projector.shapes.items()):
+            if modality not in restored:
+                continue
+            found, real = restored[modality], per_sample(tokens[modality], shape)
+            keep_R = present_BM[found.rows_R, column]
+            rows_R, guess_RND = found.rows_R[keep_R], found.values_RND[keep_R]
+            truth_RND = real.values_BND[rows_R]
+            n = truth_RND.shape[1]  # texts are cut to the batch's longest
+            if self.spec.detach_target:  # B32
+                truth_RND = truth_RND.detach()
+            error_RN = F.smooth_l1_loss(guess_RND[:, :n].float(), truth_RND.float(), reduction="none").mean(-1)
+            weight_RN = torch.ones_like(error_RN) if real.mask_BN is None else real.mask_BN[rows_R].to(error_RN.dtype)
+            error_R = (error_RN * weight_RN).sum(1) / weight_RN.sum(1).clamp(min=1)
+            sum_B = sum_B.index_add(0, rows_R, error_R)
+            count_B = count_B.index_add(0, rows_R, torch.ones_like(error_R))
+        return Term(sum_B / count_B.clamp(min=1), count_B > 0)
+
+
+def token_shapes(backbone: Backbone) -> dict[str, TokenShape]:
+    """Every modality's tokens as the backbone embeds full-length inputs."""
+    grids, shapes = backbone.token_grids(), {}
+    for modality, (n, width) in backbone.token_shapes().items():
+        sequences = backbone.clip_frames.get(modality, 1)
+        shapes[modality] = TokenShape(n * sequences, width, grids[modality], sequences)
+    return {m: shapes[m] for m in backbone.modalities}
+
+
+def per_sample(tokens: Tokens, shape: TokenShape) -> Sequence:
+    """Tokens with one row a sample: the frames of a clip stand one after the other.
+
+    Raises:
+        UserError: clips of another number of frames than the projector was made for.
+    """
+    if tokens.sequences != shape.sequences:
+        raise UserError(
+            "clips of another length than the projector was made for",
+            key="data.video.frames",
+            found=tokens.sequences,
+            expected=str(shape.sequences),
+        )
+    if tokens.sequences == 1:
+        return Sequence(tokens.values_BND, tokens.mask_BN, tokens.grid)
+    mask_BN = tokens.mask_BN
+    if mask_BN is not None:
+        mask_BN = mask_BN.unflatten(0, (-1, tokens.sequences)).flatten(1, 2)
+    return Sequence(tokens.values_BND.unflatten(0, (-1, tokens.sequences)).flatten(1, 2), mask_BN, tokens.grid)
+
+
+def put(tokens: Tokens, restored: Restored | None, shape: TokenShape) -> tuple[Tokens, Restored | None]:
+    """Predicted tokens in the place of the real ones, row by row.
+
+    Grids of another size than training's get T̂ resized (B34). Sequences of any length get the whole T̂: the batch is
+    padded to it, so that a row does not depend on its batch mates' lengths.
+
+    Args:
+        restored: T̂ on the training grid; None: no row here needs it, but the length is to be as if one did.
+
+    Returns:
+        The tokens, and T̂ as it stands in them.
+    """
+    values_BND, mask_BN, grid = tokens.values_BND, tokens.mask_BN, tokens.grid
+    if mask_BN is not None:  # clips of padded frames do not exist: one sequence a sample
+        more = max(shape.count - values_BND.shape[1], 0)
+        values_BND, mask_BN = F.pad(values_BND, (0, 0, 0, more)), F.pad(mask_BN, (0, more))
+        grid = (values_BND.shape[1] - shape.prefix,)
+    if restored is None:
+        return replace(tokens, values_BND=values_BND, mask_BN=mask_BN, grid=grid), None
+    rows_R, guess_RND = restored.rows_R, restored.values_RND.to(values_BND.dtype)
+    if mask_BN is None:
+        guess_RND = resize(guess_RND, shape, grid)
+    else:
+        beyond = values_BND.shape[1] - guess_RND.shape[1]
+        guess_RND = F.pad(guess_RND, (0, 0, 0, beyond))
+        own_N = torch.arange(values_BND.shape[1], device=mask_BN.device) < shape.count
+        mask_BN = mask_BN.index_copy(0, rows_R, own_N.expand(len(rows_R), -1))
+    per_sample_BND = values_BND.unflatten(0, (-1, tokens.sequences)).flatten(1, 2)
+    mixed_BND = per_sample_BND.index_copy(0, rows_R, guess_RND)
+    values_BND = mixed_BND.unflatten(1, (tokens.sequences, -1)).flatten(0, 1)
+    return Tokens(values_BND, mask_BN, grid, tokens.sequences), Restored(rows_R, guess_RND)
+
+
+def resize(values_RND: Tensor, shape: TokenShape, grid: tuple[int, ...]) -> Tensor:
+    """Tokens of the training grid on another: bilinear for (h, w), linear for (n,), the prefix as it is (B34).
+
+    An equal grid gives the very same tensor.
+    """
+    if grid == shape.grid:
+        return values_RND
+    frames_QND = values_RND.unflatten(1, (shape.sequences, -1)).flatten(0, 1)
+    prefix_QND, inner_QND = frames_QND[:, : shape.prefix], frames_QND[:, shape.prefix :]
+    laid = inner_QND.transpose(1, 2).unflatten(2, shape.grid)
+    mode = "bilinear" if len(grid) == 2 else "linear"
+    moved = F.interpolate(laid, size=grid, mode=mode, align_corners=False).flatten(2).transpose(1, 2)
+    whole_QND = torch.cat([prefix_QND, moved], 1)
+    return whole_QND.unflatten(0, (-1, shape.sequences)).flatten(1, 2)

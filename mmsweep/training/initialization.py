@@ -1,0 +1,100 @@
+"""Two-stage training: a method starts from the weights that another run trained (`train.init_from`), by name.
+
+The papers' second stage is MMP from a modality-dropout model. Every tensor of the checkpoint must have its place here,
+and everything that is trained of the backbone must be in the checkpoint; only the method's own tensors (a projector
+that the first stage did not have) may start from their initial values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmsweep.errors import UserError
+from mmsweep.methods.method import Method
+from mmsweep.study import Study
+from mmsweep.training.checkpoint import TrialFolder, deciding_report
+
+KEY = "train.init_from"
+
+
+def weights_file(source: str) -> Path:
+    """The file that `train.init_from` means: itself, or a run's checkpoint of the epoch that its objective decided for.
+
+    Raises:
+        UserError: nothing there, or a run without an epoch.
+    """
+    if "${" in source:
+        raise UserError(
+            "an environment variable is not set", key=KEY, found=source, hint="It says where the first stage lies."
+        )
+    path = Path(source)
+    if path.is_file():
+        return path
+    folder = TrialFolder(path)
+    if not (path / "study.yaml").exists() or not folder.exists():
+        raise UserError(
+            "no trained weights lie here",
+            key=KEY,
+            found=source,
+            expected="a run's folder (study.yaml, trial.json, checkpoints) or a .safetensors file",
+        )
+    objective = Study.load(path / "study.yaml").sweep.objectives[0]
+    best = deciding_report(folder.reports(), objective.metric, objective.mode, objective.scope)
+    if best is None:
+        raise UserError("this run has no epoch to start from", key=KEY, found=source)
+    return folder.checkpoint(best.epoch) / "weights.safetensors"
+
+
+def digest(source: str) -> str:
+    """A short hash of the weights that a study starts from."""
+    return hashlib.sha256(weights_file(source).read_bytes()).hexdigest()[:16]
+
+
+def start_from(method: Method, source: str) -> None:
+    """Put the weights of `train.init_from` into a method, by name.
+
+    A tensor that this study freezes gets a value of its own: the host's frozen backbone is shared and stays as it was.
+
+    Raises:
+        UserError: no such weights, or weights of another architecture; names the first tensor that does not fit.
+    """
+    file = weights_file(source)
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights cannot be read ({error})", key=KEY, file=file) from error
+    own = dict(method.named_parameters())
+    _check(method, own, weights, file)
+    for name, value in weights.items():
+        parameter = own[name]
+        if parameter.requires_grad:
+            with torch.no_grad():
+                parameter.copy_(value)
+        else:
+            parent, _, last = name.rpartition(".")
+            module = method.get_submodule(parent)
+            module.register_parameter(last, nn.Parameter(value.to(parameter.device, parameter.dtype), False))
+
+
+def _check(method: Method, own: dict[str, nn.Parameter], weights: dict[str, Tensor], file: Path) -> None:
+    def misfit(problem: str, name: str, **what: object) -> UserError:
+        hint = f"Looked at tensor {name}. Stages must share model.backbone, model.encoders and model.lora."
+        return UserError(f"weights of another architecture: {problem}", file=file, key=KEY, hint=hint, **what)  # type: ignore[arg-type]
+
+    for name in sorted(weights):
+        if name not in own:
+            raise misfit("a tensor that has no place in this study", name, found=name)
+        if own[name].shape != weights[name].shape:
+            shape = tuple(own[name].shape)
+            raise misfit("a tensor of another shape", name, found=tuple(weights[name].shape), expected=str(shape))
+    extra = {name for name in method.trainable() if not name.startswith("backbone.")}
+    started = bool(extra & weights.keys())
+    for name in method.trainable():
+        if name not in weights and (started or name not in extra):
+            raise misfit("it lacks a tensor that this study trains", name, found=sorted(weights)[:3], expected=name)

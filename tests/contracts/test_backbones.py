@@ -19,7 +19,7 @@ from mmsweep.models.lora import Noise
 from mmsweep.models.vilt import ViLT
 from tests.contracts.test_methods import CLASSES, FRAMES, ROWS, SIZES, TEXT_LENGTH, blueprint, make_batch
 
-EVERY = pytest.mark.parametrize(("backbone", "M"), [(b, M) for b in BACKBONES for M in SIZES[b]])
+EVERY = pytest.mark.parametrize(("backbone", "M"), [(b, M) for b in SIZES for M in SIZES[b]])
 
 
 @pytest.fixture()
@@ -182,7 +182,12 @@ def test_vilt_reads_two_modalities_only(encoder_folders):
 
 def test_vilt_s_known_architecture_needs_nothing_on_disk():
     plan = Blueprint(
-        {"image": "image", "text": "text"}, 101, FormatOptions(), weights="dandelin/vilt-b32-mlm", load=False, files=False
+        {"image": "image", "text": "text"},
+        101,
+        FormatOptions(),
+        weights="dandelin/vilt-b32-mlm",
+        load=False,
+        files=False,
     )
     with torch.device("meta"):
         network = ViLT.build(plan)

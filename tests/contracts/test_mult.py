@@ -13,7 +13,7 @@ from mmsweep.availability import pattern_rows
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, SequenceFormat
 from mmsweep.errors import UserError
-from mmsweep.methods import METHODS
+from mmsweep.methods import METHODS, Method
 from mmsweep.models.backbone import Adaptation
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
@@ -30,13 +30,29 @@ MOSI = {"text": SequenceFormat(50, 768), "audio": SequenceFormat(500, 5), "visio
 SMALL = MulTOptions(width=8, heads=2, levels=2, kernel=3)
 ROWS = 8
 SIZES = pytest.mark.parametrize("M", [2, 3, 4])
-PLAIN = pytest.mark.parametrize("name", ["plain", "modality_dropout"])
+EVERY = pytest.mark.parametrize("name", sorted(n for n, m in METHODS.items() if issubclass(MulT, m.accepts)))
 
 
 def make(M: int, options: MulTOptions = SMALL, outputs: int = 1) -> tuple[MulT, Noise]:
     noise = Noise()
     formats = {m: SEQUENCES[m] for m in list(SEQUENCES)[:M]}
     return MulT(formats, outputs, options, noise, torch.Generator().manual_seed(3)), noise
+
+
+def make_method(name: str, M: int) -> Method:
+    network, noise = make(M)
+    spec = MethodSpec(name=name, projector={"width": 8, "heads": 2})  # type: ignore[arg-type]
+    return METHODS[name](network, spec, noise, torch.Generator().manual_seed(6))
+
+
+def total(method: Method, batch: Batch, used_BM: Tensor) -> tuple[Tensor, Tensor]:
+    """(prediction, loss with the method's own terms)."""
+    output = method(batch, used_BM)
+    loss = F.mse_loss(output.prediction[:, 0], batch.target)
+    for term, weight in method.weights.items():
+        t = output.losses[term]
+        loss = loss + weight * (t.values_B * t.counted_B).sum() / t.counted_B.sum().clamp(min=1)
+    return output.prediction.detach(), loss
 
 
 def make_batch(M: int, seed: int = 0, present_BM: Tensor | None = None, fill: float = 0.0) -> Batch:
@@ -201,21 +217,21 @@ def test_dropout_comes_from_the_trial_s_own_generator() -> None:
 
 
 @SIZES
-@PLAIN
+@EVERY
 def test_what_is_absent_is_never_read(name: str, M: int) -> None:
     """NaN in absent inputs and in padding changes no prediction and no gradient."""
     results = []
     for fill in (0.0, float("nan")):
-        network, noise = make(M)
-        method = METHODS[name](network, MethodSpec(name=name), noise, torch.Generator())
+        method = make_method(name, M)
         batch = make_batch(M, present_BM=mixed(M), fill=fill)
-        prediction = method(batch, batch.present_BM).prediction
-        F.l1_loss(prediction[:, 0], batch.target).backward()
-        results.append((prediction.detach(), {n: p.grad for n, p in network.named_parameters()}))
+        prediction, loss = total(method, batch, batch.present_BM)
+        loss.backward()
+        results.append((prediction, {n: p.grad for n, p in method.named_parameters()}))
     (zeros, gradients), (nans, gradients_nan) = results
     assert zeros.isfinite().all() and torch.equal(zeros, nans)
     for n, gradient in gradients.items():
-        assert gradient is not None and gradients_nan[n] is not None and torch.equal(gradient, gradients_nan[n]), n
+        other = gradients_nan[n]
+        assert gradient is not None and other is not None and torch.equal(gradient, other), n
 
 
 @SIZES
@@ -239,14 +255,14 @@ def test_what_is_not_used_is_never_read(M: int) -> None:
 
 
 @SIZES
-def test_a_row_does_not_depend_on_its_batch_mates(M: int) -> None:
-    network, _ = make(M)
+@EVERY
+def test_a_row_does_not_depend_on_its_batch_mates(name: str, M: int) -> None:
+    method = make_method(name, M)
     batch, used_BM = make_batch(M), mixed(M)
     with torch.no_grad():
-        together = network.predict(network.embed(batch), used_BM)
+        together = method(batch, used_BM).prediction
         for row in range(ROWS):
-            one = row_of(batch, row)
-            alone = network.predict(network.embed(one), used_BM[row : row + 1])
+            alone = method(row_of(batch, row), used_BM[row : row + 1]).prediction
             torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5)
 
 
@@ -267,11 +283,10 @@ def test_restored_tokens_fill_their_grid(M: int) -> None:
 
 
 @SIZES
-@PLAIN
+@EVERY
 def test_patterns_at_once_equal_patterns_one_by_one(name: str, M: int) -> None:
-    network, noise = make(M)
-    method = METHODS[name](network, MethodSpec(name=name), noise, torch.Generator())
-    batch, patterns_PM = make_batch(M), torch.from_numpy(pattern_rows(network.modalities))
+    method = make_method(name, M)
+    batch, patterns_PM = make_batch(M), torch.from_numpy(pattern_rows(method.backbone.modalities))
     with torch.no_grad():
         found = method.predict_patterns(batch, patterns_PM)
         for index, pattern_M in enumerate(patterns_PM):
@@ -285,12 +300,10 @@ def test_patterns_at_once_equal_patterns_one_by_one(name: str, M: int) -> None:
 
 
 @SIZES
-@PLAIN
+@EVERY
 def test_gradients_reach_every_parameter(name: str, M: int) -> None:
-    network, noise = make(M)
-    method = METHODS[name](network, MethodSpec(name=name), noise, torch.Generator())
-    batch = make_batch(M)
-    method(batch, mixed(M)).prediction.square().sum().backward()
+    method = make_method(name, M)
+    total(method, make_batch(M), mixed(M))[1].backward()
     still = {n for n, p in method.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     # The key's bias shifts all scores of a query alike, which softmax cannot see.
     assert {n for n in still if not n.endswith(".key.bias")} == set()

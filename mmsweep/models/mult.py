@@ -119,7 +119,10 @@ class MulT(Backbone):
         for modality, kind in blueprint.kinds.items():
             if kind != "sequence":
                 raise UserError(
-                    "MulT reads sequences only", key=f"data.modalities.{modality}.kind", found=kind, expected="sequence"
+                    "MulT reads sequences only",
+                    key="model.backbone.name",
+                    found=f"mult for {modality}, which is {kind}",
+                    expected="modalities of kind sequence, or another backbone",
                 )
         formats = {modality: blueprint.sequences[modality] for modality in blueprint.kinds}
         return cls(formats, blueprint.outputs, blueprint.mult)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from mmsweep.assembly import card_of
 from mmsweep.check import check
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
 
+FROM_SCRATCH = ("mult",)  # backbones without any pretrained part
 STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
 
@@ -25,8 +27,9 @@ def test_every_shipped_study_dry_runs(path):
     check(study)
     plan = dry_run(study)
     assert plan["parameters"]["total"] == sum(plan["parameters"]["by_part"].values())
-    assert 0 < plan["parameters"]["trainable"] < plan["parameters"]["total"]
-    assert plan["steps_per_trial"] > 0 and set(plan["tokens"]) == set(study.model.encoders)
+    frozen = plan["parameters"]["total"] - plan["parameters"]["trainable"]
+    assert frozen == 0 if study.model.backbone.name in FROM_SCRATCH else 0 < frozen < plan["parameters"]["total"]
+    assert plan["steps_per_trial"] > 0 and set(plan["tokens"]) == set(card_of(study).modalities)
     assert Study.parse(study.resolved()) == study
 
 
@@ -57,3 +60,21 @@ def test_bert_layer_norms_are_the_paper_s_other_reading():
     path = next(p for p in STUDIES if p.stem == "cmpt_food101")
     plan = dry_run(Study.load(path, ["model.encoders.text.train_layernorm=true"]))
     assert plan["parameters"]["trainable"] == 226_661 + 38_400
+
+
+def test_mult_at_mosi_s_sizes():
+    """Text 50 x 768, audio 500 x 5, vision 375 x 20, unaligned, at MMSA's width (research/methods.md §5.3, B35)."""
+    path = next(p for p in STUDIES if p.stem == "mmp_sequences")
+    plan = dry_run(Study.load(path, ["model.backbone.mult={}"]))
+    assert plan["tokens"] == {"text": 46, "audio": 496, "vision": 371}
+    parts = plan["parameters"]["by_part"]
+    assert sum(count for part, count in parts.items() if part != "projector") == 2_571_551
+    assert 0 < parts["projector"] < 200_000
+
+
+def test_trimodal_stamps_have_three_encoders_and_seven_patterns():
+    for name, proxies in (("cmpt_tuxpaint", 2), ("mmp_tuxpaint", 0)):
+        plan = dry_run(Study.load(next(p for p in STUDIES if p.stem == name)))
+        assert plan["tokens"] == {"image": 37 + proxies, "text": 24 + proxies, "audio": 100 + proxies}
+        patterns = {pattern for counts in plan["scenarios"]["test"].values() for pattern in counts}
+        assert len(patterns) == 7

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmsweep.assembly import card_of, make_backbone
 from mmsweep.data.check import check
 from mmsweep.data.decoding import Undecodable, decode_sequence
 from mmsweep.data.derived import picture_features, sequence_decoder, sound_features, word_features
@@ -158,6 +159,12 @@ def test_a_study_of_sequences_dry_runs(table: Path) -> None:
     plan = dry_run(study)
     assert plan["tokens"] == {"words": 4, "tones": 7}
     assert plan["parameters"]["trainable"] == plan["parameters"]["total"] > 0
+
+
+def test_mult_reads_sequences_only() -> None:
+    picture = {"data.modalities.words": {"kind": "text", "column": "words"}}
+    with pytest.raises(UserError, match=r"model.backbone.name.*found 'mult for words, which is text'"):
+        make_backbone(study := Study.parse(STUDY).with_values(picture), card_of(study), load=False, files=False)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOpti
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise
+from mmsweep.models.mult import MulTOptions
 from mmsweep.study import ScenarioSpec, Study
 from mmsweep.tasks import MultiLabel, make_task
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
@@ -85,7 +86,7 @@ def make_builder(study: Study) -> DatasetBuilder:
             "an environment variable is not set",
             key="data.root",
             found=data.root,
-            hint="It says where the raw data lies.",
+            hint=f"It says where the raw data lies. {dataset_card(data.dataset, dataset_options(study)).get}".rstrip(),
         )
     return build_dataset(data.dataset, dataset_options(study))
 
@@ -94,7 +95,12 @@ def dataset_options(study: Study) -> DatasetOptions:
     """The part of a study that concerns reading its data."""
     data = study.data
     return DatasetOptions(
-        Path(data.root) if data.root else None, data.task, data.text.field, data.split_seed, _manifest(study)
+        Path(data.root) if data.root else None,
+        data.task,
+        data.text.field,
+        data.split_seed,
+        _manifest(study),
+        data.audio.language,
     )
 
 
@@ -112,9 +118,9 @@ def _manifest(study: Study) -> ManifestOptions | None:
     data = study.data
     if data.path is None or data.modalities is None or data.target is None:
         return None
-    columns = {name: ModalityColumn(m.kind, m.column) for name, m in data.modalities.items()}
+    columns = {name: ModalityColumn(m.kind, m.column, m.length, m.width) for name, m in data.modalities.items()}
     classes = tuple(data.target.classes) if data.target.classes else None
-    target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes)
+    target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes, data.target.signed)
     split = data.split
     if split is None:
         rule = SplitRule(seed=data.split_seed)
@@ -139,7 +145,7 @@ def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool =
     blueprint = Blueprint(
         kinds,
         card.target.width,
-        FormatOptions(size=data.image.size, length=data.text.length, frames=data.audio.frames),
+        FormatOptions(data.image.size, data.text.length, data.audio.frames, data.image.fit),
         data.video.frames,
         {m: EncoderOptions(e.source, e.name, e.layers, e.pool) for m, e in model.encoders.items()},
         model.backbone.weights,
@@ -149,6 +155,8 @@ def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool =
         card.rasters,
         raster_window(study),
         model.backbone.size,
+        sequences=card.sequences,
+        mult=MulTOptions(**model.backbone.mult.model_dump()),
     )
     return BACKBONES[model.backbone.name].build(blueprint)
 
@@ -309,7 +317,7 @@ class Warm:
         train = data.splits["train"]
         balanced = study.train.class_weights == "balanced" and data.target.task != "regression"
         counted = torch.from_numpy(np.array(train.targets)) if balanced else None
-        task = make_task(data.target, counted, hard_pixels=study.train.hard_pixels)
+        task = make_task(data.target, counted, study.train.regression_loss, hard_pixels=study.train.hard_pixels)
         scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
         table = availability_table(scenario, len(train), backbone.modalities, study.scenarios.seed, train.natural_NM)
         objective = study.sweep.objectives[0]

@@ -31,6 +31,9 @@ app.add_typer(data_app, name="data")
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
 
 StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).", metavar="STUDY")]
+StudyOrDataset = Annotated[
+    Path, typer.Argument(help="A study file (YAML), or a dataset's name.", metavar="STUDY|DATASET")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.epochs=2", metavar="[KEY=VALUE]...")]
 SweepPath = Annotated[Path, typer.Argument(help="A sweep's folder, or its name under ./sweeps.", metavar="SWEEP")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -244,23 +247,33 @@ def data_list(as_json: AsJson = False) -> None:
 
 
 @data_app.command("check")
-def data_check(study_file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Read a study's dataset and say what was found and what is missing."""
+def data_check(study_file: StudyOrDataset, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Read a study's dataset (or one by its name: tuxpaint data.root=…) and say what was found and what is missing."""
     from mmsweep.assembly import make_builder
-    from mmsweep.data.check import check
+    from mmsweep.data.check import check, named_builder
 
-    with _studying(study_file, overrides) as study:
-        findings = check(make_builder(study), study.data.on_bad)
+    if (builder := named_builder(str(study_file), overrides or [])) is not None:
+        findings = check(builder)
+    else:
+        with _studying(study_file, overrides) as study:
+            findings = check(make_builder(study), study.data.on_bad)
     print(json_text(findings) if as_json else "\n".join(findings))
     if any(line.startswith("error: ") for line in findings):
         raise typer.Exit(1)
 
 
 @data_app.command("prepare")
-def data_prepare(study_file: StudyFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def data_prepare(study_file: StudyOrDataset, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Decode a study's dataset once, into the cache that training maps."""
     from mmsweep.assembly import prepare_data
+    from mmsweep.data.check import named_builder
 
+    if (builder := named_builder(str(study_file), overrides or [])) is not None:
+        raise UserError(
+            "the data is here; how its rows are prepared depends on a study's encoders",
+            found=builder.name,
+            expected=f"a study whose data.dataset is {builder.name}",
+        )
     with _studying(study_file, overrides) as study:
         data = prepare_data(study)
     rows = {name: len(split) for name, split in data.splits.items()}

@@ -15,6 +15,8 @@ import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mmsweep.errors import UserError
+from mmsweep.study_data import Data
+from mmsweep.study_mult import MulTSpec
 from mmsweep.study_search import Dimension, Sweep
 from mmsweep.study_source import UNKNOWN_KEY, Source, first_problem, misfit
 from mmsweep.study_source import Section as _Section
@@ -22,86 +24,6 @@ from mmsweep.study_source import Section as _Section
 Share = Field(ge=0.0, le=1.0)
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 ScenarioSpec = str | dict[str, Any]
-
-
-class ImageOptions(_Section):
-    size: int | None = Field(None, ge=8, description="pixels a side; null: what the encoder was made for")
-
-
-class TextOptions(_Section):
-    length: int | None = Field(None, ge=4, description="tokens, [CLS] and [SEP] included; null: the encoder's default")
-    field: str | None = Field(None, description="which text of a dataset that has several")
-
-
-class AudioOptions(_Section):
-    frames: int | None = Field(None, ge=8, description="spectrogram frames; null: what the encoder was made for")
-
-
-class VideoOptions(_Section):
-    frames: int = Field(3, ge=1, description="frames a clip")
-
-
-class Augmentation(_Section):
-    crop: tuple[float, float] | None = Field(None, description="smallest and largest area of a random resized crop")
-    flip: bool = Field(False, description="mirror images at random")
-    random_frames: bool = Field(False, description="random instead of uniform video frames")
-    window: int | None = Field(None, ge=8, description="side of the part of rasters that a training step sees")
-    scale: tuple[float, float] | None = Field(None, description="rasters: smallest and largest random enlargement")
-
-
-class ManifestColumn(_Section):
-    kind: Literal["image", "text", "audio", "video"]
-    column: str
-
-
-class ManifestTarget(_Section):
-    task: Literal["single_label", "multi_label", "regression"]
-    column: str
-    separator: str = "|"
-    classes: list[str] | None = None
-
-
-class ManifestSplit(_Section):
-    column: str | None = None
-    train: float | None = None
-    val: float | None = None
-    test: float | None = None
-    seed: int | None = None
-
-
-class ManifestGroup(_Section):
-    column: str
-
-
-class Data(_Section):
-    dataset: str
-    root: str | None = Field(None, description="where the raw data lies")
-    task: str | None = Field(None, description="for datasets with several tasks")
-    image: ImageOptions = ImageOptions()
-    text: TextOptions = TextOptions()
-    audio: AudioOptions = AudioOptions()
-    video: VideoOptions = VideoOptions()
-    fill: Literal["zeros", "ones", "black", "mean", "nan"] = Field(
-        "zeros", description="what stands for an absent input (B19)"
-    )
-    on_bad: Literal["refuse", "skip"] = "refuse"
-    split_seed: int = Field(0, ge=0)
-    augmentation: Augmentation = Augmentation()
-    # the user's own data (dataset: manifest)
-    path: str | None = None
-    modalities: dict[str, ManifestColumn] | None = None
-    target: ManifestTarget | None = None
-    split: ManifestSplit | None = None
-    group: ManifestGroup | None = None
-
-    @model_validator(mode="after")
-    def _manifest_is_whole(self) -> Data:
-        own = {k: getattr(self, k) for k in ("path", "modalities", "target")}
-        if self.dataset == "manifest" and (gaps := [k for k, v in own.items() if v is None]):
-            raise misfit(f"dataset manifest needs {', '.join(gaps)}", "path, modalities and target")
-        if self.dataset != "manifest" and (extra := [k for k, v in own.items() if v is not None]):
-            raise misfit(f"{', '.join(extra)}: only for dataset manifest", "dataset: manifest, or no such key")
-        return self
 
 
 class EncoderSpec(_Section):
@@ -122,8 +44,11 @@ class Lora(_Section):
 
 
 class BackboneSpec(_Section):
-    name: str = Field("dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt; cmnext")
+    name: str = Field(
+        "dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt; cmnext; mult"
+    )
     size: str | None = Field(None, description="cmnext: nano (ours), b0 to b5 (MiT's)")
+    mult: MulTSpec = MulTSpec()
     weights: str | None = Field(
         None, description="a whole network's checkpoint: a hub name, a folder or `package:NAME/path`"
     )
@@ -134,7 +59,9 @@ class BackboneSpec(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> BackboneSpec:
-        if self.name == "dual_encoder" and (self.weights is not None or self.trainable or not self.pretrained):
+        if self.name in ("dual_encoder", "mult") and (
+            self.weights is not None or self.trainable or not self.pretrained
+        ):
             raise misfit(
                 "weights, pretrained and trainable are for whole networks", "these under model.encoders.<modality>"
             )
@@ -241,6 +168,7 @@ class Train(_Section):
     clip_norm: float | None = Field(None, gt=0)
     class_weights: Literal["none", "balanced"] = "none"
     hard_pixels: bool = Field(False, description="segmentation: OHEM cross entropy, over the hard pixels only")
+    regression_loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     seed: int = Field(0, ge=0)
     init_from: str | None = Field(
         None, description="start from trained weights: a run's folder (its best epoch) or a .safetensors file"

@@ -6,6 +6,7 @@ python scripts/study_reference.py --check    # exits with 1 where the file is ou
 
 from __future__ import annotations
 
+import re
 import sys
 import typing
 from collections.abc import Iterator
@@ -47,10 +48,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _type(annotation: Any) -> str:
     text = str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))
+    text = re.sub(r"mmsweep\.study\w*\.", "", text)
     for old, new in (
         ("typing.", ""),
-        ("mmsweep.study.", ""),
-        ("mmsweep.study_search.", ""),
         ("NoneType", "null"),
         ("None", "null"),
         ("Literal", ""),

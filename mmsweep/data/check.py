@@ -4,19 +4,39 @@ decodes nothing; label maps are read, since the classes stand nowhere else."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mmsweep.data.dataset import IGNORE, SPLITS, DatasetBuilder, Sample
 from mmsweep.data.decoding import Undecodable
+from mmsweep.data.options import DatasetOptions
 from mmsweep.data.rasters import Window, decode_labels
+from mmsweep.data.registry import build_dataset, datasets
+from mmsweep.errors import UserError
 
 _FEW = 5
 """A class with fewer training rows than this is named."""
 
 _SHOWN = 5
+
+
+def named_builder(name: str, overrides: Sequence[str] = ()) -> DatasetBuilder | None:
+    """The builder of a dataset that is named instead of a study; None where no dataset has that name.
+
+    Raises:
+        UserError: the data is not where it is looked for (saying how to get it), or an override that only a study has.
+    """
+    if name not in datasets() or Path(name).exists():
+        return None
+    root = None
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key != "data.root":
+            raise UserError("only a study has this key", key=key, expected="data.root=FOLDER, or a study file")
+        root = Path(value).expanduser()
+    return build_dataset(name, DatasetOptions(root))
 
 
 def check(builder: DatasetBuilder, on_bad: str = "refuse") -> list[str]:
@@ -55,11 +75,13 @@ def _bad_rows(builder: DatasetBuilder, grade: str) -> Iterator[str]:
 
 
 def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
+    words = {m for m, kind in builder.modalities.items() if kind == "text"}
+    words |= {m for m, format in builder.sequences.items() if format.recipe == "words"}
     absent = []
     seen = 0
     for name in SPLITS:
         for sample in splits[name]:
-            values = [sample.values.get(m) for m, kind in builder.modalities.items() if kind != "text"]
+            values = [sample.values.get(m) for m in builder.modalities if m not in words]
             if builder.target.task == "segmentation":
                 values.append(sample.target)
             for value in values:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.formats import RasterFormat, SequenceFormat
 from mmsweep.errors import UserError
 
 TaskName = Literal["single_label", "multi_label", "segmentation", "regression"]
@@ -36,17 +36,21 @@ class Target:
         classes: names in the order of the outputs; empty for regression.
         label_values: segmentation: (value in the label files, class index or IGNORE) pairs; a value that is not listed
             is refused. Empty: the values are the indices, and IGNORE is itself.
+        signed: regression: the number's sign means something, as in sentiment from -3 to 3 (its metrics are reported).
     """
 
     task: TaskName
     classes: tuple[str, ...] = ()
     label_values: tuple[tuple[int, int], ...] = ()
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in get_args(TaskName):
             raise UserError("unknown task", key="task", found=self.task, expected=", ".join(get_args(TaskName)))
         if self.task == "segmentation" and len(self.classes) > IGNORE:
             raise UserError(f"a label map holds at most {IGNORE} classes", key="classes", found=len(self.classes))
+        if self.signed and self.task != "regression":
+            raise UserError("only a number has a sign", key="signed", found=self.task, expected="regression")
         if len(set(self.classes)) != len(self.classes):
             twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
             raise UserError("a class is listed twice", key="classes", found=twice)
@@ -122,7 +126,8 @@ class Sample:
     Args:
         id: unique within the dataset.
         values: modality -> raw value, or None where the data itself has none. Image and audio: path or bytes;
-            text: str; video: path of a folder of frames or of a file; raster: path, bytes or `rasters.Window`.
+            text: str; video: path of a folder of frames or of a file; raster: path, bytes or `rasters.Window`;
+            sequence: path or bytes of a .npy array (or what the builder's format derives it from).
         target: class name, list of labels, number, or the label map as a raster's value.
         group: rows of a group never stand in two splits; None means that the row is its own group.
         origin: "file.csv:17", for messages.
@@ -155,6 +160,7 @@ class DatasetBuilder(ABC):
         target: what is predicted.
         rasters: of the modalities of kind "raster", how they are stored and normalised.
         expected: published number of rows per split; empty where there is none.
+        sequences: how each modality of kind "sequence" is read; those have no encoder that could say it.
         bad_rows: what `splits()` left out because it could not be read as a row (file:line and why);
             `prepare` refuses or skips them.
     """
@@ -164,6 +170,7 @@ class DatasetBuilder(ABC):
     target: Target
     rasters: Mapping[str, RasterFormat] = {}
     expected: Mapping[str, int] = {}
+    sequences: Mapping[str, SequenceFormat] = {}
     bad_rows: tuple[BadRow, ...] = ()
 
     @abstractmethod
@@ -185,7 +192,7 @@ class Batch:
 
     Args:
         inputs: modality -> tensor (image [B,3,H,W], audio [B,F,mel], video [B,f,3,H,W], raster [B,C,H,W]) or dict
-            (text: ids [B,L], mask [B,L]).
+            (text: ids [B,L], mask [B,L]; sequence: values [B,T,F], mask [B,T]).
         present_BM: bool, which inputs may be read; columns in the dataset's order of modalities. The others
             hold the fill value.
         target: int64 [B], float32 [B,C], float32 [B], or int64 [B,H,W] (label maps; IGNORE where there is no class).

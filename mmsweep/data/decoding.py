@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmsweep.data.formats import AudioFormat, ImageFormat, TextFormat, VideoFormat
+from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat, TextFormat, VideoFormat
 from mmsweep.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -55,8 +55,13 @@ def _shown(value: Any) -> str:
 
 
 def decode_image(value: str | Path | bytes, format: ImageFormat) -> np.ndarray:
-    """uint8 [3, stored, stored]: turned by EXIF, transparency on white, shorter side resized (bicubic), centre crop."""
+    """uint8 [3, stored, stored]: turned by EXIF, transparency on white, shorter side resized (bicubic), centre crop.
+
+    SVG drawings are rendered first, by resvg (`mmsweep[svg]`).
+    """
     data = read_bytes(value)
+    if _is_svg(data):
+        data = _rendered(data, value, format.resized_side)
     try:
         with Image.open(io.BytesIO(data)) as opened:
             picture = ImageOps.exif_transpose(opened) or opened
@@ -69,6 +74,8 @@ def decode_image(value: str | Path | bytes, format: ImageFormat) -> np.ndarray:
 def fit_square(picture: Image.Image, format: ImageFormat) -> np.ndarray:
     """uint8 [3, stored, stored] of an RGB picture."""
     side, stored = format.resized_side, format.stored_side
+    if format.fit == "pad" and picture.size[0] != picture.size[1]:
+        picture = ImageOps.pad(picture, (max(picture.size),) * 2, color=(255, 255, 255))
     width, height = picture.size
     short = min(width, height)
     if short != side:
@@ -80,6 +87,30 @@ def fit_square(picture: Image.Image, format: ImageFormat) -> np.ndarray:
     left, top = (picture.size[0] - stored) // 2, (picture.size[1] - stored) // 2
     picture = picture.crop((left, top, left + stored, top + stored))
     return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
+
+
+def _is_svg(data: bytes) -> bool:
+    head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
+    return head.startswith(b"<") and b"<svg" in data
+
+
+def _rendered(data: bytes, value: Any, side: int) -> bytes:
+    """A drawing as PNG, its shorter side at least `side` pixels where it has a size."""
+    try:
+        import resvg_py
+    except ImportError:
+        raise UserError(
+            "SVG drawings need the package resvg-py", file=_name(value), hint="pip install 'mmsweep[svg]'"
+        ) from None
+    try:
+        # Fonts differ from machine to machine: only outlined letters are drawn. 96 dots an inch is CSS's.
+        options: dict[str, Any] = {"svg_string": data.decode("utf-8-sig"), "skip_system_fonts": True, "dpi": 96.0}
+        png = bytes(resvg_py.svg_to_bytes(**options))
+        with Image.open(io.BytesIO(png)) as own:
+            short = min(own.size)
+        return png if short >= side else bytes(resvg_py.svg_to_bytes(**options, zoom=side / short))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise Undecodable(f"the drawing {_name(value)} cannot be rendered ({_first_line(error)})") from None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -230,6 +261,26 @@ def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
     out = np.zeros((format.frames, format.mel_bins), np.float32)
     out[: min(len(array), format.frames)] = array[: format.frames]
     return (out - format.mean) / (2 * format.std) if format.kind == "ast" else out
+
+
+# ---- sequences -----------------------------------------------------------------------------------------------------
+
+
+def decode_sequence(value: str | Path | bytes, format: SequenceFormat) -> np.ndarray:
+    """float32 [t, width] of a .npy file (or its bytes), t at least 1 and at most `length`: what is longer is cut."""
+    try:
+        array = np.load(io.BytesIO(read_bytes(value)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise Undecodable(f"the sequence {_name(value)} is not a .npy array ({_first_line(error)})") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        found = array.dtype if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise Undecodable(f"the sequence {_name(value)} does not hold numbers; found {found}")
+    if array.ndim != 2 or array.shape[1] != format.width or len(array) == 0:
+        raise Undecodable(f"the sequence {_name(value)} is not [steps, {format.width}]; found {list(array.shape)}")
+    if not np.isfinite(array).all():
+        step, column = np.argwhere(~np.isfinite(array))[0]
+        raise Undecodable(f"the sequence {_name(value)} holds {array[step, column]} at step {step}, column {column}")
+    return np.ascontiguousarray(array[: format.length], np.float32)
 
 
 # ---- clips ---------------------------------------------------------------------------------------------------------

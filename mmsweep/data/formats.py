@@ -26,6 +26,7 @@ class ImageFormat:
         resize: shorter side before the centre crop; None means `size` (no margin).
         stored: side of the square kept on disk, cropped to `size` in the batch; None means `size`. Random crops
             want more.
+        fit: what happens to a picture that is not square: `crop` shows its middle, `pad` shows all of it on white.
     """
 
     size: int
@@ -33,6 +34,7 @@ class ImageFormat:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resize: int | None = None
     stored: int | None = None
+    fit: Literal["crop", "pad"] = "crop"
 
     kind = "image"
 
@@ -66,7 +68,8 @@ class ImageFormat:
 
     def key(self) -> dict[str, Any]:
         # mean and std act on the device, after the column: pictures prepared for one encoder serve another.
-        return {"kind": self.kind, "stored": self.stored_side, "resize": self.resized_side}
+        key = {"kind": self.kind, "stored": self.stored_side, "resize": self.resized_side}
+        return key if self.fit == "crop" else {**key, "fit": self.fit}
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,37 @@ class RasterFormat:
         return {"kind": self.kind, "size": list(self.size), "channels": self.channels, "dtype": self.dtype}
 
 
-Format = ImageFormat | TextFormat | AudioFormat | VideoFormat | RasterFormat
+@dataclass(frozen=True)
+class SequenceFormat:
+    """Sequences of features: columns float32 [N, length, width] and lengths int32 [N].
+
+    The batch is dict(values float32 [B, length, width], mask bool [B, length]), never cut to its longest row: a
+    sequence's place in a network may count from its end, and a row must not depend on its batch mates.
+
+    Args:
+        length: T, steps; shorter sequences are padded with zeros, longer ones cut.
+        width: F, features a step.
+        recipe: "stored": the value is a .npy file of [t, F]; else the features are derived from the value, a text
+            ("words"), a recording ("sound") or a picture ("picture"), as data/derived.py says.
+    """
+
+    length: int
+    width: int
+    recipe: Literal["stored", "words", "sound", "picture"] = "stored"
+
+    kind = "sequence"
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.width < 1:
+            raise UserError(
+                "a sequence needs at least one step and one feature", key="length", found=(self.length, self.width)
+            )
+
+    def key(self) -> dict[str, Any]:
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+Format = ImageFormat | TextFormat | AudioFormat | VideoFormat | RasterFormat | SequenceFormat
 
 KINDS: dict[type, str] = {
     ImageFormat: "image",
@@ -207,6 +240,7 @@ KINDS: dict[type, str] = {
     AudioFormat: "audio",
     VideoFormat: "video",
     RasterFormat: "raster",
+    SequenceFormat: "sequence",
 }
 """Which kind of modality (DatasetBuilder.modalities) a format reads."""
 

@@ -13,14 +13,29 @@ from mmsweep.errors import UserError
 
 @dataclass(frozen=True)
 class ModalityColumn:
-    """A modality of the user's file: what it is ("image", "text", "audio", "video") and the column that holds it."""
+    """A modality of the user's file.
+
+    Args:
+        kind: what it is: image, text, audio, video or sequence.
+        column: the column that holds it.
+        length, width: of a sequence: most steps, and features a step.
+    """
 
     kind: str
     column: str
+    length: int | None = None
+    width: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in MODALITY_KINDS:
             raise UserError("unknown kind of modality", key="kind", found=self.kind, expected=", ".join(MODALITY_KINDS))
+        if (self.kind == "sequence") != (self.length is not None and self.width is not None):
+            raise UserError(
+                "a sequence, and nothing else, has a length and a width",
+                key="kind",
+                found=self.kind,
+                expected=f"both, or another kind than sequence; they are {self.length} and {self.width}",
+            )
 
 
 @dataclass(frozen=True)
@@ -32,12 +47,14 @@ class TargetColumn:
         column: the column that holds it.
         separator: between the labels of a multi_label cell (lists of JSONL and Parquet need none).
         classes: names in the order of the outputs; None: those that occur in the file, sorted.
+        signed: regression: the number's sign means something (Target.signed).
     """
 
     task: TaskName
     column: str
     separator: str = "|"
     classes: tuple[str, ...] | None = None
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if not self.separator:
@@ -106,6 +123,7 @@ class DatasetOptions:
         text_field: for datasets with several texts a row; None: the dataset's own.
         split_seed: for splits that are carved here.
         manifest: the user's own file (dataset "manifest" only).
+        language: for datasets spoken in several languages; None: the dataset's own.
     """
 
     root: Path | None = None
@@ -113,3 +131,4 @@ class DatasetOptions:
     text_field: str | None = None
     split_seed: int = 0
     manifest: ManifestOptions | None = None
+    language: str | None = None

@@ -8,6 +8,7 @@ Layout of a prepared folder (written under a temporary name, then renamed, so th
     train/natural.npy          bool [N,M]
     train/image.npy            uint8 [N,3,H,W]                 (or <audio>.npy, <video>.npy)
     train/height.npy           uint8 or uint16 [N,C,H,W]       (rasters, in their own type)
+    train/<sequence>.npy       float32 [N,T,F], and <sequence>.length.npy int32 [N]
     train/text.ids.npy         int32 [N,L], and text.mask.npy bool [N,L]
 """
 
@@ -27,7 +28,16 @@ import numpy as np
 
 from mmsweep.data.dataset import SPLITS, Sample, Target
 from mmsweep.data.decoding import Undecodable, decode_image, decode_video, sound_decoder, text_encoder
-from mmsweep.data.formats import AudioFormat, Format, ImageFormat, RasterFormat, TextFormat, VideoFormat
+from mmsweep.data.derived import sequence_decoder
+from mmsweep.data.formats import (
+    AudioFormat,
+    Format,
+    ImageFormat,
+    RasterFormat,
+    SequenceFormat,
+    TextFormat,
+    VideoFormat,
+)
 from mmsweep.data.rasters import Window, decode_labels, decode_raster
 from mmsweep.errors import UserError
 
@@ -165,7 +175,7 @@ def _feed(digest: Any, *parts: Any) -> None:
 
 
 def _stamp(value: Any, format: Format) -> Any:
-    return value if value is None or isinstance(format, TextFormat) else _file_stamp(value)
+    return value if value is None or _is_words(format) else _file_stamp(value)
 
 
 def _file_stamp(value: Any) -> Any:
@@ -182,8 +192,13 @@ def _file_stamp(value: Any) -> Any:
         return [str(path), "absent"]
 
 
+def _is_words(format: Format) -> bool:
+    """Whether raw values are texts, not names of files."""
+    return isinstance(format, TextFormat) or (isinstance(format, SequenceFormat) and format.recipe == "words")
+
+
 def _content(value: Any, format: Format) -> Any:
-    return value if value is None or isinstance(format, TextFormat) else _file_content(value)
+    return value if value is None or _is_words(format) else _file_content(value)
 
 
 def _file_content(value: Any) -> Any:
@@ -220,6 +235,8 @@ def _decoder(format: Format) -> Callable[[Any], np.ndarray] | None:
         return lambda value: decode_raster(value, format)
     if isinstance(format, AudioFormat):
         return sound_decoder(format)
+    if isinstance(format, SequenceFormat):
+        return sequence_decoder(format)
     return None  # texts are tokenised many at once
 
 
@@ -279,7 +296,11 @@ class _Columns:
                     if reason is not None:
                         reasons[row] = reason
                     for modality, array in arrays.items():
-                        self.arrays[modality][row] = array
+                        if f"{modality}.length" in self.arrays:
+                            self.arrays[f"{modality}.length"][row] = len(array)
+                            self.arrays[modality][row, : len(array)] = array
+                        else:
+                            self.arrays[modality][row] = array
                         if modality != TARGETS:
                             self._add(modality, array)
                 progress(rows.stop, len(self.samples))
@@ -287,7 +308,7 @@ class _Columns:
         return np.array([row not in reasons for row in range(len(self.samples))], bool)
 
     def statistics(self) -> dict[str, Any]:
-        """Per modality the mean of what is there: channels of pictures (0..255) and rasters, mel bins of sounds."""
+        """Per modality the mean of what is there: channels of pictures (0..255) and rasters, mel bins, features."""
         return {modality: {"mean": (total / count).tolist()} for modality, (total, count) in self.sums.items()}
 
     def close(self, good_N: np.ndarray) -> None:
@@ -332,6 +353,8 @@ def column_layout(modality: str, format: Format) -> list[tuple[str, Any, tuple[i
         return [(f"{modality}.ids", np.int32, (format.length,)), (f"{modality}.mask", np.bool_, (format.length,))]
     if isinstance(format, AudioFormat):
         return [(modality, np.float32, (format.frames, format.mel_bins))]
+    if isinstance(format, SequenceFormat):
+        return [(modality, np.float32, (format.length, format.width)), (f"{modality}.length", np.int32, ())]
     if isinstance(format, VideoFormat):
         side = format.image.stored_side
         return [(modality, np.uint8, (format.stored_frames, 3, side, side))]

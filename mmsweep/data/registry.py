@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mmsweep.data.dataset import DatasetBuilder, Target
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.formats import RasterFormat, SequenceFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.errors import UserError
 
@@ -32,6 +32,7 @@ class DatasetCard:
         title: one line for people.
         modalities: name -> kind, in order.
         target: what is predicted; None where only the user's file can tell.
+        sequences: how its modalities of kind "sequence" are read.
         rows: published (or shipped) rows per split.
         rasters: of the modalities of kind "raster", how they are stored and normalised.
         get: how to get the data.
@@ -45,6 +46,7 @@ class DatasetCard:
     target: Target | None
     rows: Mapping[str, int] = field(default_factory=dict)
     rasters: Mapping[str, RasterFormat] = field(default_factory=dict)
+    sequences: Mapping[str, SequenceFormat] = field(default_factory=dict)
     get: str = ""
     layout: str = ""
     reader: bool = True

@@ -8,18 +8,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import Format, RasterFormat
+from mmsweep.data.formats import Format, RasterFormat, SequenceFormat
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Encoder, Pool, Tokens
 from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise, add_lora
+
+if TYPE_CHECKING:
+    from mmsweep.models.mult import MulTOptions
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Blueprint:
         rasters: modality -> format, of the modalities of kind "raster".
         window: (H, W) that training sees of them; None: all.
         size: of a backbone that comes in several.
+        sequences: modality -> how it is read, of the modalities of kind "sequence".
+        mult: the shape of MulT.
     """
 
     kinds: Mapping[str, str]
@@ -63,6 +68,8 @@ class Blueprint:
     rasters: Mapping[str, RasterFormat] = field(default_factory=dict)
     window: tuple[int, int] | None = None
     size: str | None = None
+    sequences: Mapping[str, SequenceFormat] = field(default_factory=dict)
+    mult: MulTOptions | None = None
 
 
 @dataclass(frozen=True)

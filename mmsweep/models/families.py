@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +118,14 @@ class Family(ABC):
 class FormatOptions:
     """What the study says of inputs; None leaves it to the encoder."""
 
-    def __init__(self, size: int | None = None, length: int | None = None, frames: int | None = None) -> None:
-        self.size, self.length, self.frames = size, length, frames
+    def __init__(
+        self,
+        size: int | None = None,
+        length: int | None = None,
+        frames: int | None = None,
+        fit: Literal["crop", "pad"] = "crop",
+    ) -> None:
+        self.size, self.length, self.frames, self.fit = size, length, frames, fit
 
 
 class _Picture(Family):
@@ -405,7 +411,7 @@ def image_format(
     """Pictures as a network was trained on: its preprocessing where that is known, else its configuration's size."""
     size = options.size or _side(preprocessing.get("crop_size") or preprocessing.get("size")) or config.image_size
     mean = tuple(preprocessing.get("image_mean", mean))
-    return ImageFormat(int(size), mean, tuple(preprocessing.get("image_std", std)))
+    return ImageFormat(int(size), mean, tuple(preprocessing.get("image_std", std)), fit=options.fit)
 
 
 def text_format(config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:

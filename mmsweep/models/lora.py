@@ -56,8 +56,12 @@ class SeededDropout(nn.Module):
         super().__init__()
         self.p, self.noise = p, noise
 
+    @property
+    def active(self) -> bool:
+        return self.noise.generator is not None and self.p > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.noise.generator is None or self.p == 0.0:
+        if not self.active:
             return x
         return x * self.noise.keep(x, self.p)
 

@@ -52,7 +52,7 @@ class PretrainedEncoder(Encoder):
                 raise UserError(
                     "timm encoders run at their own size", key="data.image.size", found=options.size, expected=str(size)
                 )
-            self.format = ImageFormat(size, tuple(cfg["mean"]), tuple(cfg["std"]))
+            self.format = ImageFormat(size, tuple(cfg["mean"]), tuple(cfg["std"]), fit=options.fit)
             self._token_shape = (network.patch_embed.num_patches + network.num_prefix_tokens, network.embed_dim)
             self._token_grid = tuple(network.patch_embed.grid_size)
             self.prefix = network.num_prefix_tokens

@@ -45,10 +45,13 @@ ARCHITECTURES: dict[str, Any] = {
     "facebook/dinov2-base": lambda: Dinov2Config(image_size=518, patch_size=14),
     "google/vit-base-patch16-224-in21k": ViTConfig,
     "dandelin/vilt-b32-mlm": lambda: ViltConfig(image_size=384, patch_size=32),
-    # The two that scripts/lift_encoders.py lifts out of packages, by their folders' names.
+    # The three that scripts/lift_encoders.py lifts out of packages, by their folders' names.
     "vit_s14": lambda: Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
     "minilm_l6": lambda: BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    ),
+    "whisper_tiny_encoder": lambda: WhisperConfig(
+        d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536
     ),
     "openai/whisper-tiny.en": lambda: WhisperConfig(
         d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536

@@ -12,6 +12,7 @@ import yaml
 
 from mmsweep.errors import UserError
 from mmsweep.report import tables, wording
+from mmsweep.report.agreement import agreement_tables
 from mmsweep.report.figures import all_of_finals
 from mmsweep.report.leaderboard import Leaderboard
 from mmsweep.report.published import published_table
@@ -69,6 +70,7 @@ def render(record: SweepRecord, board: Leaderboard, drawn: Mapping[str, Path]) -
         scenarios=tables.groups_table(record) if several else tables.scenario_table(chosen) if chosen else None,
         all_scenarios=[tables.scenario_table(g) for g in record.groups if g.evaluations] if several else [],
         comparisons=tables.comparison_table(board) if board.comparisons else None,
+        agreement=agreement_tables(record),
         board_note=board.note if several else "",
         figures={name: _figure(name, path) for name, path in drawn.items()},
         best=record.best,

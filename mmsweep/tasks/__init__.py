@@ -6,22 +6,25 @@ from torch import Tensor
 
 from mmsweep.data.dataset import Target
 from mmsweep.tasks.classification import MultiLabel, SingleLabel, balanced_weights
-from mmsweep.tasks.regression import Regression
+from mmsweep.tasks.regression import Loss, Regression
 from mmsweep.tasks.segmentation import Segmentation
 from mmsweep.tasks.task import Task
 
 __all__ = ["MultiLabel", "Regression", "Segmentation", "SingleLabel", "Task", "make_task"]
 
 
-def make_task(target: Target, train_targets: Tensor | None = None, *, hard_pixels: bool = False) -> Task:
+def make_task(
+    target: Target, train_targets: Tensor | None = None, regression_loss: Loss = "l1", *, hard_pixels: bool = False
+) -> Task:
     """The task for a target.
 
     Args:
         train_targets: with them, classes are weighted so that each counts alike.
+        regression_loss: what a regression minimises: l1, mse or smooth_l1.
         hard_pixels: segmentation learns from the hard pixels only (OHEM).
     """
     if target.task == "regression":
-        return Regression(target)
+        return Regression(target, regression_loss)
     weights = None if train_targets is None else balanced_weights(target, train_targets)
     if target.task == "segmentation":
         return Segmentation(target, weights, hard_pixels=hard_pixels)

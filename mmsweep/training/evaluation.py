@@ -27,7 +27,7 @@ from mmsweep.availability import (
     table_digest,
 )
 from mmsweep.data.dataset import Batch
-from mmsweep.data.prepared import PreparedSplit
+from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.json_text import json_text
 from mmsweep.methods.method import Method
 from mmsweep.tasks import MultiLabel

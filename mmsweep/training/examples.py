@@ -10,7 +10,7 @@ import torch
 
 from mmsweep.availability import pattern_name, pattern_rows, patterns
 from mmsweep.data.formats import RasterFormat
-from mmsweep.data.prepared import PreparedSplit
+from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.methods.method import Method
 from mmsweep.training.inference import Inference
 

@@ -19,7 +19,7 @@ from mmsweep.models.lora import Noise
 from mmsweep.models.vilt import ViLT
 from tests.contracts.test_methods import CLASSES, FRAMES, ROWS, SIZES, TEXT_LENGTH, blueprint, make_batch
 
-EVERY = pytest.mark.parametrize(("backbone", "M"), [(b, M) for b in BACKBONES for M in SIZES[b]])
+EVERY = pytest.mark.parametrize(("backbone", "M"), [(b, M) for b in SIZES for M in SIZES[b]])
 
 
 @pytest.fixture()

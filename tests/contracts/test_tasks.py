@@ -49,6 +49,7 @@ def cases() -> dict[str, Case]:
             Segmentation(pixels, torch.tensor([0.5, 1.0, 2.0, 4.0]), hard_pixels=True), maps, 20 * one_hot - 10
         ),
         "regression": Case(Regression(Target("regression")), number, number[:, None]),
+        "regression signed": Case(Regression(Target("regression", signed=True), "mse"), number, number[:, None]),
     }
 
 

@@ -17,7 +17,7 @@ ROOT = Path(mmsweep.__file__).parent
 FLOORS = [
     {"__init__", "errors", "json_text"},
     {"availability", "data", "models", "tasks"},
-    {"methods", "study", "study_search", "study_source"},
+    {"methods", "study", "study_data", "study_mult", "study_search", "study_source"},
     {"training", "tracking"},
     {"assembly", "check", "plan", "report", "views"},
     {"sweep"},

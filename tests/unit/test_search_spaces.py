@@ -11,6 +11,7 @@ from mmsweep.check import check
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
 
+FROM_SCRATCH = ("mult",)  # backbones without any pretrained part
 STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 
 
@@ -33,7 +34,8 @@ def test_every_shipped_study_dry_runs(path):
     check(study)
     plan = dry_run(study)
     assert plan["parameters"]["total"] == sum(plan["parameters"]["by_part"].values())
-    whole = study.model.backbone.trainable
+    backbone = study.model.backbone
+    whole = backbone.trainable or backbone.name in FROM_SCRATCH
     assert 0 < plan["parameters"]["trainable"] <= plan["parameters"]["total"]
     assert (plan["parameters"]["trainable"] == plan["parameters"]["total"]) == whole
     assert plan["steps_per_trial"] > 0 and set(plan["tokens"]) == set(card_of(study).modalities)
@@ -82,3 +84,21 @@ def test_cmnext_at_the_papers_sizes(name, network, tokens):
     parts = plan["parameters"]["by_part"]
     assert parts["hub"] + parts["extras"] + parts["head"] == network and plan["tokens"] == tokens
     assert parts["projector"] == plan["parameters"]["total"] - network and 0 < plan["parameters"]["projector_share"] < 1
+
+
+def test_mult_at_mosi_s_sizes():
+    """Text 50 x 768, audio 500 x 5, vision 375 x 20, unaligned, at MMSA's width (research/methods.md §5.3, B35)."""
+    path = next(p for p in STUDIES if p.stem == "mmp_sequences")
+    plan = dry_run(Study.load(path, ["model.backbone.mult={}"]))
+    assert plan["tokens"] == {"text": 46, "audio": 496, "vision": 371}
+    parts = plan["parameters"]["by_part"]
+    assert sum(count for part, count in parts.items() if part != "projector") == 2_571_551
+    assert 0 < parts["projector"] < 200_000
+
+
+def test_trimodal_stamps_have_three_encoders_and_seven_patterns():
+    for name, proxies in (("cmpt_tuxpaint", 2), ("mmp_tuxpaint", 0)):
+        plan = dry_run(Study.load(next(p for p in STUDIES if p.stem == name)))
+        assert plan["tokens"] == {"image": 37 + proxies, "text": 24 + proxies, "audio": 100 + proxies}
+        patterns = {pattern for counts in plan["scenarios"]["test"].values() for pattern in counts}
+        assert len(patterns) == 7

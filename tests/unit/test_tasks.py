@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -205,6 +206,55 @@ def test_regression_metrics(generator: torch.Generator) -> None:
 def test_a_constant_has_no_correlation(scores: list[float], truth: list[float]) -> None:
     found = Regression(Target("regression")).metrics(torch.tensor(scores)[:, None], torch.tensor(truth))
     assert found["correlation"] == 0.0 and math.isfinite(found["mae"])
+
+
+SIGNED = Regression(Target("regression", signed=True))
+
+
+def test_the_constant_positive_predictor_on_mosi() -> None:
+    """277 positive, 379 negative and 30 neutral clips (methods.md §5.4): TFN's and LMF's row in MMP's table."""
+    truth = torch.cat([torch.full((277,), 1.2), torch.full((379,), -0.8), torch.zeros(30)])
+    found = SIGNED.metrics(torch.full((686, 1), 0.3), truth)
+    assert found["non0_accuracy"] == pytest.approx(0.42226, abs=5e-6)
+    assert found["non0_f1_weighted"] == pytest.approx(0.25073, abs=5e-6)  # the swapped arguments give .59378
+    assert found["has0_accuracy"] == pytest.approx(307 / 686)
+    assert found["has0_f1_weighted"] == pytest.approx(307 / 686 * 2 * 307 / (307 + 686))
+
+
+def test_a_prediction_of_zero_is_not_negative_in_one_convention_and_not_positive_in_the_other() -> None:
+    found = SIGNED.metrics(torch.zeros(4, 1), torch.tensor([2.0, -1.0, 0.0, -3.0]))
+    assert found["has0_accuracy"] == 0.5  # 2 and 0 are said to be at least 0, and so are -1 and -3
+    assert found["non0_accuracy"] == pytest.approx(2 / 3)  # of 2, -1, -3 none is said to be positive
+
+
+def test_sign_metrics_against_sklearn(generator: torch.Generator) -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    truth = (torch.randn(200, generator=generator) * 2).round()
+    scores = truth[:, None] + 2 * torch.randn(200, 1, generator=generator)
+    found, polar = SIGNED.metrics(scores, truth), truth != 0
+    t, p = (truth[polar] > 0).numpy(), (scores[polar, 0] > 0).numpy()
+    assert found["non0_accuracy"] == pytest.approx(accuracy_score(t, p))
+    assert found["non0_f1_weighted"] == pytest.approx(f1_score(t, p, average="weighted"))
+    t, p = (truth >= 0).numpy(), (scores[:, 0] >= 0).numpy()
+    assert found["has0_accuracy"] == pytest.approx(accuracy_score(t, p))
+    assert found["has0_f1_weighted"] == pytest.approx(f1_score(t, p, average="weighted"))
+    assert abs(found["non0_f1_weighted"] - f1_score(p, t, average="weighted")) > 1e-4  # the order matters
+    assert list(found) == list(SIGNED.metric_names) and SIGNED.smaller_is_better == {"mae"}
+
+
+def test_only_neutral_rows_have_no_sign() -> None:
+    found = SIGNED.metrics(torch.randn(3, 1), torch.zeros(3))
+    assert math.isnan(found["non0_accuracy"]) and math.isnan(found["non0_f1_weighted"])
+    assert math.isfinite(found["has0_accuracy"])
+    assert Regression(Target("regression")).metric_names == ("mae", "correlation")
+
+
+@pytest.mark.parametrize(("name", "torch_s"), [("l1", F.l1_loss), ("mse", F.mse_loss), ("smooth_l1", F.smooth_l1_loss)])
+def test_regression_losses(name: str, torch_s: Callable[..., Tensor], generator: torch.Generator) -> None:
+    task = make_task(Target("regression"), regression_loss=name)  # type: ignore[arg-type]
+    prediction, truth = 3 * torch.randn(20, 1, generator=generator), torch.randn(20, generator=generator)
+    torch.testing.assert_close(task.loss(prediction, truth).mean(), torch_s(prediction[:, 0], truth))
 
 
 def test_no_rows_give_no_number() -> None:

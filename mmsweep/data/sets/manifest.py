@@ -15,8 +15,10 @@ from typing import Any
 
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, Target
 from mmsweep.data.decoding import natural_key
+from mmsweep.data.formats import SequenceFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions
 from mmsweep.data.registry import DatasetCard, register_dataset
+from mmsweep.data.splitting import carve
 from mmsweep.data.tables import read_table
 from mmsweep.errors import UserError
 
@@ -40,6 +42,7 @@ class Manifest(DatasetBuilder):
     def __init__(self, options: ManifestOptions) -> None:
         self.options, self.path = options, Path(options.path)
         self.modalities = {name: modality.kind for name, modality in options.modalities.items()}
+        self.sequences = sequence_formats(options)
         rows = list(read_table(self.path, self._columns()))
         if not rows:
             raise UserError("the manifest has no rows", file=self.path)
@@ -139,7 +142,7 @@ class Manifest(DatasetBuilder):
     def _target(self, labels: Iterable[Any]) -> Target:
         target = self.options.target
         if target.task == "regression":
-            return Target("regression")
+            return Target("regression", signed=target.signed)
         if target.classes is not None:
             return Target(target.task, tuple(target.classes))
         found = {name for label in labels for name in (label if isinstance(label, list) else [label])}
@@ -173,7 +176,7 @@ class Manifest(DatasetBuilder):
                     )  # fmt: skip
             splits[name].append(sample)
         if not splits["val"] and splits["train"]:
-            parts = _carve(splits["train"], self._keys(splits["train"]), [CARVED_VALIDATION], self.options.split.seed)
+            parts = carve(splits["train"], self._keys(splits["train"]), [CARVED_VALIDATION], self.options.split.seed)
             splits["val"], splits["train"] = parts
             self._carved = (
                 f"The column {column} names no validation rows: {CARVED_VALIDATION:.0%} of the training rows were "
@@ -185,7 +188,7 @@ class Manifest(DatasetBuilder):
 
     def _by_share(self, samples: list[Sample]) -> dict[str, list[Sample]]:
         rule = self.options.split
-        test, val, train = _carve(samples, self._keys(samples), [rule.test, rule.val], rule.seed)
+        test, val, train = carve(samples, self._keys(samples), [rule.test, rule.val], rule.seed)
         by = f"groups of the column {self.options.group}" if self.options.group else "rows"
         self._carved = f"Carved by hash of {by} into {rule.train:g}/{rule.val:g}/{rule.test:g} (seed {rule.seed})."
         return self._numbered({"train": train, "val": val, "test": test})
@@ -218,25 +221,13 @@ class Manifest(DatasetBuilder):
         return splits
 
 
-def _carve(samples: list[Sample], keys: list[str], shares: list[float], seed: int) -> list[list[Sample]]:
-    """Parts with about these shares of the rows, and the rest; each key wholly in one part; rows keep their order.
-
-    Keys are ranked by a hash with the seed and dealt out in that order, so parts are as exact as groups allow.
-    """
-    counts: dict[str, int] = {}
-    for key in keys:
-        counts[key] = counts.get(key, 0) + 1
-    ranked = sorted(counts, key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())
-    limits = [sum(shares[: i + 1]) * len(samples) for i in range(len(shares))]
-    part_of, before = {}, 0
-    for key in ranked:
-        middle = before + counts[key] / 2  # a group goes where its middle row falls
-        part_of[key] = next((i for i, limit in enumerate(limits) if middle < limit), len(shares))
-        before += counts[key]
-    parts: list[list[Sample]] = [[] for _ in range(len(shares) + 1)]
-    for sample, key in zip(samples, keys, strict=True):
-        parts[part_of[key]].append(sample)
-    return parts
+def sequence_formats(options: ManifestOptions) -> dict[str, SequenceFormat]:
+    """How the modalities of kind "sequence" are read."""
+    return {
+        name: SequenceFormat(column.length, column.width)
+        for name, column in options.modalities.items()
+        if column.length is not None and column.width is not None
+    }
 
 
 def _plain(value: Any) -> str:
@@ -249,12 +240,13 @@ def _card(options: DatasetOptions) -> DatasetCard:
     own = options.manifest
     target = None
     if own is not None and (own.target.classes is not None or own.target.task == "regression"):
-        target = Target(own.target.task, tuple(own.target.classes or ()))
+        target = Target(own.target.task, tuple(own.target.classes or ()), signed=own.target.signed)
     return DatasetCard(
         name="manifest",
         title="your own data: a CSV, JSONL or Parquet file with a row per sample",
         modalities={name: column.kind for name, column in own.modalities.items()} if own else {},
         target=target,
+        sequences=sequence_formats(own) if own else {},
         get="data.path names the file",
         layout="a column per modality (file names relative to the file, or texts), a target; optional split and group",
     )

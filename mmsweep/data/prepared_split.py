@@ -1,0 +1,259 @@
+"""One split of prepared data: its mapped columns, and batches made from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmsweep.data.augmentation import Augmentation, Draws, centre_crop
+from mmsweep.data.dataset import Batch, Target
+from mmsweep.data.decoding import uniform_frames
+from mmsweep.data.formats import (
+    AudioFormat,
+    Format,
+    ImageFormat,
+    RasterFormat,
+    SequenceFormat,
+    TextFormat,
+    VideoFormat,
+)
+from mmsweep.data.preparation import TARGETS, column_layout, map_size
+from mmsweep.errors import UserError
+
+
+class PreparedSplit:
+    """One split's columns, mapped. Pickles as the name of its folder.
+
+    Attributes:
+        natural_NM: bool, what the data itself has; columns in the dataset's order of modalities.
+        targets: int64 [N], float32 [N,C], float32 [N], or uint8 [N,H,W] label maps (mapped).
+        ids, groups: of the rows.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, formats: Mapping[str, Format], target: Target, fills: Mapping[str, str]
+    ) -> None:
+        self.folder, self.name, self.formats, self.target, self.fills = folder, name, dict(formats), target, dict(fills)
+        self.natural_NM: np.ndarray = np.load(folder / name / "natural.npy", allow_pickle=False)
+        rows = json.loads((folder / name / "ids.json").read_text())
+        self.ids: list[str] = rows["ids"]
+        self.groups: list[str | None] = rows["groups"]
+        self._statistics = json.loads((folder / "prepared.json").read_text())["statistics"]
+        self._columns: dict[str, np.ndarray] = {}
+        self.targets: np.ndarray
+        if target.task == "segmentation":
+            self.targets = _map(folder / name / f"{TARGETS}.npy", np.uint8, (len(self.ids), *map_size(self.formats)))
+        else:
+            self.targets = np.load(folder / name / f"{TARGETS}.npy", allow_pickle=False)
+        for modality, format in self.formats.items():
+            for column, dtype, shape in column_layout(modality, format):
+                self._columns[column] = _map(folder / name / f"{column}.npy", dtype, (len(self.ids), *shape))
+        self._fill = {m: self._fill_value(m, f) for m, f in self.formats.items() if not isinstance(f, TextFormat)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedSplit, (self.folder, self.name, self.formats, self.target, self.fills)
+
+    def batch(
+        self,
+        index: np.ndarray | Tensor,
+        device: str | torch.device = "cpu",
+        augmentation: Augmentation | None = None,
+        generator: torch.Generator | None = None,
+        present: np.ndarray | Tensor | None = None,
+        *,
+        rows: slice | np.ndarray | Tensor | None = None,
+    ) -> Batch:
+        """The rows `index` on `device`, normalised, with the fill value wherever a modality is not present.
+
+        Args:
+            index: int64 [B], rows of the split: the whole batch over all ranks.
+            augmentation, generator: training only; draws are made for the whole batch, on the CPU.
+            present: bool [B,M], what a scenario leaves; taken together with what the data has.
+            rows: which of the B rows to make (a rank's share); None: all.
+        """
+        index_B = np.asarray(index, np.int64)
+        present_BM = self.natural_NM[index_B]
+        if present is not None:
+            present_BM = present_BM & np.asarray(present, bool)
+        draws = self._draw(len(index_B), augmentation, generator)
+        if rows is not None:
+            chosen = rows if isinstance(rows, slice) else np.asarray(rows, np.int64)
+            index_B, present_BM = index_B[chosen], present_BM[chosen]
+            draws = draws.rows(chosen if isinstance(chosen, slice) else torch.from_numpy(chosen)) if draws else None
+        device = torch.device(device)
+        inputs: dict[str, Tensor | dict[str, Tensor]] = {}
+        for column, (modality, format) in enumerate(self.formats.items()):
+            present_B = present_BM[:, column]
+            if isinstance(format, TextFormat):
+                inputs[modality] = self._text(modality, format, index_B, present_B, device)
+            elif isinstance(format, RasterFormat):
+                inputs[modality] = self._raster(modality, format, index_B, present_B, device, augmentation, draws)
+            elif isinstance(format, SequenceFormat):
+                inputs[modality] = self._sequence(modality, format, index_B, present_B, device)
+            else:
+                inputs[modality] = self._dense(modality, format, index_B, present_B, device, augmentation, draws)
+        target = torch.from_numpy(self.targets[index_B])
+        if self.target.task == "segmentation":
+            target = target.long() if augmentation is None or draws is None else augmentation.labels(target, draws)
+        return Batch(
+            inputs, torch.from_numpy(present_BM).to(device), target.to(device), torch.from_numpy(index_B).to(device)
+        )
+
+    def column(self, modality: str) -> np.ndarray:
+        """A raster's stored values, in the file's own type: uint8 or uint16 [N,C,H,W]."""
+        return self._columns[modality]
+
+    def _draw(self, rows: int, augmentation: Augmentation | None, generator: torch.Generator | None) -> Draws | None:
+        if augmentation is None:
+            return None
+        if generator is None:
+            raise ValueError("augmentation draws from an explicit generator")
+        clips = {m: f.stored_frames for m, f in self.formats.items() if isinstance(f, VideoFormat)}
+        return augmentation.draw(rows, generator, clips if augmentation.random_frames else None)
+
+    def _text(
+        self, modality: str, format: TextFormat, index_B: np.ndarray, present_B: np.ndarray, device: torch.device
+    ) -> dict[str, Tensor]:
+        ids_BL = self._columns[f"{modality}.ids"][index_B]
+        mask_BL = self._columns[f"{modality}.mask"][index_B]
+        if not present_B.all():
+            empty = self._statistics[modality]["empty"]
+            ids_BL[~present_B], mask_BL[~present_B] = 0, False
+            ids_BL[~present_B, len(empty) :] = (self._statistics[modality]["pad"] or [0])[0]
+            ids_BL[~present_B, : len(empty)] = empty
+            mask_BL[~present_B, : len(empty)] = True
+        length = int(mask_BL.sum(1).max(initial=1)) if format.trim else format.length
+        ids = torch.from_numpy(ids_BL[:, :length].astype(np.int64))
+        mask = torch.from_numpy(np.ascontiguousarray(mask_BL[:, :length]))
+        return {"ids": ids.to(device), "mask": mask.to(device)}
+
+    def _sequence(
+        self, modality: str, format: SequenceFormat, index_B: np.ndarray, present_B: np.ndarray, device: torch.device
+    ) -> dict[str, Tensor]:
+        length_B = np.where(present_B, self._columns[f"{modality}.length"][index_B], 0)
+        values = torch.from_numpy(self._columns[modality][index_B]).to(device)
+        if not present_B.all():
+            values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = self._fill[modality].to(device)
+        mask_BT = torch.from_numpy(np.arange(format.length) < length_B[:, None])
+        return {"values": values, "mask": mask_BT.to(device)}
+
+    def _dense(
+        self,
+        modality: str,
+        format: ImageFormat | AudioFormat | VideoFormat,
+        index_B: np.ndarray,
+        present_B: np.ndarray,
+        device: torch.device,
+        augmentation: Augmentation | None,
+        draws: Draws | None,
+    ) -> Tensor:
+        column = self._columns[modality]
+        fill = self._fill[modality].to(device)
+        picture = format.image if isinstance(format, VideoFormat) else format
+        if not present_B.any():
+            shape = self._shown_shape(format)
+            return fill.expand(len(index_B), *shape).contiguous()
+        if isinstance(format, VideoFormat):
+            frames_BF = self._frames(modality, format, len(index_B), augmentation, draws)
+            values = torch.from_numpy(column[index_B[:, None], frames_BF]).to(device)
+        else:
+            values = torch.from_numpy(column[index_B]).to(device)
+        if isinstance(picture, ImageFormat):
+            values = self._normalised(values, picture, augmentation, draws)
+        if not present_B.all():
+            values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = fill
+        return values
+
+    def _raster(
+        self,
+        modality: str,
+        format: RasterFormat,
+        index_B: np.ndarray,
+        present_B: np.ndarray,
+        device: torch.device,
+        augmentation: Augmentation | None,
+        draws: Draws | None,
+    ) -> Tensor:
+        # uint16 has few operations in torch, and float32 holds it exactly.
+        values = torch.from_numpy(self._columns[modality][index_B].astype(np.float32)).to(device)
+        std = values.new_tensor(format.std)[:, None, None]
+        values = values.sub_(values.new_tensor(format.mean)[:, None, None]).div_(std)
+        if augmentation is not None and draws is not None:
+            values = augmentation.rasters(values, draws)
+        if not present_B.all():
+            values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = self._fill[modality].to(device)
+        return values
+
+    def _normalised(
+        self, values: Tensor, format: ImageFormat, augmentation: Augmentation | None, draws: Draws | None
+    ) -> Tensor:
+        if augmentation is not None and augmentation.changes_pictures and draws is not None:
+            values = augmentation.pictures(values, draws, format.size)
+        else:
+            values = centre_crop(values, format.size)
+        std = values.new_tensor(format.std, dtype=torch.float32)[:, None, None]
+        shift = -values.new_tensor(format.mean, dtype=torch.float32)[:, None, None] / std
+        # In place on the fresh float copy: ten times as fast on a CPU as mixed-type or out-of-place arithmetic.
+        return values.float().mul_(1 / (255 * std)).add_(shift)
+
+    def _frames(
+        self, modality: str, format: VideoFormat, count: int, augmentation: Augmentation | None, draws: Draws | None
+    ) -> np.ndarray:
+        if augmentation is not None and augmentation.random_frames and draws is not None:
+            return augmentation.frames(modality, format.frames, draws).numpy()
+        uniform = uniform_frames(format.stored_frames, format.frames)
+        return np.broadcast_to(np.array(uniform), (count, format.frames))
+
+    def _shown_shape(self, format: ImageFormat | AudioFormat | VideoFormat) -> tuple[int, ...]:
+        if isinstance(format, AudioFormat):
+            return format.frames, format.mel_bins
+        if isinstance(format, VideoFormat):
+            return format.frames, 3, format.image.size, format.image.size
+        return 3, format.size, format.size
+
+    def _fill_value(
+        self, modality: str, format: ImageFormat | AudioFormat | VideoFormat | RasterFormat | SequenceFormat
+    ) -> Tensor:
+        """Float32, broadcastable over an input."""
+        fill = self.fills[modality]
+        if fill in ("zeros", "ones", "nan"):
+            return torch.tensor({"zeros": 0.0, "ones": 1.0, "nan": float("nan")}[fill])
+        if isinstance(format, AudioFormat | SequenceFormat):
+            return torch.tensor(self._mean(modality), dtype=torch.float32)
+        if isinstance(format, RasterFormat):
+            level = [0.0] * format.channels if fill == "black" else self._mean(modality)
+            shown = [(v - m) / s for v, m, s in zip(level, format.mean, format.std, strict=True)]
+            return torch.tensor(shown, dtype=torch.float32)[:, None, None]
+        picture = format.image if isinstance(format, VideoFormat) else format
+        level = [0.0, 0.0, 0.0] if fill == "black" else self._mean(modality)
+        shown = [(v / 255 - m) / s for v, m, s in zip(level, picture.mean, picture.std, strict=True)]
+        return torch.tensor(shown, dtype=torch.float32)[:, None, None]
+
+    def _mean(self, modality: str) -> list[float]:
+        if modality not in self._statistics:
+            raise UserError(
+                f"no training row has {modality}, so there is no mean of it", key="data.fill", found="mean",
+                expected="another fill",
+            )  # fmt: skip
+        return list(self._statistics[modality]["mean"])
+
+
+def _map(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    try:
+        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise UserError(f"a prepared column is damaged ({error})", file=path, hint="Delete its folder") from None
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise UserError("a prepared column has another shape", file=path, found=array.shape, expected=str(shape))
+    return array

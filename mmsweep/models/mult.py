@@ -1,0 +1,313 @@
+"""MulT: the multimodal transformer for unaligned sequences (Tsai et al., ACL 2019), in the shape of MMSA's defaults.
+
+    x_m [B, T_m, F_m] ─ conv1d, kernel 5, no padding, no bias ─► tokens_m [B, N_m, D]        `embed` ends here (B35)
+    for each target t and each other source s:  h_{t←s} = crossmodal transformer, queries of t, keys and values of s
+    h_t = concat over s ─► transformer of width (M - 1) D ─► its last valid step
+    concat over t ─► residual block ─► linear                                                `predict`
+
+Any M >= 2 (the paper has three). Layers are pre-norm; queries and keys share a layer's first norm; a query at step i
+sees keys up to step i + |N_s - N_t|, as the reference does. Numbers of the defaults: research/methods.md §5.3.
+
+Where this differs from the reference: padded steps are never attended to and the last *valid* step is read (the
+reference attends to padding and reads the last padded step); dropout masks come from the trial's own generator.
+
+A modality that is not in use is read by nobody: it is no source (its attention adds nothing), and as a target its
+queries are zeros with their positions, which is what a silent input gives in the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsweep.data.dataset import Batch
+from mmsweep.data.formats import Format, SequenceFormat
+from mmsweep.errors import UserError
+from mmsweep.models.backbone import Adaptation, Backbone, Blueprint
+from mmsweep.models.encoder import Tokens
+from mmsweep.models.lora import Noise, SeededDropout
+
+
+@dataclass(frozen=True)
+class MulTOptions:
+    """MMSA's defaults for CMU-MOSI.
+
+    Args:
+        width: D, of every modality's tokens.
+        heads: of every attention; divides D and (M - 1) D.
+        levels: layers of a crossmodal transformer; the transformer after them has at least three.
+        kernel: of the convolutions: N = T - kernel + 1.
+        attention_dropout: where nothing else is said, and in the transformer of each target.
+        key_dropout: source modality -> attention dropout where it is attended to.
+        input_dropout: modality -> dropout before its convolution.
+        embedding_dropout, output_dropout: after the positions; within the residual block.
+    """
+
+    width: int = 50
+    heads: int = 10
+    levels: int = 4
+    kernel: int = 5
+    attention_dropout: float = 0.3
+    key_dropout: Mapping[str, float] = field(default_factory=lambda: {"audio": 0.2, "vision": 0.0})
+    input_dropout: Mapping[str, float] = field(default_factory=lambda: {"text": 0.5})
+    embedding_dropout: float = 0.2
+    output_dropout: float = 0.5
+
+
+class MulT(Backbone):
+    """Args:
+        formats: modality -> its sequences, in the dataset's order; two or more.
+        outputs: C of the prediction.
+        options: its shape.
+        noise: the trial's source of dropout masks; None: no dropout.
+        generator: draws the initial values; None leaves them to `reset`.
+
+    Raises:
+        UserError: fewer than two modalities, widths that the heads do not divide, sequences shorter than the kernel.
+    """
+
+    def __init__(
+        self,
+        formats: Mapping[str, Format],
+        outputs: int,
+        options: MulTOptions | None = None,
+        noise: Noise | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = options = options or MulTOptions()
+        self.sequences = _checked(formats, options)
+        self.formats: Mapping[str, Format] = dict(formats)
+        self.modalities = tuple(formats)
+        self.outputs = outputs
+        noise = noise or Noise()
+        width, names = options.width, self.modalities
+        self.convolutions = nn.ModuleDict(
+            {m: nn.Conv1d(f.width, width, options.kernel, bias=False) for m, f in self.sequences.items()}
+        )
+        self.input_dropouts = nn.ModuleDict({m: SeededDropout(options.input_dropout.get(m, 0.0), noise) for m in names})
+        self.crossmodal = nn.ModuleDict(
+            {
+                t: nn.ModuleDict(
+                    {
+                        s: Transformer(width, options, options.levels, _key_dropout(options, s), noise)
+                        for s in names
+                        if s != t
+                    }
+                )
+                for t in names
+            }
+        )
+        wide = (len(names) - 1) * width
+        self.memory = nn.ModuleDict(
+            {t: Transformer(wide, options, max(options.levels, 3), options.attention_dropout, noise) for t in names}
+        )
+        self.hidden = nn.Linear(len(names) * wide, len(names) * wide)
+        self.back = nn.Linear(len(names) * wide, len(names) * wide)
+        self.output_dropout = SeededDropout(options.output_dropout, noise)
+        self.head = nn.Linear(len(names) * wide, outputs)
+        if generator is not None:
+            self.reset(generator)
+
+    @classmethod
+    def build(cls, blueprint: Blueprint) -> MulT:
+        for modality, kind in blueprint.kinds.items():
+            if kind != "sequence":
+                raise UserError(
+                    "MulT reads sequences only",
+                    key="model.backbone.name",
+                    found=f"mult for {modality}, which is {kind}",
+                    expected="modalities of kind sequence, or another backbone",
+                )
+        formats = {modality: blueprint.sequences[modality] for modality in blueprint.kinds}
+        return cls(formats, blueprint.outputs, blueprint.mult)
+
+    def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
+        """Everything is trained always; what a trial brings of its own is where dropout masks come from."""
+        for module in self.modules():
+            if isinstance(module, SeededDropout):
+                module.noise = noise
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw all values anew, on the CPU: Xavier uniform within transformers, ± 1 / sqrt(inputs) elsewhere."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                with torch.no_grad():
+                    module.weight.fill_(1.0)
+                    module.bias.zero_()
+            elif isinstance(module, nn.Linear | nn.Conv1d):
+                inside = name.startswith(("crossmodal.", "memory."))
+                inputs, outputs = module.weight[0].numel(), module.weight.shape[0]
+                # q, k and v count as one matrix of three times the height, as the reference draws them.
+                height = 3 * outputs if name.rsplit(".", 1)[-1] in ("query", "key", "value") else outputs
+                _draw(module.weight, math.sqrt(6 / (inputs + height)) if inside else 1 / math.sqrt(inputs), generator)
+                if module.bias is not None:
+                    _draw(module.bias, 0.0 if inside else 1 / math.sqrt(inputs), generator)
+
+    def token_shapes(self) -> dict[str, tuple[int, int]]:
+        return {m: (f.length - self.options.kernel + 1, self.options.width) for m, f in self.sequences.items()}
+
+    def embed(self, batch: Batch) -> dict[str, Tokens]:
+        tokens = {}
+        for column, modality in enumerate(self.modalities):
+            x = batch.inputs[modality]
+            assert isinstance(x, dict)
+            there_BT = x["mask"] & batch.present_BM[:, column, None]
+            values_BTF = torch.where(there_BT[..., None], x["values"], torch.zeros_like(x["values"]))
+            values_BTF = self.input_dropouts[modality](values_BTF)
+            values_BND = self.convolutions[modality](values_BTF.transpose(1, 2)).transpose(1, 2)
+            n = values_BND.shape[1]
+            # A token begins at its step: the first n steps that are there give the tokens that are.
+            tokens[modality] = Tokens(values_BND, there_BT[:, :n], (n,))
+        return tokens
+
+    def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
+        values: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
+        for column, m in enumerate(self.modalities):
+            used_B = used_BM[:, column]
+            own = tokens[m].values_BND
+            values[m] = torch.where(used_B[:, None, None], own, torch.zeros_like(own))
+            mask_BN = tokens[m].mask_BN
+            if mask_BN is None:
+                mask_BN = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)
+            # Zeros, and tokens that were restored where there was nothing, fill their whole grid.
+            masks[m] = mask_BN | ~used_B[:, None] | ~mask_BN.any(1, keepdim=True)
+        last_BD = torch.cat([self._target(t, values, masks, used_BM) for t in self.modalities], 1)
+        return self.head(self.back(self.output_dropout(F.relu(self.hidden(last_BD)))) + last_BD)
+
+    def _target(
+        self, target: str, values: Mapping[str, Tensor], masks: Mapping[str, Tensor], used_BM: Tensor
+    ) -> Tensor:
+        """One target's last valid step: [B, (M - 1) D]."""
+        own_BND, mask_BN = values[target], masks[target]
+        columns = {m: column for column, m in enumerate(self.modalities)}
+        networks = self.crossmodal[target]
+        assert isinstance(networks, nn.ModuleDict)
+        parts = [
+            network(own_BND, values[source], masks[source], used_BM[:, columns[source]])
+            for source, network in networks.items()
+        ]
+        mixed_BND = torch.cat(parts, -1)
+        everyone_B = torch.ones_like(used_BM[:, 0])
+        out_BND = self.memory[target](mixed_BND, mixed_BND, mask_BN, everyone_B)
+        last_B = (mask_BN * torch.arange(1, mask_BN.shape[1] + 1, device=mask_BN.device)).argmax(1)
+        return out_BND[torch.arange(len(out_BND), device=out_BND.device), last_B]
+
+
+class Transformer(nn.Module):
+    """Layers of attention from one sequence to another (or to itself)."""
+
+    def __init__(self, width: int, options: MulTOptions, levels: int, attention_dropout: float, noise: Noise) -> None:
+        super().__init__()
+        self.width = width
+        self.dropout = SeededDropout(options.embedding_dropout, noise)
+        self.layers = nn.ModuleList(Layer(width, options.heads, attention_dropout, noise) for _ in range(levels))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, query_BND: Tensor, key_BSD: Tensor, mask_BS: Tensor, used_B: Tensor) -> Tensor:
+        """Args:
+        query_BND: attends.
+        key_BSD: is attended to; the same tensor as `query_BND` for attention to itself.
+        mask_BS: which keys are there; at least one a row.
+        used_B: rows whose keys may be read; in the others attention adds nothing.
+        """
+        n, s = query_BND.shape[1], key_BSD.shape[1]
+        steps_N, steps_S = (torch.arange(count, device=query_BND.device) for count in (n, s))
+        seen_NS = steps_S <= steps_N[:, None] + abs(s - n)
+        allowed_B1NS = (seen_NS & mask_BS[:, None])[:, None]
+        itself = key_BSD is query_BND
+        x_BND = self.dropout(self._placed(query_BND))
+        keys_BSD = x_BND if itself else self.dropout(self._placed(key_BSD))
+        for layer in self.layers:
+            x_BND = layer(x_BND, x_BND if itself else keys_BSD, allowed_B1NS, used_B)
+        return self.norm(x_BND)
+
+    def _placed(self, x_BND: Tensor) -> Tensor:
+        return x_BND * math.sqrt(self.width) + sinusoids(x_BND.shape[1], self.width).to(x_BND)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward; one norm serves queries and keys."""
+
+    def __init__(self, width: int, heads: int, attention_dropout: float, noise: Noise) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.dropout = SeededDropout(attention_dropout, noise)
+        self.second_norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x_BND: Tensor, key_BSD: Tensor, allowed_B1NS: Tensor, used_B: Tensor) -> Tensor:
+        added_BND = self.attention(self.norm(x_BND), self.norm(key_BSD), allowed_B1NS)
+        x_BND = x_BND + torch.where(used_B[:, None, None], added_BND, torch.zeros_like(added_BND))
+        return x_BND + self.down(F.relu(self.up(self.second_norm(x_BND))))
+
+    def attention(self, query_BND: Tensor, key_BSD: Tensor, allowed_B1NS: Tensor) -> Tensor:
+        q, k, v = (
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear, x in ((self.query, query_BND), (self.key, key_BSD), (self.value, key_BSD))
+        )
+        if self.dropout.active:
+            # torch's own dropout of attention weights draws from the process-wide generator.
+            scores_BHNS = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+            weights_BHNS = scores_BHNS.masked_fill(~allowed_B1NS, -math.inf).softmax(-1)
+            mixed_BHND = self.dropout(weights_BHNS) @ v
+        else:
+            mixed_BHND = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_B1NS)
+        return self.out(mixed_BHND.transpose(1, 2).flatten(2))
+
+
+def sinusoids(steps: int, width: int) -> Tensor:
+    """Places 1 to `steps`: [steps, width], sines beside cosines, a zero column where the width is odd."""
+    half = width // 2
+    rates_D = torch.exp(torch.arange(half) * (-math.log(10_000) / max(half - 1, 1)))
+    angles_ND = torch.arange(1, steps + 1)[:, None] * rates_D
+    return F.pad(torch.cat([angles_ND.sin(), angles_ND.cos()], 1), (0, width - 2 * half))
+
+
+def _key_dropout(options: MulTOptions, source: str) -> float:
+    return options.key_dropout.get(source, options.attention_dropout)
+
+
+def _draw(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+    start = torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)
+    with torch.no_grad():
+        parameter.copy_(start)
+
+
+def _checked(formats: Mapping[str, Format], options: MulTOptions) -> dict[str, SequenceFormat]:
+    if len(formats) < 2:
+        raise UserError(
+            "MulT attends from one modality to another",
+            key="data.modalities",
+            found=list(formats),
+            expected="two or more",
+        )
+    sequences: dict[str, SequenceFormat] = {}
+    for modality, format in formats.items():
+        if not isinstance(format, SequenceFormat):
+            raise UserError(
+                "MulT reads sequences only",
+                key=f"data.modalities.{modality}.kind",
+                found=format.kind,
+                expected="sequence",
+            )
+        if format.length < options.kernel:
+            raise UserError(
+                "the sequences are shorter than MulT's kernel",
+                key=f"data.modalities.{modality}.length", found=format.length, expected=f"{options.kernel} or more",
+            )  # fmt: skip
+        sequences[modality] = format
+    if options.width % options.heads:
+        raise UserError(
+            "the heads must share the width evenly",
+            key="model.backbone.heads", found=options.heads, expected=f"a divisor of the width {options.width}",
+        )  # fmt: skip
+    return sequences

@@ -1,0 +1,109 @@
+"""The part of the study file that concerns the data: which dataset, how its inputs are read, the user's own files."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmsweep.study_source import Section, misfit
+
+
+class ImageOptions(Section):
+    size: int | None = Field(None, ge=8, description="pixels a side; null: what the encoder was made for")
+    fit: Literal["crop", "pad"] = Field("crop", description="not square: show the middle, or all of it on white")
+
+
+class TextOptions(Section):
+    length: int | None = Field(None, ge=4, description="tokens, [CLS] and [SEP] included; null: the encoder's default")
+    field: str | None = Field(None, description="which text of a dataset that has several")
+
+
+class AudioOptions(Section):
+    frames: int | None = Field(None, ge=8, description="spectrogram frames; null: what the encoder was made for")
+    language: str | None = Field(None, description="of a dataset spoken in several; null: the dataset's own")
+
+
+class VideoOptions(Section):
+    frames: int = Field(3, ge=1, description="frames a clip")
+
+
+class Augmentation(Section):
+    crop: tuple[float, float] | None = Field(None, description="smallest and largest area of a random resized crop")
+    flip: bool = Field(False, description="mirror images at random")
+    random_frames: bool = Field(False, description="random instead of uniform video frames")
+    window: int | None = Field(None, ge=8, description="side of the part of rasters that a training step sees")
+    scale: tuple[float, float] | None = Field(None, description="rasters: smallest and largest random enlargement")
+
+
+class ManifestColumn(Section):
+    kind: Literal["image", "text", "audio", "video", "sequence"]
+    column: str
+    length: int | None = Field(None, ge=1, description="sequence: most steps (longer ones are cut)")
+    width: int | None = Field(None, ge=1, description="sequence: features a step")
+
+    @model_validator(mode="after")
+    def _sequences_have_a_size(self) -> ManifestColumn:
+        sizes = self.length, self.width
+        if self.kind == "sequence" and None in sizes:
+            raise misfit("a sequence needs its size", "length (most steps) and width (features a step)")
+        if self.kind != "sequence" and sizes != (None, None):
+            raise misfit(f"{self.kind} has no length and width", "neither, or kind: sequence")
+        return self
+
+
+class ManifestTarget(Section):
+    task: Literal["single_label", "multi_label", "regression"]
+    column: str
+    separator: str = "|"
+    classes: list[str] | None = None
+    signed: bool = Field(False, description="regression: the sign means something (sentiment): Has0 and Non0 metrics")
+
+    @model_validator(mode="after")
+    def _only_numbers_have_a_sign(self) -> ManifestTarget:
+        if self.signed and self.task != "regression":
+            raise misfit(f"{self.task} has no sign", "signed: false, or task: regression")
+        return self
+
+
+class ManifestSplit(Section):
+    column: str | None = None
+    train: float | None = None
+    val: float | None = None
+    test: float | None = None
+    seed: int | None = None
+
+
+class ManifestGroup(Section):
+    column: str
+
+
+class Data(Section):
+    dataset: str
+    root: str | None = Field(None, description="where the raw data lies")
+    task: str | None = Field(None, description="for datasets with several tasks")
+    image: ImageOptions = ImageOptions()
+    text: TextOptions = TextOptions()
+    audio: AudioOptions = AudioOptions()
+    video: VideoOptions = VideoOptions()
+    fill: Literal["zeros", "ones", "black", "mean", "nan"] = Field(
+        "zeros", description="what stands for an absent input (B19)"
+    )
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    split_seed: int = Field(0, ge=0)
+    augmentation: Augmentation = Augmentation()
+    # the user's own data (dataset: manifest)
+    path: str | None = None
+    modalities: dict[str, ManifestColumn] | None = None
+    target: ManifestTarget | None = None
+    split: ManifestSplit | None = None
+    group: ManifestGroup | None = None
+
+    @model_validator(mode="after")
+    def _manifest_is_whole(self) -> Data:
+        own = {k: getattr(self, k) for k in ("path", "modalities", "target")}
+        if self.dataset == "manifest" and (gaps := [k for k, v in own.items() if v is None]):
+            raise misfit(f"dataset manifest needs {', '.join(gaps)}", "path, modalities and target")
+        if self.dataset != "manifest" and (extra := [k for k, v in own.items() if v is not None]):
+            raise misfit(f"{', '.join(extra)}: only for dataset manifest", "dataset: manifest, or no such key")
+        return self

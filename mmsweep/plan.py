@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from mmsweep.availability import BoolArray, availability_table, pattern_name, pa
 from mmsweep.check import check
 from mmsweep.methods import Method
 from mmsweep.study import Study
+from mmsweep.study_search import Conditions
 
 
 def dry_run(study: Study) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _natural(study: Study, modalities: tuple[str, ...]) -> dict[str, BoolArray]:
 def _trials(study: Study) -> int:
     if study.sweep.sampler.name != "grid":
         return study.sweep.trials
-    return math.prod(len(dimension.choices) for dimension in study.search.values())
+    return len(Conditions(study.search, study.value).grid())
 
 
 def _count(method: Method) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mmsweep.errors import UserError
 from mmsweep.study_source import Section, misfit
 
 
@@ -55,6 +57,58 @@ class Dimension(Section):
     def edges(self) -> list[Any]:
         """Values that must be valid for the whole range to be: the bounds, or every choice."""
         return self.choices if self.choice is not None else [self.low, self.high]
+
+
+class Conditions:
+    """Which dimensions of a search space are searched beside which values (`when`).
+
+    Args:
+        search: key -> dimension.
+        current: gives the study's own value of a key, which counts where that key is not searched.
+
+    Attributes:
+        dimensions: the search space, what others depend on first.
+
+    Raises:
+        UserError: dimensions that depend on each other.
+    """
+
+    def __init__(self, search: Mapping[str, Dimension], current: Callable[[str], Any]) -> None:
+        self.dimensions = _conditions_first(search)
+        self._current = {key: current(key) for dimension in search.values() for key in dimension.when}
+
+    def holds(self, dimension: Dimension, values: Mapping[str, Any]) -> bool:
+        """Whether a dimension's condition is met by the values chosen so far."""
+        for key, wanted in dimension.when.items():
+            if key in self.dimensions and key not in values:
+                return False  # what it depends on is itself switched off
+            value = values.get(key, self._current[key])
+            if value not in (wanted if isinstance(wanted, list) else [wanted]):
+                return False
+        return True
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination of the choices, each once: a key stands only where its condition holds."""
+        points: list[dict[str, Any]] = [{}]
+        for key, dimension in self.dimensions.items():
+            choices = [choice for i, choice in enumerate(dimension.choices) if choice not in dimension.choices[:i]]
+            points = [
+                {**point, **added}
+                for point in points
+                for added in ([{key: choice} for choice in choices] if self.holds(dimension, point) else [{}])
+            ]
+        return points
+
+
+def _conditions_first(search: Mapping[str, Dimension]) -> dict[str, Dimension]:
+    ordered: dict[str, Dimension] = {}
+    waiting = dict(search)
+    while waiting:
+        free = [key for key, dimension in waiting.items() if not set(dimension.when) & set(waiting)]
+        if not free:
+            raise UserError("conditions that depend on each other", key=f"search.{next(iter(waiting))}.when")
+        ordered.update({key: waiting.pop(key) for key in free})
+    return ordered
 
 
 class Objective(Section):

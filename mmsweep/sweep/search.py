@@ -16,7 +16,6 @@ import math
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.study_search import Dimension, Objective
+from mmsweep.study_search import Conditions, Dimension, Objective
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, score, trial_id
 from mmsweep.training.checkpoint import TrialFolder
 
@@ -36,7 +35,7 @@ MAX_LOSSES = 3  # how often a trial that Tune loses is served again
 FOLDER = "mmsweep_trial"  # Optuna user attribute: the number of the trial's folder
 
 
-class SearchSpace:
+class SearchSpace(Conditions):
     """The study's search space as Optuna's define-by-run function.
 
     >>> SearchSpace(study)(optuna_trial)  # doctest: +SKIP
@@ -47,8 +46,7 @@ class SearchSpace:
     """
 
     def __init__(self, study: Study) -> None:
-        self.dimensions = _conditions_first(study.search)
-        self.current = {key: study.value(key) for dimension in study.search.values() for key in dimension.when}
+        super().__init__(study.search, study.value)
 
     def __call__(self, trial: Any) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -56,16 +54,6 @@ class SearchSpace:
             if self.holds(dimension, values):
                 values[key] = self._suggest(trial, key, dimension)
         return values
-
-    def holds(self, dimension: Dimension, values: Mapping[str, Any]) -> bool:
-        """Whether a dimension's condition is met by the values chosen so far."""
-        for key, wanted in dimension.when.items():
-            if key in self.dimensions and key not in values:
-                return False  # what it depends on is itself switched off
-            value = values.get(key, self.current[key])
-            if value not in (wanted if isinstance(wanted, list) else [wanted]):
-                return False
-        return True
 
     def _suggest(self, trial: Any, key: str, dimension: Dimension) -> Any:
         if dimension.kind == "choice":
@@ -90,23 +78,6 @@ class SearchSpace:
                 _check_inside(key, dimension, values[key])
                 chosen[key] = values[key]
         return {k: _name(v) if self.dimensions[k].kind == "choice" else v for k, v in chosen.items()}
-
-    def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the choices, each once."""
-        combinations = product(*(dimension.choices for dimension in self.dimensions.values()))
-        points = [self.point(dict(zip(self.dimensions, values, strict=True))) for values in combinations]
-        return [point for i, point in enumerate(points) if point not in points[:i]]
-
-
-def _conditions_first(search: Mapping[str, Dimension]) -> dict[str, Dimension]:
-    ordered: dict[str, Dimension] = {}
-    waiting = dict(search)
-    while waiting:
-        free = [key for key, dimension in waiting.items() if not set(dimension.when) & set(waiting)]
-        if not free:
-            raise UserError("conditions that depend on each other", key=f"search.{next(iter(waiting))}.when")
-        ordered.update({key: waiting.pop(key) for key in free})
-    return ordered
 
 
 def _name(choice: Any) -> Any:
@@ -138,7 +109,7 @@ def starting_points(study: Study) -> list[dict[str, Any]]:
     """What is tried first: `sweep.start_from`, or the whole grid."""
     space = SearchSpace(study)
     if study.sweep.sampler.name == "grid":
-        return space.grid()
+        return [space.point(values) for values in space.grid()]
     current = {key: study.value(key) for key in study.search}
     return [space.point({**current, **(point if isinstance(point, dict) else {})}) for point in study.sweep.start_from]
 

@@ -36,3 +36,13 @@ def test_a_dry_run_counts_the_combinations_of_a_grid(tiny_study):
     search = {"train.seed": {"choice": [0, 1]}, "model.lora.rank": {"choice": [1, 2, 4]}}
     grid = Study.parse(tiny_study.resolved() | {"search": search}).with_values({"sweep.sampler": {"name": "grid"}})
     assert dry_run(grid)["trials"] == 6
+
+
+def test_a_dry_run_counts_no_choice_that_a_condition_switches_off(tiny_study):
+    """Two methods without a weight and one with three: 5 trials, not 9; the condition may stand before its key."""
+    search = {
+        "method.align_weight": {"choice": [0.0, 0.2, 1.0], "when": {"method.name": "cmpt"}},
+        "method.name": {"choice": ["plain", "modality_dropout", "cmpt"]},
+    }
+    grid = Study.parse(tiny_study.resolved() | {"search": search}).with_values({"sweep.sampler": {"name": "grid"}})
+    assert dry_run(grid)["trials"] == 5

@@ -10,6 +10,7 @@ from mmsweep.assembly import card_of
 from mmsweep.check import check
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
+from mmsweep.sweep.search import count_trials
 
 FROM_SCRATCH = ("mult",)  # backbones without any pretrained part
 STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
@@ -39,6 +40,7 @@ def test_every_shipped_study_dry_runs(path):
     assert 0 < plan["parameters"]["trainable"] <= plan["parameters"]["total"]
     assert (plan["parameters"]["trainable"] == plan["parameters"]["total"]) == whole
     assert plan["steps_per_trial"] > 0 and set(plan["tokens"]) == set(card_of(study).modalities)
+    assert plan["trials"] == count_trials(study)  # what `tune` starts
     assert Study.parse(study.resolved()) == study
 
 
@@ -102,3 +104,8 @@ def test_trimodal_stamps_have_three_encoders_and_seven_patterns():
         assert plan["tokens"] == {"image": 37 + proxies, "text": 24 + proxies, "audio": 100 + proxies}
         patterns = {pattern for counts in plan["scenarios"]["test"].values() for pattern in counts}
         assert len(patterns) == 7
+
+
+def test_the_earth_s_ablation_has_a_trial_a_rung():
+    """Two methods without alignment, two with and without it."""
+    assert dry_run(Study.load(next(p for p in STUDIES if p.stem == "mmp_earth_ablation")))["trials"] == 6

@@ -8,8 +8,14 @@ from typing import Any
 
 from mmsweep.report.finals import Cell
 
+SIGNS = {
+    "has0_accuracy": "Has0 accuracy",
+    "has0_f1_weighted": "Has0 F1",
+    "non0_accuracy": "Non0 accuracy",
+    "non0_f1_weighted": "Non0 F1",
+}
 # Shares of the right answers; written in percent, as the papers do. Other metrics keep their own unit.
-PERCENT = ("accuracy", "f1_macro", "f1_micro", "miou", "miou_present", "pixel_accuracy")
+PERCENT = ("accuracy", "f1_macro", "f1_micro", "miou", "miou_present", "pixel_accuracy", *SIGNS)
 NAMES = {
     "f1_macro": "F1-macro",
     "f1_micro": "F1-micro",
@@ -19,6 +25,7 @@ NAMES = {
     "pixel_accuracy": "pixel accuracy",
     "mae": "MAE",
     "correlation": "correlation",
+    **SIGNS,
 }
 SCENARIOS = {"mean_missing": "mean of missing", "worst_missing": "worst of missing"}
 STATES = {"stopped": "stopped early"}

@@ -139,6 +139,7 @@ def test_words() -> None:
     assert wording.scenario_label("missing-audio-text") == "missing audio + text"
     assert wording.scenario_label("missing-rate-70_both") == "missing rate 70 % (both)"
     assert wording.scenario_label("my own") == "my own"
+    assert wording.metric_label("non0_f1_weighted") == "Non0 F1 (%)" and wording.metric_label("mae") == "MAE"
     keys = ["method.name", "model.lora.rank", "method.masking.probability", "train.seed", "data.seed"]
     names = ["method", "lora.rank", "masking.probability", "train.seed", "data.seed"]
     assert list(wording.short_names(keys).values()) == names

@@ -1,7 +1,7 @@
-"""How far predictions move when a modality is missing and has been replaced (MMP, supplement S3).
+"""How far predictions move when a modality is missing (MMP, supplement S3).
 
 For every test row that has everything, the prediction with all real inputs is compared with the prediction when one
-modality is taken away and the method stands something in for it: cosine similarity and mean squared error of the score
+modality is taken away and the method makes do without it: cosine similarity and mean squared error of the score
 vectors, over all rows and over the rows of each class. Seeds are averaged. Nothing is run again: final runs keep their
 predictions under every pattern.
 """
@@ -83,7 +83,7 @@ def agreement_tables(record: SweepRecord) -> list[Table]:
     )
     tables = [
         Table(
-            "Predictions with everything against predictions with one modality replaced",
+            "Predictions with everything against predictions without one modality",
             ("group", "missing", "cosine", "MSE", "n"),
             overall,
             2,

@@ -24,6 +24,7 @@ def _nothing_on_disk(monkeypatch):
         "KINETICS_SOUNDS_ROOT",
         "NYUDV2_ROOT",
         "MCUBES_ROOT",
+        "TUXPAINT_ROOT",
         "MMSWEEP_ENCODERS",
     ):
         monkeypatch.delenv(name, raising=False)

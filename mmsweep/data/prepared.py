@@ -282,7 +282,7 @@ class PreparedSplit:
         if modality not in self._statistics:
             raise UserError(
                 f"no training row has {modality}, so there is no mean of it", key="data.fill", found="mean",
-                expected="another fill",
+                expected=f"one of {', '.join(name for name in FILLS if name != 'mean')}",
             )  # fmt: skip
         return list(self._statistics[modality]["mean"])
 

@@ -56,7 +56,7 @@ def tune(
     """Sweep a study's search space, re-train the winner over seeds, evaluate it on test, write the report."""
     if retry_failed and not (resume or extend):
         raise UserError(
-            "only a sweep that goes on has failed trials", key="--retry-failed", expected="--resume with it"
+            "a new sweep has no failed trials", key="--retry-failed", expected="--resume or --extend N with it"
         )
     with _studying(study_file, overrides) as study:
         if dry_run:

@@ -22,7 +22,7 @@ from mmsweep.study_source import UNKNOWN_KEY, Source, first_problem, misfit
 from mmsweep.study_source import Section as _Section
 
 Share = Field(ge=0.0, le=1.0)
-Momentum = Annotated[float, Field(ge=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 ScenarioSpec = str | dict[str, Any]
 
 
@@ -144,7 +144,7 @@ class Optimizer(_Section):
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.02, ge=0)
     eps: float = Field(1e-8, gt=0)
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
 
 
 class Schedule(_Section):

@@ -63,8 +63,8 @@ def resized(pixels_NHWC: np.ndarray) -> Tensor:
 def efficientnet_lesson(pixels_NCHW: Tensor) -> list[Tensor]:
     """EfficientNet's principal components [N,COMPONENTS] of all pictures; nothing if it is not installed.
 
-    Half whitened (divided by the root of the deviation): logistic regression on them finds the classes better than on
-    whitened ones (.61 against .60 on validation with 256 components), whose small directions are noise.
+    Half whitened: between the features' own scale, where few directions are all of the loss, and whitened ones, where
+    the smallest direction counts as much as the largest.
     """
     features_ND = pooled_features(pixels_NCHW.permute(0, 2, 3, 1).numpy())
     if features_ND is None:

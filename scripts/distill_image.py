@@ -227,9 +227,14 @@ def standardised(values: Tensor) -> Tensor:
 
 
 def half_whitened(features_ND: Tensor, components: int) -> Tensor:
-    """The first principal components [N,components], each divided by the root of its deviation; mean square 1."""
+    """The first principal components [N,components], each divided by the root of its deviation; mean square 1.
+
+    Mean and directions are those of every fourth picture: enough of them, and the decomposition takes a quarter.
+    """
     centred_ND = features_ND.float() - features_ND[::4].float().mean(0)
     _, _, directions = torch.linalg.svd(centred_ND[::4], full_matrices=False)
+    if len(directions) < components:
+        raise ValueError(f"{len(features_ND)} pictures are too few for {components} components")
     values_NF = centred_ND @ directions[:components].T
     values_NF = values_NF / values_NF.std(0).sqrt()
     return values_NF / values_NF.square().mean().sqrt()

@@ -47,6 +47,10 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _type(annotation: Any) -> str:
+    if typing.get_origin(annotation) is tuple:
+        return f"tuple[{', '.join(_type(part) for part in typing.get_args(annotation))}]"
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(annotation.__origin__)
     text = str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))
     text = re.sub(r"mmsweep\.study\w*\.", "", text)
     for old, new in (

@@ -22,12 +22,8 @@ from typing import Any, Literal
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Target
 from mmsweep.data.formats import KINDS, AudioFormat, Format, SequenceFormat
 from mmsweep.data.preparation import Progress, cache_key, write_prepared
-from mmsweep.data.prepared_split import PreparedSplit
+from mmsweep.data.prepared_split import FILLS, PreparedSplit
 from mmsweep.errors import UserError
-
-FILLS = ("zeros", "ones", "black", "mean", "nan")
-"""What stands in for an absent input, after normalisation: zeros | ones | a black picture | the training set's mean |
-NaN (tests: nothing absent may be read). An absent text is always the empty text."""
 
 _SHOWN_ROWS = 20
 

@@ -26,6 +26,10 @@ from mmsweep.data.formats import (
 from mmsweep.data.preparation import TARGETS, column_layout, map_size
 from mmsweep.errors import UserError
 
+FILLS = ("zeros", "ones", "black", "mean", "nan")
+"""What stands in for an absent input, after normalisation: zeros | ones | a black picture | the training set's mean |
+NaN (tests: nothing absent may be read). An absent text is always the empty text."""
+
 
 class PreparedSplit:
     """One split's columns, mapped. Pickles as the name of its folder.
@@ -242,7 +246,7 @@ class PreparedSplit:
         if modality not in self._statistics:
             raise UserError(
                 f"no training row has {modality}, so there is no mean of it", key="data.fill", found="mean",
-                expected="another fill",
+                expected=f"one of {', '.join(name for name in FILLS if name != 'mean')}",
             )  # fmt: skip
         return list(self._statistics[modality]["mean"])
 

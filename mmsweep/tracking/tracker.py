@@ -163,8 +163,8 @@ class Tracker:
         def write() -> None:
             children = self._search(f"tags.`mlflow.parentRunId` = '{self._parent_id()}'")
             note = children_table(children, self._objectives, self._store.experiment_id)
-            self._log(self._parent_id(), tags={"mmsweep.state": state, "mlflow.note.content": note})
             self._client.set_terminated(self._parent_id(), SWEEP_STATES[state])
+            self._log(self._parent_id(), tags={"mmsweep.state": state, "mlflow.note.content": note})
 
         self._outbox.write("end of the sweep", write)
         self._outbox.finish()

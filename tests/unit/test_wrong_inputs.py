@@ -434,7 +434,7 @@ def test_a_check_that_finds_missing_files_fails(
 
 
 def test_failed_trials_are_retried_only_where_a_sweep_goes_on(study: Callable[..., Path], say: Say) -> None:
-    assert say("tune", study(), "--retry-failed").startswith("--retry-failed: only a sweep that goes on has failed")
+    assert say("tune", study(), "--retry-failed").startswith("--retry-failed: a new sweep has no failed trials")
 
 
 def test_a_column_that_the_manifest_lacks(study: Callable[..., Path], own_data: Path, say: Say) -> None:

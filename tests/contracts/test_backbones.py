@@ -46,7 +46,7 @@ def test_tokens_are_what_it_says(backbone, M, make):
         values = tokens[modality].values_BND
         assert values.shape == (ROWS * shape.sequences, shape.count // shape.sequences, shape.width)
         assert tokens[modality].grid == shape.grid and tokens[modality].sequences == shape.sequences
-        assert shape.sequences == (FRAMES if modality == "clip" else 1) and shape.prefix in (1, 2)
+        assert shape.sequences == (FRAMES if modality == "clip" else 1) and shape.prefix in (0, 1, 2)
     assert network.predict(tokens, batch.present_BM).shape == (ROWS, CLASSES)
 
 

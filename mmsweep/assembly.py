@@ -39,6 +39,7 @@ from mmsweep.training.engine import Diverged, EvaluationPlan, Slot, fit, generat
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from
+from mmsweep.training.stand_ins import write_stand_ins
 from mmsweep.training.world import World
 from mmsweep.views import make_augmentation, make_inference, raster_window
 
@@ -359,6 +360,7 @@ class Warm:
             record, predictions = self.evaluate(study, folder, slot, "test")
             if self.world.first:
                 write_evaluation(folder.path, record, predictions)
+                write_stand_ins(folder.path, slot.method, data.splits["test"], study.train.rows_at_once, self.device)
                 if slot.task.dense:
                     write_examples(folder.path, slot.method, data.splits["test"], self.device, make_inference(study))
         if ended and self.world.first:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmsweep.availability import Masking
 from mmsweep.data.dataset import Batch
-from mmsweep.methods.method import Method, Output, Term, register
+from mmsweep.methods.method import Method, Output, StandIn, Term, register
 from mmsweep.models.backbone import EncoderBackbone
 from mmsweep.models.dual_encoder import fuse
 from mmsweep.models.lora import Noise
@@ -56,6 +56,17 @@ class CMPT(Method):
         class_BMD, proxy_BSTD = self.read(batch)
         used_PBM = patterns_PM[:, None] & batch.present_BM
         return torch.stack([self.backbone.head(self.gate(class_BMD, proxy_BSTD, used_BM)) for used_BM in used_PBM])
+
+    def stand_ins(self, batch: Batch) -> dict[str, StandIn]:
+        """Class tokens beside the mean of the other modalities' proxies for them, as the gate would take it."""
+        class_BMD, proxy_BSTD = self.read(batch)
+        found = {}
+        for target, modality in enumerate(self.backbone.modalities):
+            used_BM = torch.ones_like(batch.present_BM)
+            used_BM[:, target] = False
+            guess_BTD = _mean_over_sources(proxy_BSTD, used_BM)
+            found[modality] = StandIn(class_BMD[:, target, None], guess_BTD[:, target, None])
+        return found
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Equations 2 and 3: class tokens [B, M, D] and proxies [B, source, target, D] (zero where source = target).

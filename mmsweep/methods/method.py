@@ -42,6 +42,20 @@ class Output:
     losses: dict[str, Term] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StandIn:
+    """What a method puts in the place of a missing modality, beside what it stands for.
+
+    Args:
+        real_BND, guess_BND: N tokens of width D a sample; N is 1 where a single token is replaced.
+        mask_BN: False for padding; None: every token counts.
+    """
+
+    real_BND: Tensor
+    guess_BND: Tensor
+    mask_BN: Tensor | None = None
+
+
 class Method(nn.Module, ABC):
     """One method on one backbone, as one trial trains it.
 
@@ -84,6 +98,14 @@ class Method(nn.Module, ABC):
         This default runs the network once a pattern.
         """
         return torch.stack([self(batch, batch.present_BM & pattern_M).prediction for pattern_M in patterns_PM])
+
+    def stand_ins(self, batch: Batch) -> dict[str, StandIn]:
+        """Every modality with what replaces it when it alone is missing; empty for methods that replace nothing.
+
+        Args:
+            batch: rows that have everything.
+        """
+        return {}
 
     def trainable(self) -> list[str]:
         """Names of the parameters that are trained, and so checkpointed."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmsweep.availability import Masking
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
-from mmsweep.methods.method import Method, Output, Term
+from mmsweep.methods.method import Method, Output, StandIn, Term
 from mmsweep.models.backbone import Backbone
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
@@ -125,6 +125,18 @@ class Restoring(Method, ABC):
             whole, _ = self.restore(tokens, used_BM)
             predictions.append(self.backbone.predict(whole, torch.ones_like(used_BM)))
         return torch.stack(predictions)
+
+    def stand_ins(self, batch: Batch) -> dict[str, StandIn]:
+        """Tokens beside those that are predicted from the other modalities."""
+        tokens, found = self.backbone.embed(batch), {}
+        for column, (modality, shape) in enumerate(self.projector.shapes.items()):
+            used_BM = torch.ones_like(batch.present_BM)
+            used_BM[:, column] = False
+            _, restored = self.restore(tokens, used_BM)
+            real = per_sample(tokens[modality], shape)
+            guess_BND = restored[modality].values_RND[:, : real.values_BND.shape[1]]
+            found[modality] = StandIn(real.values_BND, guess_BND, real.mask_BN)
+        return found
 
     def restore(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> tuple[dict[str, Tokens], dict[str, Restored]]:
         """(tokens with T̂_m in the rows that do not use m, T̂_m as the backbone gets it). Nothing missing: unchanged."""

@@ -1,22 +1,24 @@
-"""How far predictions move when a modality is missing (MMP, supplement S3).
+"""How far predictions move when a modality is missing, and how near its stand-in comes (MMP, supplement S3).
 
-For every test row that has everything, the prediction with all real inputs is compared with the prediction when one
-modality is taken away and the method makes do without it: cosine similarity and mean squared error of the score
-vectors, over all rows and over the rows of each class. Seeds are averaged. Nothing is run again: final runs keep their
-predictions under every pattern.
+Two comparisons for every test row that has everything, by cosine similarity and mean squared error, over all rows and
+over the rows of each class: the scores with all real inputs against the scores when one modality is taken away and the
+method makes do without it; and the tokens of that modality against what the method puts in their place (MMP and linear
+projection predicted tokens, CMPT the proxies of a class token). Seeds are averaged. Nothing is run again: final runs
+keep their predictions under every pattern, and how near their stand-ins came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mmsweep.availability import pattern_rows
+from mmsweep.report.arrays import read_arrays
 from mmsweep.report.bootstrap import Array, Predicted
-from mmsweep.report.finals import FinalGroup
+from mmsweep.report.finals import FinalGroup, FinalRun
 from mmsweep.report.record import SweepRecord
 from mmsweep.report.tables import Table
 
@@ -48,49 +50,76 @@ def agreement(
     complete_N = predicted.natural_NM.all(1)
     scores_PNC = predicted.scores_PNC[:, complete_N].astype(np.float64)
     whole_NC = scores_PNC[0]
-    chosen = {EVERY_ROW: np.ones(len(whole_NC), bool)}
-    chosen |= {name: _of_class(predicted.targets[complete_N], c) for c, name in enumerate(classes)}
-    found: dict[tuple[str, str], Agreement] = {}
-    for column, modality in enumerate(modalities):
+    cosine_MN, mse_MN = [], []
+    for column in range(len(modalities)):
         wanted_M = np.arange(len(modalities)) != column
-        place = int((pattern_rows(modalities) == wanted_M).all(1).argmax())
-        other_NC = scores_PNC[place]
-        error_N = ((other_NC - whole_NC) ** 2).mean(1)
-        if whole_NC.shape[1] > 1:
-            norms_N = np.linalg.norm(whole_NC, axis=1) * np.linalg.norm(other_NC, axis=1)
-            cosine_N = (whole_NC * other_NC).sum(1) / np.maximum(norms_N, 1e-12)
-        else:
-            cosine_N = np.full(len(whole_NC), np.nan)
-        for name, rows_N in chosen.items():
-            if rows_N.any():
-                found[modality, name] = Agreement(
-                    modality, name, float(cosine_N[rows_N].mean()), float(error_N[rows_N].mean()), int(rows_N.sum())
-                )
-    return found
+        other_NC = scores_PNC[int((pattern_rows(modalities) == wanted_M).all(1).argmax())]
+        mse_MN.append(((other_NC - whole_NC) ** 2).mean(1))
+        norms_N = np.linalg.norm(whole_NC, axis=1) * np.linalg.norm(other_NC, axis=1)
+        cosine_N = (whole_NC * other_NC).sum(1) / np.maximum(norms_N, 1e-12)
+        cosine_MN.append(cosine_N if whole_NC.shape[1] > 1 else np.full(len(whole_NC), np.nan))
+    return _by_rows(modalities, np.array(cosine_MN), np.array(mse_MN), _rows_of(predicted, classes))
+
+
+def stand_in_agreement(
+    path: Path, predicted: Predicted, modalities: Sequence[str], classes: Sequence[str] = ()
+) -> dict[tuple[str, str], Agreement]:
+    """The same of tokens and their stand-ins, from a final run's stand_ins.npz (training/stand_ins.py).
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    kept = read_arrays(path, ("cosine_MN", "mse_MN"))
+    cosine_MN, mse_MN = kept["cosine_MN"].astype(np.float64), kept["mse_MN"].astype(np.float64)
+    complete_N = predicted.natural_NM.all(1)
+    return _by_rows(modalities, cosine_MN[:, complete_N], mse_MN[:, complete_N], _rows_of(predicted, classes))
+
+
+def _rows_of(predicted: Predicted, classes: Sequence[str]) -> dict[str, Array]:
+    """EVERY_ROW and each class -> which of the complete rows; a map's pixels have classes, its row has none."""
+    complete_N = predicted.natural_NM.all(1)
+    chosen = {EVERY_ROW: np.ones(int(complete_N.sum()), bool)}
+    if not predicted.maps:
+        chosen |= {name: _of_class(predicted.targets[complete_N], c) for c, name in enumerate(classes)}
+    return chosen
+
+
+def _by_rows(
+    modalities: Sequence[str], cosine_MN: Array, mse_MN: Array, chosen: dict[str, Array]
+) -> dict[tuple[str, str], Agreement]:
+    return {
+        (modality, name): Agreement(
+            modality, name, float(cosine_MN[m, rows_N].mean()), float(mse_MN[m, rows_N].mean()), int(rows_N.sum())
+        )
+        for m, modality in enumerate(modalities)
+        for name, rows_N in chosen.items()
+        if rows_N.any()
+    }
 
 
 def agreement_tables(record: SweepRecord) -> list[Table]:
-    """A table over all rows for every group, then one by class for the winner; none where there are no predictions."""
-    found = {group.name: _of_group(group) for group in record.groups}
-    found = {name: parts for name, parts in found.items() if parts}
-    if not found:
-        return []
+    """Of scores, then of stand-ins: all groups over all rows, and the winner by class. Only what was kept."""
+    scores = {group.name: _of_group(group, _scores_of) for group in record.groups}
+    stand_ins = {group.name: _of_group(group, _stand_ins_of) for group in record.groups}
+    best = record.best_group.name if record.best_group else None
+    return [
+        *_tables("Scores with everything against scores without one modality", scores, best),
+        *_tables("Tokens of a modality against what stands in for them", stand_ins, best),
+    ]
+
+
+def _tables(title: str, found: dict[str, list[Agreement]], best: str | None) -> list[Table]:
+    """One of all groups, one of the winner by class; none where nothing was kept."""
     overall = tuple(
         (name, part.missing, _number(part.cosine), f"{part.mse:.4f}", str(part.count))
         for name, parts in found.items()
         for part in parts
         if part.rows == EVERY_ROW
     )
-    tables = [
-        Table(
-            "Predictions with everything against predictions without one modality",
-            ("group", "missing", "cosine", "MSE", "n"),
-            overall,
-            2,
-        )
-    ]
-    best = found.get(record.best_group.name) if record.best_group else None
-    by_class = [part for part in best or [] if part.rows != EVERY_ROW]
+    if not overall:
+        return []
+    tables = [Table(title, ("group", "missing", "cosine", "MSE", "n"), overall, 2)]
+    by_class = [part for part in found.get(best or "", []) if part.rows != EVERY_ROW]
     if by_class:
         missing = list(dict.fromkeys(part.missing for part in by_class))
         cells = {(part.missing, part.rows): part for part in by_class}
@@ -104,18 +133,27 @@ def agreement_tables(record: SweepRecord) -> list[Table]:
             for name in dict.fromkeys(part.rows for part in by_class)
         )
         heads = (*(f"cosine, no {m}" for m in missing), *(f"MSE, no {m}" for m in missing))
-        tables.append(Table("The same by class", ("class", *heads, "n"), rows))
+        tables.append(Table(f"{title}, {best} by class", ("class", *heads, "n"), rows))
     return tables
 
 
-def _of_group(group: FinalGroup) -> list[Agreement]:
+def _scores_of(run: FinalRun) -> dict[tuple[str, str], Agreement]:
+    path = Path(run.folder) / "predictions.npz"
+    if run.evaluation is None or run.evaluation.task not in TASKS or not path.exists():
+        return {}
+    return agreement(Predicted.read(path), run.evaluation.modalities, run.evaluation.classes)
+
+
+def _stand_ins_of(run: FinalRun) -> dict[tuple[str, str], Agreement]:
+    predictions, path = Path(run.folder) / "predictions.npz", Path(run.folder) / "stand_ins.npz"
+    if run.evaluation is None or not path.exists() or not predictions.exists():
+        return {}
+    return stand_in_agreement(path, Predicted.read(predictions), run.evaluation.modalities, run.evaluation.classes)
+
+
+def _of_group(group: FinalGroup, of_run: Callable[[FinalRun], dict[tuple[str, str], Agreement]]) -> list[Agreement]:
     """The mean over the seeds of a group; all seeds have the same rows."""
-    seeds = []
-    for run in group.runs:
-        path = Path(run.folder) / "predictions.npz"
-        if run.evaluation is not None and run.evaluation.task in TASKS and path.exists():
-            classes = run.evaluation.classes
-            seeds.append(agreement(Predicted.read(path), run.evaluation.modalities, classes))
+    seeds = [found for found in map(of_run, group.runs) if found]
     if not seeds:
         return []
     return [

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mmsweep.availability import BoolArray, pattern_rows
 from mmsweep.errors import UserError
+from mmsweep.report.arrays import read_arrays
 
 METRICS = ("f1_macro", "f1_micro", "accuracy")
 MAP_METRICS = ("miou", "miou_present", "pixel_accuracy")
@@ -63,13 +64,11 @@ class Predicted:
     @classmethod
     def read(cls, path: Path, thresholds_C: tuple[float, ...] = ()) -> Predicted:
         """Raises UserError where the file is missing or damaged."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                ids = tuple(map(str, file["ids"]))
-                kept = "confusions_PNCC" if "confusions_PNCC" in file.files else "scores_PNC"
-                return cls(file[kept], file["targets"], file["natural_NM"], ids, thresholds_C)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"no predictions can be read ({error})", file=path, expected="predictions.npz") from error
+        file = read_arrays(path, ("ids", "targets", "natural_NM"))
+        kept = "confusions_PNCC" if "confusions_PNCC" in file else "scores_PNC"
+        if kept not in file:
+            raise UserError("the file lacks arrays", file=path, found=sorted(file), expected=kept)
+        return cls(file[kept], file["targets"], file["natural_NM"], tuple(map(str, file["ids"])), thresholds_C)
 
     @property
     def maps(self) -> bool:

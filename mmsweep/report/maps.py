@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from mmsweep.data.dataset import IGNORE
-from mmsweep.errors import UserError
+from mmsweep.report.arrays import read_arrays
 from mmsweep.report.record import SweepRecord
 from mmsweep.report.style import COLOURS, FAINT, figure, grid
 
@@ -48,13 +48,10 @@ class Examples:
     @classmethod
     def read(cls, path: Path) -> Examples:
         """Raises UserError where the file is damaged."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                inputs = {n.removeprefix("input_"): file[n] for n in file.files if n.startswith("input_")}
-                names = tuple(map(str, file["patterns"])), tuple(map(str, file["ids"]))
-                return cls(inputs, file["truth_RHW"], file["maps_PRHW"], file["present_PR"], *names)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"no examples can be read ({error})", file=path, expected="examples.npz") from error
+        file = read_arrays(path, ("truth_RHW", "maps_PRHW", "present_PR", "patterns", "ids"))
+        inputs = {name.removeprefix("input_"): values for name, values in file.items() if name.startswith("input_")}
+        patterns, ids = tuple(map(str, file["patterns"])), tuple(map(str, file["ids"]))
+        return cls(inputs, file["truth_RHW"], file["maps_PRHW"], file["present_PR"], patterns, ids)
 
 
 def predicted_maps(record: SweepRecord, path: Path) -> Path | None:

@@ -144,6 +144,24 @@ def test_what_is_absent_is_never_read(name, backbone, M, make):
 
 
 @CASES
+def test_stand_ins_match_what_they_stand_for(name, backbone, M, make):
+    """Methods that replace say by what, for every modality, token by token; it does not come from that modality."""
+    method, batch = make(name, M, backbone)
+    method.eval()
+    with torch.no_grad():
+        found = method.stand_ins(batch)
+        assert set(found) == (set(method.backbone.modalities) if name in RESTORING | {"cmpt"} else set())
+        for m, pair in found.items():
+            assert pair.real_BND.shape == pair.guess_BND.shape and len(pair.real_BND) == ROWS
+            x = batch.inputs[m]
+            other = {"ids": x["ids"].flip(0), "mask": x["mask"]} if isinstance(x, dict) else x.flip(0)
+            changed = Batch(batch.inputs | {m: other}, batch.present_BM, batch.target, batch.index)
+            again = method.stand_ins(changed)[m]
+            torch.testing.assert_close(again.guess_BND, pair.guess_BND)
+            assert (again.real_BND - pair.real_BND).abs().max() > 1e-3
+
+
+@CASES
 def test_a_row_does_not_depend_on_its_batch_mates(name, backbone, M, make):
     method, batch = make(name, M, backbone)
     method.eval()  # batch norms are meant to look at the batch while training

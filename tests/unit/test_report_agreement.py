@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmsweep.availability import pattern_rows
+from mmsweep.errors import UserError
 from mmsweep.report.agreement import EVERY_ROW, agreement, agreement_tables
 from mmsweep.report.bootstrap import Predicted
 from mmsweep.report.page import write_report
@@ -70,3 +71,29 @@ def test_on_the_page(tmp_path: Path) -> None:
     for path in folder.rglob("predictions.npz"):
         path.unlink()
     assert agreement_tables(record) == []
+
+
+def test_stand_ins_on_the_page(tmp_path: Path) -> None:
+    """Seeds are averaged, rows of a class picked, and rows without something left out."""
+    folder = factory.make_sweep(tmp_path / "demo", factory.per_method())
+    record = SweepRecord.load(folder)
+    group = record.best_group
+    assert group is not None and len(group.runs) > 1
+    for number, run in enumerate(group.runs):
+        with np.load(Path(run.folder) / "predictions.npz") as file:
+            natural_NM, targets = file["natural_NM"], file["targets"]
+        values_MN = np.where(natural_NM.all(1), 0.25 + 0.5 * (targets == 0) + 0.1 * number, np.nan)
+        both_MN = np.stack([values_MN, values_MN / 2])
+        np.savez(Path(run.folder) / "stand_ins.npz", cosine_MN=both_MN, mse_MN=both_MN**2)
+    overall, by_class = agreement_tables(record)[2:]
+    assert {row[0] for row in overall.rows} == {group.name} and [row[1] for row in overall.rows] == ["image", "text"]
+    evaluation = group.first()
+    assert evaluation is not None
+    expected = 0.75 + 0.1 * (len(group.runs) - 1) / 2
+    first = next(row for row in by_class.rows if row[0] == evaluation.classes[0])
+    assert float(first[1]) == pytest.approx(expected, abs=1e-3)
+    assert float(first[2]) == pytest.approx(expected / 2, abs=1e-3)
+    assert overall.title in write_report(folder).read_text(encoding="utf-8")
+    (Path(group.runs[0].folder) / "stand_ins.npz").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"stand_ins\.npz"):
+        agreement_tables(record)

@@ -119,5 +119,7 @@ def test_predictions_of_another_version_give_no_intervals(tmp_path: Path) -> Non
     np.savez_compressed(path, **arrays)
     board = Leaderboard.of(SweepRecord.load(folder))
     assert not board.comparisons and "does not give the written score" in board.note
-    path.write_bytes(b"nonsense")
-    assert "predictions" in Leaderboard.of(SweepRecord.load(folder)).note
+    whole = path.read_bytes()
+    for damaged in (b"nonsense", whole[: len(whole) // 2], b""):
+        path.write_bytes(damaged)
+        assert "predictions" in Leaderboard.of(SweepRecord.load(folder)).note

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 import transformers
 
 from mmsweep.availability import Scenario, availability_table, table_digest
+from mmsweep.compatibility import check_backbone, check_method, check_prediction
 from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import PreparedData, prepare
@@ -35,7 +35,7 @@ from mmsweep.models.mult import MulTOptions
 from mmsweep.study import ScenarioSpec, Study
 from mmsweep.tasks import MultiLabel, make_task
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
-from mmsweep.training.engine import Diverged, EvaluationPlan, Slot, fit, generator, load_weights
+from mmsweep.training.engine import Ending, EvaluationPlan, Slot, fit, generator, load_weights
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from
@@ -71,7 +71,40 @@ def warm_key(study: Study) -> str:
     data = study.data.model_dump(mode="json", exclude={"augmentation"})
     data["window"] = study.data.augmentation.window  # decides the training grid, and so the shapes of tokens
     networks = study.model.model_dump(mode="json", include={"backbone", "encoders"})
-    return hashlib.sha256(json.dumps([data, networks, study.resources.cpus], sort_keys=True).encode()).hexdigest()[:16]
+    return _digest([data, networks, study.resources.cpus])
+
+
+FUSIBLE = (
+    *("train.optimizer.lr", "train.optimizer.weight_decay", "train.schedule", "train.clip_norm", "train.seed"),
+    *("method.align_weight", "method.masking", "model.lora.rank", "model.lora.alpha", "model.lora.dropout"),
+)
+"""What may differ between the slots of a pack."""
+
+
+def pack_key(study: Study) -> str:
+    """Studies with equal keys may train in one pass, if `models.packing.alone` finds nothing against it."""
+    values: dict[str, Any] = study.resolved()
+    for key in FUSIBLE:
+        *parents, last = key.split(".")
+        place: Any = values
+        for parent in parents:
+            place = (place or {}).get(parent)
+        if place:
+            place.pop(last, None)
+    parts = {name: values[name] for name in ("data", "model", "method", "train", "scenarios")}
+    return _digest([warm_key(study), parts, largest_rank(study)])
+
+
+def largest_rank(study: Study) -> int | None:
+    """The largest LoRA rank of a study's search: what all its trials' are padded to, so that they compute alike."""
+    if study.model.lora is None:
+        return None
+    searched = study.search.get("model.lora.rank")
+    return max([study.model.lora.rank, *(int(rank) for rank in (searched.edges() if searched else []))])
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
@@ -162,45 +195,6 @@ def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool =
     return BACKBONES[model.backbone.name].build(blueprint)
 
 
-def check_backbone(study: Study, modalities: Sequence[str]) -> None:
-    """Refuse a backbone that does not exist, or encoders that do not fit the modalities. Raises UserError."""
-    check_name(study.model.backbone.name, BACKBONES, "backbone", "model.backbone.name")
-    if study.model.backbone.name == "dual_encoder":
-        check_encoders(study, modalities)
-
-
-def check_prediction(study: Study, task: str) -> None:
-    """Refuse a backbone that predicts maps where one answer is wanted, or the reverse. Raises UserError."""
-    name = study.model.backbone.name
-    if BACKBONES[name].dense != (task == "segmentation"):
-        fitting = [n for n, b in BACKBONES.items() if b.dense == (task == "segmentation")]
-        raise UserError(
-            f"backbone {name} does not predict {task}", key="model.backbone.name", found=name,
-            expected=f"one of {', '.join(fitting)}",
-        )  # fmt: skip
-    if study.train.hard_pixels and task != "segmentation":
-        raise UserError("only segmentation has pixels", key="train.hard_pixels", found=True, expected="false")
-
-
-def check_encoders(study: Study, modalities: Sequence[str]) -> None:
-    given = study.model.encoders
-    for name in given:
-        if name not in modalities:
-            near = get_close_matches(name, modalities, 1)
-            raise UserError(
-                "an encoder for a modality that the dataset lacks",
-                key=f"model.encoders.{name}",
-                found=name,
-                expected=f"one of {', '.join(modalities)}",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
-            )
-    for name in modalities:
-        if name not in given:
-            raise UserError(
-                "a modality without an encoder", key="model.encoders", found=list(given), expected=f"one for {name} too"
-            )
-
-
 def make_method(study: Study, backbone: Backbone) -> Method:
     """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
     check_method(study.method.name, "method.name")
@@ -217,7 +211,8 @@ def make_method(study: Study, backbone: Backbone) -> Method:
 def make_adaptation(study: Study) -> Adaptation:
     """What of the backbone a study trains."""
     model, encoders = study.model, study.model.encoders
-    lora = None if model.lora is None else LoraOptions(model.lora.rank, model.lora.alpha, model.lora.dropout)
+    given, padded = model.lora, largest_rank(study)
+    lora = None if given is None else LoraOptions(given.rank, given.alpha, given.dropout, padded)
     trainable = {m for m, e in encoders.items() if e.trainable} | ({"backbone"} if model.backbone.trainable else set())
     return Adaptation(lora, frozenset(trainable), frozenset(m for m, e in encoders.items() if e.train_layernorm))
 
@@ -246,33 +241,6 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
             "this name is taken", key="scenarios.evaluate", found=sorted(reserved)[0], expected="another name"
         )
     return scenarios
-
-
-def check_method(name: str, key: str, backbone: str | None = None) -> None:
-    """Refuse a method that does not exist, or that does not work on a backbone. Raises UserError."""
-    check_name(name, METHODS, "method", key)
-    accepts = METHODS[name].accepts
-    if backbone is not None and not issubclass(BACKBONES[backbone], accepts):
-        raise UserError(
-            f"method {name} does not work on backbone {backbone}",
-            key=key,
-            found=name,
-            expected=f"one of {', '.join(n for n, m in METHODS.items() if issubclass(BACKBONES[backbone], m.accepts))}",
-        )
-
-
-def check_name(name: str, known: Iterable[str], what: str, key: str) -> None:
-    """Refuse a name that a registry lacks, with the nearest that it has. Raises UserError."""
-    known = list(known)
-    if name not in known:
-        near = get_close_matches(name, known, 1)
-        raise UserError(
-            f"unknown {what}",
-            key=key,
-            found=name,
-            expected=f"one of {', '.join(known)}",
-            hint=f"Did you mean {near[0]!r}?" if near else None,
-        )
 
 
 def prepare_data(study: Study) -> PreparedData:
@@ -332,40 +300,83 @@ class Warm:
         return Slot(folder, method, task, study.train, table, better, make_augmentation(study))
 
     def run(self, job: Job, report: Callable[[Report], bool]) -> None:
-        """Train a job from wherever it stands to its end, or until `report` answers True; mark the folder done.
+        """Train one job, as `run_pack` does; an error that is the job's own is raised."""
+        problems: list[Exception | None] = []
+        self.run_pack([job], lambda _, record: report(record), over=lambda _, problem: problems.append(problem))
+        if problems[0] is not None:
+            raise problems[0]
 
-        `report` is called on every rank after each epoch, when checkpoint and report line are on disk. A job of kind
-        `final` that reaches its end is evaluated on test. A loss that is not finite marks the job failed.
+    def run_pack(
+        self,
+        jobs: Sequence[Job],
+        report: Callable[[Job, Report], bool],
+        refill: Callable[[], Sequence[Job]] = tuple,
+        over: Callable[[Job, Exception | None], None] = lambda job, problem: None,
+    ) -> None:
+        """Train jobs of one `pack_key` from wherever they stand to their ends, or until `report` answers True.
+
+        All calls are made on every rank. A loss that is not finite marks a job failed. A job of kind `final` that
+        reaches its end is evaluated on test.
+
+        Args:
+            report: called after each epoch of a job, when checkpoint and report line are on disk.
+            refill: asked after every epoch of the pack for jobs that are to join it.
+            over: called when a job has left and its folder is marked, with what ended it where that is its own error.
         """
-        study, folder = Study.parse(job.study), TrialFolder(job.folder)
-        self.world.barrier()  # rank 0 holds the folder's lock from here on: all ranks read the same checkpoint
-        slot = self.slot(study, folder)
+        served: dict[int, tuple[Job, Study]] = {}
+
+        def slots(some: Sequence[Job]) -> list[Slot]:
+            found = []
+            for job in some:
+                self.world.barrier()  # rank 0 holds the folder's lock from here on: all ranks read the same checkpoint
+                try:
+                    study = Study.parse(job.study)
+                    slot = self.slot(study, TrialFolder(job.folder))
+                except UserError as problem:
+                    over(job, problem)
+                    continue
+                served[id(slot)] = job, study
+                found.append(slot)
+            return found
+
+        def ended(slot: Slot, ending: Ending) -> None:
+            job, study = served.pop(id(slot))
+            if ending.how == "finished":
+                self._finish(job, study, slot)
+            if ending.how == "diverged" and self.world.first:
+                slot.folder.mark_done("failed", str(ending.problem))
+            self.world.barrier()
+            over(job, ending.problem if ending.how == "failed" else None)
+
+        first = slots(jobs)
+        if not first:
+            return
+        study = served[id(first[0])][1]
         data, backbone = self.ready(study)
         plan = EvaluationPlan(make_scenarios(study, backbone.modalities), study.scenarios.seed)
-        stopped = False
+        fit(
+            first,
+            data,
+            plan,
+            lambda slot, record: report(served[id(slot)][0], record),
+            self.device,
+            self.world,
+            refill=lambda: slots(refill()),
+            ended=ended,
+        )
 
-        def forward(_: Slot, record: Report) -> bool:
-            nonlocal stopped
-            stopped = report(record)
-            return stopped
-
-        try:
-            fit([slot], data, plan, forward, self.device, self.world)
-        except Diverged as problem:
-            if self.world.first:
-                folder.mark_done("failed", str(problem))
-            return
-        ended = not stopped or len(folder.reports()) >= study.train.epochs
-        if ended and job.kind == "final":
+    def _finish(self, job: Job, study: Study, slot: Slot) -> None:
+        """A job has reached its end."""
+        folder, data = slot.folder, self.ready(study)[0]
+        if job.kind == "final":
             record, predictions = self.evaluate(study, folder, slot, "test")
             if self.world.first:
                 write_evaluation(folder.path, record, predictions)
                 write_stand_ins(folder.path, slot.method, data.splits["test"], study.train.rows_at_once, self.device)
                 if slot.task.dense:
                     write_examples(folder.path, slot.method, data.splits["test"], self.device, make_inference(study))
-        if ended and self.world.first:
+        if self.world.first:
             folder.mark_done("finished")
-        self.world.barrier()
 
     def evaluate(self, study: Study, folder: TrialFolder, slot: Slot, split: str) -> tuple[dict[str, Any], Predictions]:
         """Evaluate the best epoch of a trial on a split: (evaluation record, predictions)."""

@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from mmsweep.assembly import (
-    card_of,
-    check_backbone,
-    check_method,
-    check_prediction,
-    make_scenarios,
-    parse_scenario,
-)
+from mmsweep.assembly import card_of, make_scenarios, parse_scenario
+from mmsweep.compatibility import check_backbone, check_method, check_prediction
 from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.tasks import Task, make_task

@@ -12,6 +12,7 @@ from mmsweep.assembly import card_of, make_backbone, make_builder, make_method, 
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
 from mmsweep.check import check
 from mmsweep.methods import Method
+from mmsweep.models.packing import trained
 from mmsweep.study import Study
 from mmsweep.study_search import Conditions
 
@@ -63,7 +64,8 @@ def _trials(study: Study) -> int:
 def _count(method: Method) -> dict[str, Any]:
     parts: dict[str, int] = {}
     trainable = 0
-    for name, parameter in method.named_parameters():
+    for tensor in trained(method, frozen=True):
+        name, count = tensor.name, tensor.own(tensor.parameter, 0).numel()
         if "lora_" in name:
             part = "lora"
         elif name.startswith("backbone.encoders."):
@@ -72,8 +74,8 @@ def _count(method: Method) -> dict[str, Any]:
             part = name.split(".")[1]
         else:
             part = name.split(".")[0]
-        parts[part] = parts.get(part, 0) + parameter.numel()
-        trainable += parameter.numel() if parameter.requires_grad else 0
+        parts[part] = parts.get(part, 0) + count
+        trainable += count if tensor.parameter.requires_grad else 0
     total = sum(parts.values())
     shares = {"projector_share": parts["projector"] / total} if "projector" in parts else {}
     return {"total": total, "trainable": trainable, "by_part": parts} | shares

@@ -8,7 +8,7 @@ that aligned modalities (colour and depth) stay aligned. Never used in evaluatio
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -186,6 +186,12 @@ class Draws:
 
     uniform_BK: Tensor
     frames: Mapping[str, Tensor]
+
+    @classmethod
+    def together(cls, parts: Sequence[Draws]) -> Draws:
+        """The numbers of several batches, one after the other."""
+        frames = {name: torch.cat([p.frames[name] for p in parts]) for name in parts[0].frames}
+        return cls(torch.cat([p.uniform_BK for p in parts]), frames)
 
     def rows(self, rows: slice | Tensor) -> Draws:
         """The numbers of some rows (a rank's)."""

@@ -207,6 +207,19 @@ class Batch:
     def __len__(self) -> int:
         return int(self.present_BM.shape[0])
 
+    def repeated(self, times: int) -> Batch:
+        """These rows one time after the other: what each slot of a pack reads in evaluation."""
+        if times == 1:
+            return self
+
+        def again(x: Tensor) -> Tensor:
+            return x.repeat(times, *[1] * (x.dim() - 1))
+
+        inputs: dict[str, Tensor | dict[str, Tensor]] = {
+            m: {k: again(v) for k, v in x.items()} if isinstance(x, dict) else again(x) for m, x in self.inputs.items()
+        }
+        return Batch(inputs, again(self.present_BM), again(self.target), again(self.index))
+
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
         inputs: dict[str, Tensor | dict[str, Tensor]] = {}

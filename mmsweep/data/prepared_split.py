@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class PreparedSplit:
         self.groups: list[str | None] = rows["groups"]
         self._statistics = json.loads((folder / "prepared.json").read_text())["statistics"]
         self._columns: dict[str, np.ndarray] = {}
+        self._longest: dict[str, int] = {}
         self.targets: np.ndarray
         if target.task == "segmentation":
             self.targets = _map(folder / name / f"{TARGETS}.npy", np.uint8, (len(self.ids), *map_size(self.formats)))
@@ -71,18 +72,21 @@ class PreparedSplit:
         index: np.ndarray | Tensor,
         device: str | torch.device = "cpu",
         augmentation: Augmentation | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         present: np.ndarray | Tensor | None = None,
         *,
         rows: slice | np.ndarray | Tensor | None = None,
+        one_length: bool = False,
     ) -> Batch:
         """The rows `index` on `device`, normalised, with the fill value wherever a modality is not present.
 
         Args:
             index: int64 [B], rows of the split: the whole batch over all ranks.
-            augmentation, generator: training only; draws are made for the whole batch, on the CPU.
+            augmentation, generator: training only; draws are made for the whole batch, on the CPU. Of several
+                generators, each draws for an equal share of the batch: a slot's rows.
             present: bool [B,M], what a scenario leaves; taken together with what the data has.
             rows: which of the B rows to make (a rank's share); None: all.
+            one_length: texts are as long as the split's longest, not the batch's: nothing depends on a row's mates.
         """
         index_B = np.asarray(index, np.int64)
         present_BM = self.natural_NM[index_B]
@@ -98,7 +102,7 @@ class PreparedSplit:
         for column, (modality, format) in enumerate(self.formats.items()):
             present_B = present_BM[:, column]
             if isinstance(format, TextFormat):
-                inputs[modality] = self._text(modality, format, index_B, present_B, device)
+                inputs[modality] = self._text(modality, format, index_B, present_B, device, one_length)
             elif isinstance(format, RasterFormat):
                 inputs[modality] = self._raster(modality, format, index_B, present_B, device, augmentation, draws)
             elif isinstance(format, SequenceFormat):
@@ -116,16 +120,36 @@ class PreparedSplit:
         """A raster's stored values, in the file's own type: uint8 or uint16 [N,C,H,W]."""
         return self._columns[modality]
 
-    def _draw(self, rows: int, augmentation: Augmentation | None, generator: torch.Generator | None) -> Draws | None:
+    def longest(self, modality: str) -> int:
+        """Tokens of the split's longest text."""
+        if modality not in self._longest:
+            lengths_N = self._columns[f"{modality}.mask"].sum(1)
+            self._longest[modality] = max(int(lengths_N.max(initial=1)), len(self._statistics[modality]["empty"]))
+        return self._longest[modality]
+
+    def _draw(
+        self,
+        rows: int,
+        augmentation: Augmentation | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+    ) -> Draws | None:
         if augmentation is None:
             return None
         if generator is None:
             raise ValueError("augmentation draws from an explicit generator")
+        generators = [generator] if isinstance(generator, torch.Generator) else generator
         clips = {m: f.stored_frames for m, f in self.formats.items() if isinstance(f, VideoFormat)}
-        return augmentation.draw(rows, generator, clips if augmentation.random_frames else None)
+        stored = clips if augmentation.random_frames else None
+        return Draws.together([augmentation.draw(rows // len(generators), g, stored) for g in generators])
 
     def _text(
-        self, modality: str, format: TextFormat, index_B: np.ndarray, present_B: np.ndarray, device: torch.device
+        self,
+        modality: str,
+        format: TextFormat,
+        index_B: np.ndarray,
+        present_B: np.ndarray,
+        device: torch.device,
+        one_length: bool,
     ) -> dict[str, Tensor]:
         ids_BL = self._columns[f"{modality}.ids"][index_B]
         mask_BL = self._columns[f"{modality}.mask"][index_B]
@@ -135,7 +159,8 @@ class PreparedSplit:
             ids_BL[~present_B, len(empty) :] = (self._statistics[modality]["pad"] or [0])[0]
             ids_BL[~present_B, : len(empty)] = empty
             mask_BL[~present_B, : len(empty)] = True
-        length = int(mask_BL.sum(1).max(initial=1)) if format.trim else format.length
+        longest = self.longest(modality) if one_length else int(mask_BL.sum(1).max(initial=1))
+        length = longest if format.trim else format.length
         ids = torch.from_numpy(ids_BL[:, :length].astype(np.int64))
         mask = torch.from_numpy(np.ascontiguousarray(mask_BL[:, :length]))
         return {"ids": ids.to(device), "mask": mask.to(device)}

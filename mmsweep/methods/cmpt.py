@@ -21,6 +21,7 @@ from mmsweep.methods.method import Method, Output, StandIn, Term, register
 from mmsweep.models.backbone import EncoderBackbone
 from mmsweep.models.dual_encoder import fuse
 from mmsweep.models.lora import Noise
+from mmsweep.models.packing import PackedParameters
 from mmsweep.study import MethodSpec
 
 
@@ -35,7 +36,7 @@ class CMPT(Method):
         super().__init__(backbone, spec, noise, generator)
         self.masking = Masking(spec.masking.probability, spec.masking.granularity, spec.masking.distribution)
         self.weights = {"align": spec.alignment}
-        self.proxies = nn.ParameterDict()
+        self.proxies = PackedParameters()  # [S, E, D]
         others = len(backbone.modalities) - 1
         for modality in backbone.modalities:
             encoder = backbone.encoder(modality)
@@ -44,7 +45,7 @@ class CMPT(Method):
                 start_ED = encoder.class_embedding().detach().expand(others, -1).clone()
             else:
                 start_ED = (0.02 * torch.randn(others, encoder.width, generator=generator)).to(device)
-            self.proxies[modality] = nn.Parameter(start_ED, requires_grad=spec.proxy.trainable)
+            self.proxies[modality] = nn.Parameter(start_ED[None], requires_grad=spec.proxy.trainable)
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
         class_BMD, proxy_BSTD = self.read(batch)

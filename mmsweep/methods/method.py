@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsweep.availability import Masking
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone
 from mmsweep.models.lora import Noise
+from mmsweep.models.packing import Packed
 from mmsweep.study import MethodSpec
 
 
@@ -23,7 +24,7 @@ class Term:
     """A loss before averaging, so that ranks and slots can average over exactly the rows that count.
 
     Args:
-        values_B: per sample.
+        values_B: per sample, ordered by slot.
         counted_B: bool; the mean is over these rows, and 0 where there are none.
     """
 
@@ -56,12 +57,14 @@ class StandIn:
     mask_BN: Tensor | None = None
 
 
-class Method(nn.Module, ABC):
-    """One method on one backbone, as one trial trains it.
+class Method(Packed, ABC):
+    """One method on one backbone: of one trial as it is made, of S trials once `models.packing.merge` packs them.
+
+    A batch is S * B rows ordered by slot, and every tensor that a method brings has a leading slot axis (packing.py).
 
     Attributes:
         accepts: the kind of backbone it works on.
-        masking: removal drawn anew at every step, or None.
+        masking: removal drawn anew at every step, or None. A trial's own, as `weights`: the engine asks each trial's.
         weights: name of an own loss -> its weight.
         noise: where dropout masks come from; the engine sets it.
     """

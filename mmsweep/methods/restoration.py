@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from typing_extensions import Self
 
 from mmsweep.availability import Masking
 from mmsweep.data.dataset import Batch
@@ -25,6 +28,7 @@ from mmsweep.methods.method import Method, Output, StandIn, Term
 from mmsweep.models.backbone import Backbone
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
+from mmsweep.models.packing import Packed, stack
 from mmsweep.study import MethodSpec
 
 
@@ -57,6 +61,12 @@ class Sequence:
     mask_BN: Tensor | None
     grid: tuple[int, ...]
 
+    def rows(self, rows: slice) -> Sequence:
+        """Some samples of the batch."""
+        return replace(
+            self, values_BND=self.values_BND[rows], mask_BN=None if self.mask_BN is None else self.mask_BN[rows]
+        )
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -66,10 +76,18 @@ class Restored:
     values_RND: Tensor
 
 
-class Projector(nn.Module, ABC):
-    """Predicts the tokens of what is not used. Attributes: `shapes`, modality -> TokenShape, in the dataset's order."""
+class Projector(Packed, ABC):
+    """Predicts the tokens of what is not used. Attributes: `shapes`, modality -> TokenShape, in the dataset's order.
+
+    Written for one slot: a method stacks its parameters and calls it with those of each slot in turn, because how many
+    rows need restoring differs from slot to slot.
+    """
 
     shapes: dict[str, TokenShape]
+
+    def stacked(self) -> Iterator[tuple[nn.Module, str]]:
+        for module in self.modules():
+            yield from ((module, name) for name, _ in module.named_parameters(recurse=False))
 
     @abstractmethod
     def forward(self, tokens: Mapping[str, Sequence], used_BM: Tensor) -> dict[str, Restored]:
@@ -103,6 +121,8 @@ class Restoring(Method, ABC):
             self.projector = self.make_projector(token_shapes(backbone))
         if device.type != "meta":
             self.projector.reset(generator)
+        stack(self.projector)
+        self.aligns = spec.alignment > 0
 
     @abstractmethod
     def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
@@ -112,7 +132,7 @@ class Restoring(Method, ABC):
         tokens = self.backbone.embed(batch)
         whole, restored = self.restore(tokens, used_BM)
         prediction = self.backbone.predict(whole, torch.ones_like(used_BM))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.spec.alignment > 0):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.aligns):
             align = self.alignment(tokens, restored, batch.present_BM)
         return Output(prediction, {"align": align})
 
@@ -144,7 +164,7 @@ class Restoring(Method, ABC):
         if not missing_M.any():
             return dict(tokens), {}
         sequences = {m: per_sample(t, self.projector.shapes[m]) for m, t in tokens.items()}
-        restored = self.projector(sequences, used_BM)
+        restored = self.project(sequences, used_BM)
         whole, placed = dict(tokens), {}
         for column, (modality, shape) in enumerate(self.projector.shapes.items()):
             if missing_M[column]:
@@ -153,6 +173,27 @@ class Restoring(Method, ABC):
                 if back is not None:
                     placed[modality] = back
         return whole, placed
+
+    def project(self, sequences: Mapping[str, Sequence], used_BM: Tensor) -> dict[str, Restored]:
+        """T̂_m for every modality that some row does not use, by each slot's projector on that slot's rows."""
+        weights = {name: p.unbind() for name, p in self.projector.named_parameters()}
+        S = len(next(iter(weights.values())))
+        B = len(used_BM) // S
+        found: dict[str, list[Restored]] = {}
+        for slot in range(S):
+            share = slice(slot * B, (slot + 1) * B)
+            own = {name: parts[slot] for name, parts in weights.items()}
+            given = {m: x.rows(share) for m, x in sequences.items()}
+            for m, part in functional_call(self.projector, own, (given, used_BM[share]), tie_weights=False).items():
+                found.setdefault(m, []).append(Restored(part.rows_R + slot * B, part.values_RND))
+        return {
+            m: Restored(torch.cat([p.rows_R for p in parts]), torch.cat([p.values_RND for p in parts]))
+            for m, parts in found.items()
+        }
+
+    def join(self, others: Several[Self]) -> None:
+        super().join(others)
+        self.aligns = self.aligns or any(o.aligns for o in others)
 
     def alignment(self, tokens: Mapping[str, Tokens], restored: Mapping[str, Restored], present_BM: Tensor) -> Term:
         """Equation 7 per sample: Smooth-L1 between T_m and T̂_m, averaged over the modalities that were masked.

@@ -20,6 +20,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.encoder import Encoder, Pool, Tokens
 from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise, add_lora
+from mmsweep.models.packing import PackedLinear
 
 if TYPE_CHECKING:
     from mmsweep.models.mult import MulTOptions
@@ -74,11 +75,12 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """Fields as study.Lora."""
+    """Fields as study.Lora; `padded` is the largest rank of the pack that the trial may join, None: its own."""
 
     rank: int
     alpha: float
     dropout: float
+    padded: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,9 @@ class Backbone(nn.Module, ABC):
             lora = adaptation.lora
             if lora is not None and name not in adaptation.trainable:
                 linears = self.attention_linears(name)
-                add_lora(part, lora.rank, lora.alpha, lora.dropout, noise, generator, linears)
+                add_lora(part, lora.rank, lora.alpha, lora.dropout, noise, generator, linears, lora.padded)
             norms = layer_norms(part) if name in adaptation.layer_norms else ()
-            for own, parameter in part.named_parameters():  # after the adapters: peft freezes everything else
+            for own, parameter in part.named_parameters():
                 if name in adaptation.trainable or own in norms:
                     parameter.requires_grad_(True)
 
@@ -173,18 +175,22 @@ class EncoderBackbone(Backbone):
 
     Attributes:
         encoders: modality -> Encoder.
-        projections: modality -> map from the encoder's width to the common width (identity where equal).
-        head: the linear classifier h of equation 6.
+        projections: modality -> map from the encoder's width to the common width (identity where equal), of each slot.
+        head: the linear classifier h of equation 6, of each slot.
     """
 
     encoders: nn.ModuleDict
     projections: nn.ModuleDict
-    head: nn.Linear
+    head: PackedLinear
     width: int
 
     @abstractmethod
-    def classes(self, modality: str, tokens: Tokens, extra_ED: Tensor | None, place: str) -> tuple[Tensor, Tensor]:
-        """Encode one modality: (class token [B, D], the E extra tokens' outputs [B, E, D]) in the common width."""
+    def classes(self, modality: str, tokens: Tokens, extra_SED: Tensor | None, place: str) -> tuple[Tensor, Tensor]:
+        """Encode one modality: (class token [B, D], the E extra tokens' outputs [B, E, D]) in the common width.
+
+        Args:
+            extra_SED: each slot's extra tokens, for the rows of that slot.
+        """
 
     def encoder(self, modality: str) -> Encoder:
         encoder = self.encoders[modality]
@@ -209,8 +215,8 @@ def layer_norms(module: nn.Module) -> set[str]:
     }
 
 
-def draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
-    """Initial values, drawn on the CPU: normal weights of variance 1 / inputs, zero biases."""
+def draw_linear(linear: nn.Linear | PackedLinear, generator: torch.Generator) -> None:
+    """Initial values, drawn on the CPU: normal weights of variance 1 / inputs, zero biases. A packed one has a slot."""
     start = torch.empty(linear.weight.shape, device="cpu")
     start.normal_(std=1.0 / math.sqrt(linear.in_features), generator=generator)
     with torch.no_grad():

@@ -21,7 +21,7 @@ class SeededDrop(nn.Module):
         self.p, self.channels, self.noise = p, channels, Noise()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.noise.generator is None or self.p == 0.0:
+        if not self.noise.generators or self.p == 0.0:
             return x
         shape = (x.shape[0], x.shape[1] if self.channels else 1, *[1] * (x.dim() - 2))
         return x * self.noise.keep(x.new_empty(shape), self.p)

@@ -13,6 +13,7 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, VideoFormat
 from mmsweep.models.backbone import Blueprint, EncoderBackbone, draw_linear, without_absent
 from mmsweep.models.encoder import Encoder, Tokens
+from mmsweep.models.packing import PackedLinear, by_slot
 from mmsweep.models.pretrained import PretrainedEncoder
 
 
@@ -42,9 +43,12 @@ class DualEncoder(EncoderBackbone):
         }
         self.width = max(e.width for e in encoders.values())
         self.projections = nn.ModuleDict(
-            {m: nn.Identity() if e.width == self.width else nn.Linear(e.width, self.width) for m, e in encoders.items()}
+            {
+                m: nn.Identity() if e.width == self.width else PackedLinear(e.width, self.width)
+                for m, e in encoders.items()
+            }
         )
-        self.head = nn.Linear(self.width, outputs)
+        self.head = PackedLinear(self.width, outputs)
         for parameter in self.encoders.parameters():
             parameter.requires_grad_(False)
         if generator is not None:
@@ -77,7 +81,7 @@ class DualEncoder(EncoderBackbone):
     def reset(self, generator: torch.Generator) -> None:
         """Draw head and projections anew."""
         for module in (self.head, *self.projections.values()):
-            if isinstance(module, nn.Linear):
+            if isinstance(module, PackedLinear):
                 draw_linear(module, generator)
 
     def token_shapes(self) -> dict[str, tuple[int, int]]:
@@ -96,16 +100,15 @@ class DualEncoder(EncoderBackbone):
         return tokens
 
     def classes(
-        self, modality: str, tokens: Tokens, extra_ED: Tensor | None = None, place: str = "last"
+        self, modality: str, tokens: Tokens, extra_SED: Tensor | None = None, place: str = "last"
     ) -> tuple[Tensor, Tensor]:
         encoder = self.encoder(modality)
-        n, extras = tokens.values_BND.shape[1], 0 if extra_ED is None else extra_ED.shape[0]
+        n, extras = tokens.values_BND.shape[1], 0 if extra_SED is None else extra_SED.shape[1]
         mask_BN = tokens.mask_BN
-        if extra_ED is not None:
+        if extra_SED is not None:
             where = cast(Literal["last", "first"], place)
-            extra_BED = (
-                encoder.embed_extra(extra_ED).to(tokens.values_BND.dtype).expand(tokens.values_BND.shape[0], -1, -1)
-            )
+            embedded_SED = encoder.embed_extra(extra_SED).to(tokens.values_BND.dtype)
+            extra_BED = by_slot(embedded_SED, tokens.values_BND.shape[0])
             tokens = tokens.with_extra(extra_BED, where)
         values_BND = encoder.encode(tokens)
         start = extras if place == "first" else 0

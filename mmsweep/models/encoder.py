@@ -61,7 +61,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def embed_extra(self, extra_ED: Tensor) -> Tensor:
-        """Bring tokens that are learned outside the encoder to where `embed` ends (B7, B8): [E, D] -> [E, D]."""
+        """Bring tokens that are learned outside the encoder to where `embed` ends (B7, B8): [..., E, D] as it is."""
 
     @abstractmethod
     def encode(self, tokens: Tokens) -> Tensor: ...

@@ -1,7 +1,11 @@
-"""LoRA adapters on q, k, v and o of attention only, by peft, with every random draw from a trial's own generator.
+"""LoRA adapters of S slots on q, k, v and o of attention only, with every random draw from a trial's own generator.
 
-The names of the adapted linears are spelt out in full: a pattern such as `dense` would also hit BERT's feed-forward
-layers and pooler (B14).
+    y = W x + B_s A_s drop_s(x) * alpha_s / rank_s        for the rows x of slot s
+
+Ranks, alphas and dropouts may differ from slot to slot. A and B are padded with zeros to one rank for all; that padding
+gets zero gradients and stays zero, so a trial computes the same with any neighbours. The names of the adapted linears
+are spelt out in full: a pattern such as `dense` would also hit BERT's feed-forward layers and pooler (B14). Names of
+tensors are peft's (peft_format.py exports a slot as an adapter that peft opens).
 """
 
 from __future__ import annotations
@@ -9,44 +13,49 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from mmsweep.models.encoder import Encoder
+from mmsweep.models.packing import Packed
 
 
 @dataclass
 class Noise:
-    """Where dropout masks come from: one per trial, set by the engine for each step.
+    """Where dropout masks come from: one per pack, set by the engine for each step.
 
     Args:
-        generator: the trial's own; None: no dropout (evaluation).
-        total: rows of the global batch.
+        generators: one a slot, the trial's own; empty: no dropout (evaluation).
+        total: rows of a slot's global batch.
         rows: this rank's share of them. Masks are drawn for the whole batch, so they do not depend on the ranks.
-        missing_M: which modalities some row of the whole batch does not use; None: the rows at hand are the whole.
-            What is restored there makes sequences longer, and masks must have one shape on all ranks.
+        missing_M: which modalities some row may not use; None: the rows at hand say it. What is restored there makes
+            sequences longer, and masks must have one shape on all ranks and beside all neighbours.
     """
 
-    generator: torch.Generator | None = None
+    generators: Sequence[torch.Generator] = ()
     total: int = 0
     rows: slice = field(default_factory=lambda: slice(0, 0))
     missing_M: Tensor | None = None
 
     def off(self) -> None:
         """No dropout, and no other rows than those at hand: evaluation."""
-        self.generator = self.missing_M = None
+        self.generators, self.missing_M = (), None
 
-    def keep(self, x: Tensor, p: float) -> Tensor:
-        """A mask of x's shape, 0 with probability p, else 1 / (1 - p)."""
-        first, last = self.rows.start, self.rows.stop
-        per_row = x.shape[0] // (last - first)  # frames of a clip stand beside each other
-        whole = torch.empty((self.total * per_row, *x.shape[1:]), dtype=x.dtype, device=x.device)
-        whole.bernoulli_(1.0 - p, generator=self.generator).div_(1.0 - p)
-        return whole[first * per_row : last * per_row]
+    def keep(self, x: Tensor, p: float | Sequence[float]) -> Tensor:
+        """A mask of x's shape, 0 with probability p (of all slots, or of each), else 1 / (1 - p)."""
+        first, last, S = self.rows.start, self.rows.stop, len(self.generators)
+        rates = [p] * S if isinstance(p, float) else p
+        per_row = x.shape[0] // (S * (last - first))  # frames of a clip stand beside each other
+        whole = torch.empty((S, self.total * per_row, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        for mask, rate, generator in zip(whole, rates, self.generators, strict=True):
+            if rate > 0.0:
+                mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
+            else:
+                mask.fill_(1.0)
+        return whole[:, first * per_row : last * per_row].flatten(0, 1)
 
 
 class SeededDropout(nn.Module):
@@ -58,12 +67,110 @@ class SeededDropout(nn.Module):
 
     @property
     def active(self) -> bool:
-        return self.noise.generator is not None and self.p > 0.0
+        return bool(self.noise.generators) and self.p > 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return x
         return x * self.noise.keep(x, self.p)
+
+
+class Factor(Packed):
+    """A [S, I, R] or B [S, R, O], zero beyond each slot's rank; a slot's own is a linear's weight: [r, I] or [O, r].
+
+    Args:
+        inputs, outputs: I and R, or R and O, R being the rank that all slots are padded to.
+        axis: of R within a slot's matrix.
+        rank: of the first slot.
+    """
+
+    def __init__(self, inputs: int, outputs: int, axis: int, rank: int, device: torch.device) -> None:
+        super().__init__()
+        self.axis = axis
+        self.ranks: tuple[int, ...] = (rank,)
+        self.weight = nn.Parameter(torch.zeros(1, inputs, outputs, device=device))
+
+    def own(self, values: Tensor, slot: int) -> Tensor:
+        return values[slot].narrow(self.axis, 0, self.ranks[slot]).T
+
+    def join(self, others: Sequence[Self]) -> None:
+        super().join(others)
+        self.ranks = sum((o.ranks for o in others), self.ranks)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        super().keep(slots)
+        self.ranks = tuple(self.ranks[s] for s in slots)
+
+
+class PackedLoRALinear(Packed):
+    """A frozen linear with an adapter for each slot; see the top of this file. B starts at zero.
+
+    Args:
+        base: the linear; it goes on living here, as `base_layer`.
+        rank, alpha, dropout: of the first slot.
+        noise: the pack's source of dropout masks.
+        padded: the rank that all slots are padded to; None: this one's.
+    """
+
+    scale_S11: Tensor
+
+    def __init__(
+        self, base: nn.Linear, rank: int, alpha: float, dropout: float, noise: Noise, padded: int | None = None
+    ) -> None:
+        super().__init__()
+        if padded is not None and padded < rank:
+            raise ValueError(f"rank {rank} cannot be padded to {padded}")
+        self.base_layer, self.noise = base, noise
+        self.alphas: tuple[float, ...] = (alpha,)
+        self.dropouts: tuple[float, ...] = (dropout,)
+        device, padded = base.weight.device, padded or rank
+        self.lora_A = nn.ModuleDict({"default": Factor(base.in_features, padded, 1, rank, device)})
+        self.lora_B = nn.ModuleDict({"default": Factor(padded, base.out_features, 0, rank, device)})
+        self.register_buffer("scale_S11", torch.full((1, 1, 1), alpha / rank, device=device), persistent=False)
+
+    @property
+    def down(self) -> Factor:
+        return cast(Factor, self.lora_A["default"])
+
+    @property
+    def up(self) -> Factor:
+        return cast(Factor, self.lora_B["default"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[S * B, N, I] to [S * B, N, O]."""
+        y, S = self.base_layer(x), len(self.dropouts)
+        if self.noise.generators and max(self.dropouts) > 0.0:
+            x = x * self.noise.keep(x, self.dropouts)
+        inner_SNR = torch.bmm(x.reshape(S, -1, x.shape[-1]), self.down.weight)
+        return torch.baddbmm(y.reshape(S, -1, y.shape[-1]), inner_SNR, self.up.weight * self.scale_S11).view(y.shape)
+
+    def set_slot(self, slot: int, rank: int, alpha: float, dropout: float) -> None:
+        """Make a slot's adapter one of another rank, alpha and dropout; its values are zeros until they are set.
+
+        Raises:
+            ValueError: a rank above what all slots are padded to.
+        """
+        padded = self.up.weight.shape[1]
+        if rank > padded:
+            raise ValueError(f"rank {rank} does not fit into {padded}")
+        for factor in (self.down, self.up):
+            factor.ranks = (*factor.ranks[:slot], rank, *factor.ranks[slot + 1 :])
+            factor.weight.detach()[slot].zero_()
+        self.alphas = (*self.alphas[:slot], alpha, *self.alphas[slot + 1 :])
+        self.dropouts = (*self.dropouts[:slot], dropout, *self.dropouts[slot + 1 :])
+        self.scale_S11[slot] = alpha / rank
+
+    def join(self, others: Sequence[Self]) -> None:
+        super().join(others)
+        self.alphas = sum((o.alphas for o in others), self.alphas)
+        self.dropouts = sum((o.dropouts for o in others), self.dropouts)
+        self.scale_S11 = torch.cat([self.scale_S11, *(o.scale_S11 for o in others)])
+
+    def keep(self, slots: Sequence[int]) -> None:
+        super().keep(slots)
+        self.alphas = tuple(self.alphas[s] for s in slots)
+        self.dropouts = tuple(self.dropouts[s] for s in slots)
+        self.scale_S11 = self.scale_S11[list(slots)]
 
 
 def add_lora(
@@ -74,28 +181,28 @@ def add_lora(
     noise: Noise,
     generator: torch.Generator,
     linears: Sequence[str] | None = None,
+    padded: int | None = None,
 ) -> None:
-    """Adapt a network in place: W x + alpha / rank * B A drop(x) on its attention linears; B starts at zero.
+    """Adapt a network in place: W x + alpha / rank * B A drop(x) on its attention linears, one slot.
 
     Args:
         encoder: adapted in place; its own weights must be frozen already.
         linears: full names of the linears within it; None: an Encoder's own `attention_linears()`.
         rank, alpha, dropout: as in Hu et al. 2022.
         noise: the trial's source of dropout masks.
-        generator: draws the initial A (Kaiming uniform, as peft's own start).
+        generator: draws the initial A at the true rank (Kaiming uniform, as peft's own start).
+        padded: the largest rank of the pack that this one may join; None: no padding.
     """
     if linears is None:
         assert isinstance(encoder, Encoder)
         linears = encoder.attention_linears()
-    config = LoraConfig(r=rank, lora_dropout=dropout, target_modules=list(linears), bias="none")
-    config.lora_alpha = alpha  # type: ignore[assignment]  # peft's annotation says int, its arithmetic takes any number
-    inject_adapter_in_model(config, encoder)
-    layers: dict[str, Any] = {n: m for n, m in encoder.named_modules() if isinstance(m, LoraLayer)}
-    for _, layer in sorted(layers.items()):
-        a = layer.lora_A["default"].weight
-        if a.device.type != "meta":
-            start = torch.empty(a.shape).uniform_(-1, 1, generator=generator) / math.sqrt(a.shape[1])
+    for name in sorted(linears):
+        parent, _, last = name.rpartition(".")
+        base = encoder.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        layer = PackedLoRALinear(base, rank, alpha, dropout, noise, padded)
+        setattr(encoder.get_submodule(parent), last, layer)
+        if base.weight.device.type != "meta":
+            start_RI = torch.empty(rank, base.in_features).uniform_(-1, 1, generator=generator)
             with torch.no_grad():
-                a.copy_(start)
-                layer.lora_B["default"].weight.zero_()
-        layer.lora_dropout["default"] = SeededDropout(dropout, noise)
+                layer.down.own(layer.down.weight, 0).copy_(start_RI / math.sqrt(base.in_features))

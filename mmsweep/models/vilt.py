@@ -29,6 +29,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone, Blueprint, draw_linear, without_absent
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families import FormatOptions, image_format, text_format
+from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import find, has_pooler, preprocessing
 
 
@@ -59,7 +60,7 @@ class ViLT(Backbone):
         self.image = next(m for m, kind in kinds.items() if kind == "image")
         self.formats, self.outputs, self.class_id, self.pretrained = dict(formats), outputs, class_id, pretrained
         self.network = network
-        self.head = nn.Linear(network.config.hidden_size, outputs)
+        self.head = PackedLinear(network.config.hidden_size, outputs)
         self.network.requires_grad_(False)
 
     @classmethod

@@ -1,8 +1,9 @@
-"""The training loop: epochs and steps over slots, plain PyTorch; what Ray or a notebook needs comes in as `report`.
+"""The training loop: epochs and steps of a pack of slots, plain PyTorch; what Ray or a notebook needs comes in.
 
-Everything random is drawn from generators that (train.seed, purpose, epoch) alone decide, so a trial's result depends
-neither on what ran before it in this process nor on where it was interrupted: resuming at an epoch's end needs the
-weights, the optimiser's state and the epoch's number.
+A pack trains S trials in one pass (models/packing.py); a single trial is a pack of one. Everything random is drawn from
+generators that a trial's (train.seed, purpose, epoch) alone decide, and nothing that a slot computes looks at another's
+rows, so a trial's result depends neither on what trains beside it or ran before it, nor on where it was interrupted:
+resuming at an epoch's end needs the weights, the optimiser's state and the epoch's number.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,11 +25,12 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared import PreparedData
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method, Term
+from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.study import Train
 from mmsweep.tasks.task import Task
 from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
-from mmsweep.training.evaluation import autocast, predict, scenario_metrics
-from mmsweep.training.optimization import lr_factor, make_optimizer
+from mmsweep.training.evaluation import autocast, predict_slots, scenario_metrics
+from mmsweep.training.optimization import PackedAdamW, lr_factor
 from mmsweep.training.world import World
 
 
@@ -41,7 +44,8 @@ class Slot:
 
     Args:
         folder: where it is recorded.
-        method, task, train: what is trained, and how.
+        method, task, train: what is trained, and how. The method is a pack of one; the trial's values of the last epoch
+            are in it when the slot has left.
         table_NM: which modalities of each training row may be read (`scenarios.train`).
         better: (new, best so far) -> whether new metrics are better: that epoch's checkpoint is kept.
         augmentation: on the batch; None: off.
@@ -54,6 +58,19 @@ class Slot:
     table_NM: BoolArray
     better: Callable[[dict[str, float], dict[str, float]], bool]
     augmentation: Augmentation | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a slot has left.
+
+    Args:
+        how: `finished` its epochs, `stopped` by `report`, `diverged`, or `failed` by an error that is its own.
+        problem: of the last two.
+    """
+
+    how: Literal["finished", "stopped", "diverged", "failed"]
+    problem: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -77,154 +94,270 @@ def fit(
     report: Callable[[Slot, Report], bool],
     device: torch.device,
     world: World | None = None,
+    *,
+    refill: Callable[[], Sequence[Slot]] = tuple,
+    ended: Callable[[Slot, Ending], None] = lambda slot, ending: None,
 ) -> None:
     """Train every slot to its end, or until `report` answers True for it; continue from its last checkpoint.
 
-    `report` is called on every rank after the epoch's checkpoint and report line are on disk. All ranks must get the
-    same answer.
+    All calls are made on every rank, and all ranks must get the same answers.
+
+    Args:
+        slots: of one pack: their studies may differ in what a pack allows (`assembly.pack_key`) and in nothing else.
+        report: called after each epoch of a slot, when its checkpoint and report line are on disk. A UserError that it
+            raises ends the slot, as one does that its checkpoint raises when it joins.
+        refill: asked at every epoch's end for slots that are to join the pack.
+        ended: called when a slot has left; the others go on.
 
     Raises:
-        Diverged: a slot's loss is no longer finite.
+        ValueError: slots that cannot share a pack.
     """
-    world = world or World.current()
-    active = [_Fit(slot, data, plan, device, world) for slot in slots]
-    while active:
-        for running in list(active):
-            if running.over:
-                active.remove(running)
+    pack = _Pack(data, plan, device, world or World.current())
+    waiting = list(slots)
+    while True:
+        joining = []
+        for slot in waiting:
+            try:
+                member = _Member(slot, data)
+            except UserError as problem:
+                ended(slot, Ending("failed", problem))
                 continue
-            record = running.epoch()
-            if report(running.slot, record):
-                active.remove(running)
+            if member.over:
+                ended(slot, Ending("finished"))
+            else:
+                joining.append(member)
+        if joining:
+            pack.join(joining)
+        if pack.members:
+            for member, ending in pack.epoch(report):
+                ended(member.slot, ending)
+        waiting = list(refill())
+        if not waiting and not pack.members:
+            return
 
 
-class _Fit:
-    """A slot under way."""
+class _Member:
+    """A slot under way: where it stands and what it has to show."""
 
-    def __init__(
-        self, slot: Slot, data: PreparedData, plan: EvaluationPlan, device: torch.device, world: World
-    ) -> None:
-        self.slot, self.data, self.plan, self.device, self.world = slot, data, plan, device, world
-        self.split = data.splits["train"]
+    def __init__(self, slot: Slot, data: PreparedData) -> None:
+        self.slot = slot
         self.rows = np.flatnonzero(slot.table_NM.any(1))  # a row with nothing to read teaches nothing
         if not len(self.rows):
             raise UserError("no training row has a modality left under this scenario", key="scenarios.train")
-        self.parameters = {n: p for n, p in slot.method.named_parameters() if p.requires_grad}
-        self.statistics = running_statistics(slot.method)
-        self.optimizer = make_optimizer(slot.train.optimizer, self.parameters.items())
+        self.natural_NM = data.splits["train"].natural_NM
         self.steps_per_epoch = math.ceil(len(self.rows) / slot.train.batch_size)
         self.done = 0
         self.best: Report | None = None
-        self._resume()
+        self.optimizer: PackedAdamW | None = PackedAdamW(trained(slot.method), [slot.train.optimizer])
+        self._resume(self.optimizer)
 
     @property
     def over(self) -> bool:
         return self.done >= self.slot.train.epochs
 
-    def epoch(self) -> Report:
-        """Train and evaluate one epoch, write checkpoint and report, and return the report."""
-        started, train = time.monotonic(), self.slot.train
-        losses = self._train_epoch(self.done + 1)
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise Diverged(f"the loss is {losses['loss']} in epoch {self.done + 1}")
-        predictions = predict(
-            self.slot.method,
-            self.slot.task,
-            self.data.splits["val"],
-            train.rows_at_once,
-            self.device,
-            self.world,
-            train.precision,
-        )
-        scores = scenario_metrics(predictions, self.slot.task, self.plan.scenarios, self.plan.seed)
+    def hand_over(self) -> PackedAdamW:
+        """Its optimiser's state, which is the pack's from now on."""
+        assert self.optimizer is not None
+        given, self.optimizer = self.optimizer, None
+        return given
+
+    def begin(self, device: torch.device) -> None:
+        """Draw the next epoch's order and make its generators."""
+        seed, epoch = self.slot.train.seed, self.done + 1
+        self.order = self.rows[torch.randperm(len(self.rows), generator=generator(seed, "order", epoch)).numpy()]
+        self.masking = generator(seed, "masking", epoch)
+        self.augmentation = generator(seed, "augmentation", epoch)
+        self.dropout = generator(seed, "dropout", epoch, device)
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """The batch of a step of this epoch: (rows [B], what may be read [B, M], what is used of it [B, M])."""
+        size = self.slot.train.batch_size
+        index_B = self.order[step * size : (step + 1) * size]
+        present_BM = self.slot.table_NM[index_B] & self.natural_NM[index_B]
+        used_BM = torch.from_numpy(present_BM)
+        if self.slot.method.masking is not None:
+            used_BM = self.slot.method.masking.draw(used_BM, self.masking)
+        return index_B, present_BM, used_BM
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step of this epoch."""
+        train, n = self.slot.train, self.steps_per_epoch
+        return train.optimizer.lr * lr_factor(train.schedule, self.done * n + step, train.epochs * n, n)
+
+    def record(self, losses: dict[str, float], scores: dict[str, float], seconds: float) -> Report:
+        """Count the epoch and say what it brought."""
         self.done += 1
         metrics = {f"train/{name}": value for name, value in losses.items()} | {
-            f"val/{k}": v for k, v in scores.items()
+            f"val/{name}": value for name, value in scores.items()
         }
         metrics["epoch"] = float(self.done)
         if self.best is None or self.slot.better(metrics, self.best.metrics):
             self.best = Report(self.done, metrics)
         name = str(self.slot.folder.checkpoint(self.done).relative_to(self.slot.folder.path))
-        record = Report(self.done, metrics, name, time.monotonic() - started)
-        if self.world.first:
-            self._save()
-            self.slot.folder.append(record)
-            self.slot.folder.keep_checkpoints({self.done, self.best.epoch})
-        self.world.barrier()
-        return record
+        return Report(self.done, metrics, name, seconds)
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        slot, train, seed = self.slot, self.slot.train, self.slot.train.seed
-        order = self.rows[torch.randperm(len(self.rows), generator=generator(seed, "order", epoch)).numpy()]
-        masking = generator(seed, "masking", epoch)
-        augmentation = generator(seed, "augmentation", epoch)
-        dropout = generator(seed, "dropout", epoch, self.device)
-        slot.method.train()
-        sums: dict[str, Tensor] = {}
-        for step in range(self.steps_per_epoch):
-            index = order[step * train.batch_size : (step + 1) * train.batch_size]
-            batch = self.split.batch(
-                index, self.device, augmentation=slot.augmentation, generator=augmentation, present=slot.table_NM[index]
-            )
-            used_BM = batch.present_BM
-            if slot.method.masking is not None:
-                used_BM = slot.method.masking.draw(used_BM, masking)
-            for name, value in self._step(batch, used_BM, dropout, (epoch - 1) * self.steps_per_epoch + step).items():
-                sums[name] = sums[name] + value if name in sums else value
-        slot.method.noise.off()
-        self._share_statistics()
-        means = {name: float(value) / self.steps_per_epoch for name, value in sums.items()}
-        return means | {"lr": float(self.optimizer.param_groups[0]["lr"])}
+    def write(self, record: Report, weights: dict[str, Tensor], resume: dict[str, Tensor]) -> None:
+        """Checkpoint first, then the report line that vouches for it."""
+        assert self.best is not None
+        best = {"epoch": self.best.epoch, "metrics": self.best.metrics}
+        folder = self.slot.folder
+        folder.save_checkpoint(self.done, weights, resume, {"epoch": self.done, "best": best})
+        folder.append(record)
+        folder.keep_checkpoints({self.done, self.best.epoch})
 
-    def _step(self, batch: Batch, used_BM: Tensor, dropout: torch.Generator, step: int) -> dict[str, Tensor]:
-        slot, noise, share = self.slot, self.slot.method.noise, self.world.rows(len(batch))
-        factor = lr_factor(slot.train.schedule, step, slot.train.epochs * self.steps_per_epoch, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = slot.train.optimizer.lr * factor
-        noise.generator, noise.total, noise.rows = dropout, len(batch), share
-        noise.missing_M = (~used_BM).any(0)
-        self.optimizer.zero_grad(set_to_none=True)
-        weights = {"task": 1.0} | slot.method.weights
-        sums = {name: torch.zeros((), device=self.device) for name in weights}
-        counts = torch.zeros(len(weights), device=self.device)
-        if share.stop > share.start:
-            with autocast(slot.train.precision, self.device):
-                output = slot.method(_rows(batch, share), used_BM[share])
-            values_B = slot.task.loss(output.prediction, batch.target[share])
-            terms = {"task": Term(values_B, torch.ones_like(values_B, dtype=torch.bool))} | output.losses
-            for place, name in enumerate(weights):
-                counted_B = terms[name].counted_B
-                sums[name] = torch.where(counted_B, terms[name].values_B.float(), 0.0).sum()
-                counts[place] = counted_B.sum()
-        # Every rank divides by the whole batch's count, so summed gradients are those of the whole batch's means.
-        self.world.all_reduce_sum_(counts)
-        means = {name: sums[name] / counts[place].clamp(min=1) for place, name in enumerate(weights)}
-        loss = torch.stack([weights[name] * means[name] for name in weights]).sum()
-        if loss.requires_grad:
-            loss.backward()
-        self._share_gradients()
-        if slot.train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(list(self.parameters.values()), slot.train.clip_norm)
-        self.optimizer.step()
-        shown = torch.stack([loss.detach(), *(means[name].detach() for name in weights)])
-        self.world.all_reduce_sum_(shown)
-        return dict(zip(["loss", *(f"loss_{name}" for name in weights)], shown, strict=True))
-
-    def _share_gradients(self) -> None:
-        # What a batch did not need (a projector where nothing is masked) has no gradient on some ranks, or on none: a
-        # zero one, so that the optimiser steps alike however many ranks there are.
-        for parameter in self.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.world.size == 1:
+    def _resume(self, optimizer: PackedAdamW) -> None:
+        folder = self.slot.folder.last_checkpoint()
+        if folder is None:
             return
-        flat = torch.cat([p.grad.flatten() for p in self.parameters.values() if p.grad is not None])
-        self.world.all_reduce_sum_(flat)
-        start = 0
-        for parameter in self.parameters.values():
-            if parameter.grad is not None:
-                parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter))
-            start += parameter.numel()
+        weights, resume, state = load_checkpoint(folder)
+        load_weights(self.slot.method, weights, folder)
+        optimizer.load(0, resume)
+        self.done = int(state["epoch"])
+        self.best = Report(int(state["best"]["epoch"]), dict(state["best"]["metrics"]))
+
+
+class _Pack:
+    """The slots that train together, in the order of their rows."""
+
+    method: Method
+    optimizer: PackedAdamW
+
+    def __init__(self, data: PreparedData, plan: EvaluationPlan, device: torch.device, world: World) -> None:
+        self.data, self.plan, self.device, self.world = data, plan, device, world
+        self.members: list[_Member] = []
+
+    def join(self, joining: Sequence[_Member]) -> None:
+        """Take members in, at an epoch's end."""
+        for member in (*self.members, *joining):
+            _check_pair((self.members or joining)[0], member)
+        packs = [self.method] if self.members else []
+        whole = merge([*packs, *(m.slot.method for m in joining)])
+        states = [(self.optimizer, s) for s in range(len(self.members))] + [(m.hand_over(), 0) for m in joining]
+        self._set([*self.members, *joining], whole, states)
+
+    def drop(self, leaving: Sequence[_Member]) -> None:
+        """Let members go; their values go with them."""
+        for slot, member in enumerate(self.members):
+            if member in leaving and member.slot.method is not self.method:
+                own = values_of(member.slot.method)
+                for name, value in values_of(self.method, slot).items():
+                    own[name].copy_(value)
+        staying = [s for s, member in enumerate(self.members) if member not in leaving]
+        members = [self.members[s] for s in staying]
+        if members and leaving:
+            self._set(members, select(self.method, staying), [(self.optimizer, s) for s in staying])
+        self.members = members
+
+    def _set(self, members: list[_Member], method: Method, states: Sequence[tuple[PackedAdamW, int]]) -> None:
+        self.members, self.method = members, method
+        self.statistics = running_statistics(method)
+        if members[0].slot.method is method:  # a pack of one, whose tensors its own optimiser holds already
+            self.optimizer = states[0][0]
+        else:
+            self.optimizer = PackedAdamW(trained(method), [m.slot.train.optimizer for m in members])
+            for slot, (optimizer, theirs) in enumerate(states):
+                self.optimizer.take(slot, optimizer, theirs)
+        own = [{"task": 1.0} | m.slot.method.weights for m in members]
+        self.terms = list(own[0])
+        self.weights_SK = torch.tensor([[w[name] for name in self.terms] for w in own], device=self.device)
+
+    def epoch(self, report: Callable[[Slot, Report], bool]) -> list[tuple[_Member, Ending]]:
+        """Train and evaluate an epoch, write checkpoints and reports; who leaves, and why."""
+        started, leaving = time.monotonic(), []
+        losses = dict(zip(self.members, self._train_epoch(), strict=True))
+        for member, means in losses.items():
+            if not all(math.isfinite(value) for value in means.values()):
+                problem = Diverged(f"the loss is {means['loss']} in epoch {member.done + 1}")
+                leaving.append((member, Ending("diverged", problem)))
+        self.drop([member for member, _ in leaving])
+        if not self.members:
+            return leaving
+        first = self.members[0].slot
+        found = predict_slots(
+            self.method,
+            len(self.members),
+            first.task,
+            self.data.splits["val"],
+            first.train.rows_at_once,
+            self.device,
+            self.world,
+            first.train.precision,
+        )
+        records = []
+        for slot, (member, predictions) in enumerate(zip(self.members, found, strict=True)):
+            scores = scenario_metrics(predictions, member.slot.task, self.plan.scenarios, self.plan.seed)
+            records.append(member.record(losses[member], scores, time.monotonic() - started))
+            if self.world.first:
+                weights = values_of(self.method, slot) | self.statistics
+                member.write(records[-1], weights, self.optimizer.state(slot))
+        self.world.barrier()
+        gone = [(m, e) for m, r in zip(self.members, records, strict=True) if (e := _told(m, r, report))]
+        self.drop([member for member, _ in gone])
+        return leaving + gone
+
+    def _train_epoch(self) -> list[dict[str, float]]:
+        for member in self.members:
+            member.begin(self.device)
+        self.method.train()
+        steps = self.members[0].steps_per_epoch
+        sums_SK: Tensor | None = None
+        for step in range(steps):
+            shown_SK = self._step(step)
+            sums_SK = shown_SK if sums_SK is None else sums_SK + shown_SK
+        self.method.noise.off()
+        self._share_statistics()
+        assert sums_SK is not None
+        names = ["loss", *(f"loss_{name}" for name in self.terms)]
+        means = [{n: v / steps for n, v in zip(names, row, strict=True)} for row in sums_SK.tolist()]
+        return [m | {"lr": member.lr(steps - 1)} for m, member in zip(means, self.members, strict=True)]
+
+    def _step(self, step: int) -> Tensor:
+        """Move every slot once; what its loss and its terms were [S, 1 + K]."""
+        train, S = self.members[0].slot.train, len(self.members)
+        drawn = [member.draw(step) for member in self.members]
+        B = len(drawn[0][0])
+        share, noise = self.world.rows(B), self.method.noise
+        noise.generators, noise.total, noise.rows = [m.dropout for m in self.members], B, share
+        noise.missing_M = torch.ones(drawn[0][2].shape[1], dtype=torch.bool)  # or lengths would be one's neighbours'
+        sums_SK = torch.zeros_like(self.weights_SK)
+        counts_SK = torch.zeros_like(self.weights_SK)
+        if share.stop > share.start:
+            rows_R = (np.arange(S)[:, None] * B + np.arange(B)[share]).reshape(-1)
+            batch = self.data.splits["train"].batch(
+                np.concatenate([index_B for index_B, _, _ in drawn]),
+                self.device,
+                augmentation=self.members[0].slot.augmentation,
+                generator=[m.augmentation for m in self.members],
+                present=np.concatenate([present_BM for _, present_BM, _ in drawn]),
+                rows=rows_R,
+                one_length=True,
+            )
+            used_RM = torch.cat([used_BM[share] for _, _, used_BM in drawn]).to(self.device)
+            sums_SK, counts_SK = self._losses(batch, used_RM, train.precision)
+        # Every rank divides by the whole batch's count, so summed gradients are those of the whole batch's means.
+        self.world.all_reduce_sum_(counts_SK)
+        means_SK = sums_SK / counts_SK.clamp(min=1)
+        loss_S = (self.weights_SK * means_SK).sum(1)
+        if loss_S.requires_grad:
+            loss_S.sum().backward()  # a slot's parameters get the gradient of its own loss
+        self.world.all_reduce_sum_(self.optimizer.gather())
+        self.optimizer.clip([m.slot.train.clip_norm for m in self.members])
+        self.optimizer.step([m.lr(step) for m in self.members])
+        return self.world.all_reduce_sum_(torch.cat([loss_S.detach()[:, None], means_SK.detach()], 1))
+
+    def _losses(self, batch: Batch, used_RM: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+        """Sums of every slot's loss terms over the rows that count, and how many those are: [S, K] each."""
+        with autocast(precision, self.device):
+            output = self.method(batch, used_RM)
+        values_R = self.members[0].slot.task.loss(output.prediction, batch.target)
+        terms = {"task": Term(values_R, torch.ones_like(values_R, dtype=torch.bool))} | output.losses
+        sums, counts = [], []
+        for name in self.terms:
+            counted_SB = terms[name].counted_B.view(len(self.members), -1)
+            values_SB = terms[name].values_B.float().view(counted_SB.shape)
+            sums.append(torch.where(counted_SB, values_SB, 0.0).sum(1))
+            counts.append(counted_SB.sum(1))
+        return torch.stack(sums, 1), torch.stack(counts, 1).to(self.weights_SK.dtype)
 
     def _share_statistics(self) -> None:
         """Ranks saw different rows: their mean is what all evaluate with, and what is saved."""
@@ -233,30 +366,28 @@ class _Fit:
                 if values.is_floating_point():
                     self.world.all_reduce_sum_(values).div_(self.world.size)
 
-    def _save(self) -> None:
-        state = self.optimizer.state_dict()["state"]
-        resume = {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
-        assert self.best is not None
-        best = {"epoch": self.best.epoch, "metrics": self.best.metrics}
-        self.slot.folder.save_checkpoint(
-            self.done, self.parameters | self.statistics, resume, {"epoch": self.done, "best": best}
-        )
 
-    def _resume(self) -> None:
-        folder = self.slot.folder.last_checkpoint()
-        if folder is None:
-            return
-        weights, resume, state = load_checkpoint(folder)
-        load_weights(self.slot.method, weights, folder)
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in resume.items():
-            index, _, name = key.partition(".")
-            entries.setdefault(int(index), {})[name] = value
-        whole = self.optimizer.state_dict()
-        whole["state"] = entries
-        self.optimizer.load_state_dict(whole)
-        self.done = int(state["epoch"])
-        self.best = Report(int(state["best"]["epoch"]), dict(state["best"]["metrics"]))
+def _check_pair(one: _Member, other: _Member) -> None:
+    """Raises ValueError where two members cannot share a pack."""
+    if one is other:
+        return
+    if reason := alone(one.slot.method):
+        raise ValueError(reason)
+    a, b = one.slot.train, other.slot.train
+    same = (a.batch_size, a.rows_at_once, a.precision) == (b.batch_size, b.rows_at_once, b.precision)
+    if not same or not np.array_equal(one.rows, other.rows):
+        raise ValueError("slots of one pack have the same rows, batch sizes and precision")
+
+
+def _told(member: _Member, record: Report, report: Callable[[Slot, Report], bool]) -> Ending | None:
+    """Tell the world about an epoch; an Ending where it was the slot's last."""
+    try:
+        stopped = report(member.slot, record)
+    except UserError as problem:
+        return Ending("failed", problem)
+    if member.over:
+        return Ending("finished")
+    return Ending("stopped") if stopped else None
 
 
 def running_statistics(method: nn.Module) -> dict[str, Tensor]:
@@ -270,13 +401,12 @@ def running_statistics(method: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(method: Method, weights: dict[str, Tensor], where: object) -> None:
-    """Put a checkpoint's trained tensors into a method.
+    """Put a checkpoint's trained tensors into a method of one slot.
 
     Raises:
         UserError: the checkpoint is of another architecture; names the first tensor that does not fit.
     """
-    own: dict[str, Tensor] = {n: p for n, p in method.named_parameters() if p.requires_grad}
-    own |= running_statistics(method)
+    own = values_of(method) | running_statistics(method)
     for name in sorted(own.keys() ^ weights.keys()):
         side = "lacks" if name in own else "holds an unknown"
         raise UserError(
@@ -285,23 +415,13 @@ def load_weights(method: Method, weights: dict[str, Tensor], where: object) -> N
             key=name,
             expected="the tensors that its study.yaml trains",
         )
-    for name, parameter in own.items():
-        if parameter.shape != weights[name].shape:
+    for name, value in own.items():
+        if value.shape != weights[name].shape:
             raise UserError(
                 "a checkpoint of another architecture",
                 file=where,
                 key=name,
                 found=tuple(weights[name].shape),
-                expected=str(tuple(parameter.shape)),
+                expected=str(tuple(value.shape)),
             )
-        with torch.no_grad():
-            parameter.copy_(weights[name])
-
-
-def _rows(batch: Batch, share: slice) -> Batch:
-    if share == slice(0, len(batch)):
-        return batch
-    inputs: dict[str, Tensor | dict[str, Tensor]] = {
-        m: {k: v[share] for k, v in x.items()} if isinstance(x, dict) else x[share] for m, x in batch.inputs.items()
-    }
-    return Batch(inputs, batch.present_BM[share], batch.target[share], batch.index[share])
+        value.copy_(weights[name])

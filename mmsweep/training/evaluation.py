@@ -74,7 +74,6 @@ def autocast(precision: str, device: torch.device) -> Any:
     return nullcontext()
 
 
-@torch.inference_mode()
 def predict(
     method: Method,
     task: Task,
@@ -85,7 +84,23 @@ def predict(
     precision: str = "fp32",
     inference: Inference = WHOLE,
 ) -> Predictions:
-    """Read the split once and predict under every pattern; each row is evaluated by one rank."""
+    """What a method of one slot says of a split."""
+    return predict_slots(method, 1, task, split, batch_size, device, world, precision, inference)[0]
+
+
+@torch.inference_mode()
+def predict_slots(
+    method: Method,
+    slots: int,
+    task: Task,
+    split: PreparedSplit,
+    batch_size: int,
+    device: torch.device,
+    world: World,
+    precision: str = "fp32",
+    inference: Inference = WHOLE,
+) -> list[Predictions]:
+    """Read the split once and predict under every pattern, for each slot; each row is evaluated by one rank."""
     modalities = method.backbone.modalities
     patterns_PM = torch.from_numpy(pattern_rows(modalities)).to(device)
     method.eval()
@@ -94,18 +109,20 @@ def predict(
     parts: list[Tensor] = []
     for start in range(share.start, share.stop, batch_size):
         index = np.arange(start, min(start + batch_size, share.stop))
-        batch: Batch = split.batch(index, device)
+        batch: Batch = split.batch(index, device).repeated(slots)
         found: list[Tensor] = []
         # Maps under all patterns at once would fill the memory: 15 of 20 classes at 1024 x 1024 are 1.3 GB a row.
         for some_PM in patterns_PM.split(1 if task.dense else len(patterns_PM)):
             with autocast(precision, device):
                 prediction = inference.predict_patterns(method, batch, some_PM)
             found.append(task.statistics(prediction, batch.target))
-        parts.append(torch.cat(found))
+        parts.append(torch.cat(found).unflatten(1, (slots, -1)))
     if not parts:  # a rank without rows
-        parts = [torch.zeros(len(patterns_PM), 0, *task.statistics_shape, dtype=task.statistics_dtype, device=device)]
-    whole = world.all_gather_rows(torch.cat(parts, 1), len(split), dim=1).cpu()
-    return Predictions(whole, task.truth(split.targets), np.asarray(split.natural_NM), modalities, tuple(split.ids))
+        shape = (len(patterns_PM), slots, 0, *task.statistics_shape)
+        parts = [torch.zeros(shape, dtype=task.statistics_dtype, device=device)]
+    whole_PSN = world.all_gather_rows(torch.cat(parts, 2), len(split), dim=2).cpu()
+    truth, natural_NM, ids = task.truth(split.targets), np.asarray(split.natural_NM), tuple(split.ids)
+    return [Predictions(whole_PSN[:, s], truth, natural_NM, modalities, ids) for s in range(slots)]
 
 
 def scenario_metrics(

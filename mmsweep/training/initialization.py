@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method
+from mmsweep.models.packing import trained
 from mmsweep.study import Study
 from mmsweep.training.checkpoint import TrialFolder, deciding_report
 from mmsweep.training.engine import running_statistics
@@ -70,7 +70,8 @@ def start_from(method: Method, source: str) -> None:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights cannot be read ({error})", key=KEY, file=file) from error
-    own = dict(method.named_parameters())
+    places = {t.name: t for t in trained(method, frozen=True)}
+    own = {name: t.own(t.parameter.detach(), 0) for name, t in places.items()}
     moving = running_statistics(method)
     for name in moving.keys() & weights.keys():
         own_shape, value = moving[name].shape, weights.pop(name)
@@ -80,17 +81,15 @@ def start_from(method: Method, source: str) -> None:
         moving[name].copy_(value)
     _check(method, own, weights, file)
     for name, value in weights.items():
-        parameter = own[name]
-        if parameter.requires_grad:
-            with torch.no_grad():
-                parameter.copy_(value)
+        if places[name].parameter.requires_grad or places[name].owner is not None:
+            own[name].copy_(value)
         else:
             parent, _, last = name.rpartition(".")
             module = method.get_submodule(parent)
-            module.register_parameter(last, nn.Parameter(value.to(parameter.device, parameter.dtype), False))
+            module.register_parameter(last, nn.Parameter(value.to(own[name].device, own[name].dtype), False))
 
 
-def _check(method: Method, own: dict[str, nn.Parameter], weights: dict[str, Tensor], file: Path) -> None:
+def _check(method: Method, own: dict[str, Tensor], weights: dict[str, Tensor], file: Path) -> None:
     def misfit(problem: str, name: str, **what: object) -> UserError:
         hint = f"Looked at tensor {name}. Stages must share model.backbone, model.encoders and model.lora."
         return UserError(f"weights of another architecture: {problem}", file=file, key=KEY, hint=hint, **what)  # type: ignore[arg-type]

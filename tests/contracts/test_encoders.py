@@ -4,12 +4,11 @@ import pytest
 import timm
 import torch
 import transformers
-from peft.tuners.lora import LoraLayer
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmsweep.errors import UserError
 from mmsweep.models.families import FormatOptions, SplitQKV
-from mmsweep.models.lora import Noise, add_lora
+from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.pretrained import PretrainedEncoder
 
 FAMILIES = ["clip", "vit", "dinov2", "ast", "bert", "whisper", "timm"]
@@ -112,7 +111,7 @@ def test_extra_tokens_keep_the_others_in_place(name, place, make):
 def test_lora_hits_q_k_v_o_of_attention_only(name, make, generator):
     encoder = make(name)
     add_lora(encoder, 3, 3.0, 0.0, Noise(), generator)
-    layers = {n: m for n, m in encoder.named_modules() if isinstance(m, LoraLayer)}
+    layers = {n: m for n, m in encoder.named_modules() if isinstance(m, PackedLoRALinear)}
     assert len(layers) == 2 * 4 and sorted(layers) == sorted(encoder.attention_linears())
     assert not any(part in name for name in layers for part in ("mlp", "fc1", "fc2", "intermediate", "pooler"))
     new = sum(p.numel() for n, p in encoder.named_parameters() if "lora_" in n)

@@ -223,12 +223,12 @@ def test_dropout_comes_from_the_trial_s_own_generator(name, backbone, make):
 
     def run(seed):
         torch.rand(3)
-        method.noise.generator = torch.Generator().manual_seed(seed)
+        method.noise.generators = [torch.Generator().manual_seed(seed)]
         method.noise.total, method.noise.rows = ROWS, slice(0, ROWS)
         return method(batch, batch.present_BM).prediction.detach()
 
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
-    method.noise.generator = None
+    method.noise.off()
     assert torch.equal(method(batch, batch.present_BM).prediction, method(batch, batch.present_BM).prediction)
 
 
@@ -242,7 +242,7 @@ def test_dropout_masks_do_not_depend_on_the_ranks(name, backbone, make):
     used = torch.where(torch.arange(ROWS)[:, None] < 2, patterns[1 + torch.arange(ROWS) % 2], batch.present_BM)
 
     def run(rows):
-        method.noise.generator, method.noise.total, method.noise.rows = torch.Generator().manual_seed(4), ROWS, rows
+        method.noise.generators, method.noise.total, method.noise.rows = [torch.Generator().manual_seed(4)], ROWS, rows
         method.noise.missing_M = (~used).any(0)
         part = {
             m: {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows] for m, x in batch.inputs.items()

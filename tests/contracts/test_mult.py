@@ -169,7 +169,7 @@ def test_both_ways_to_attend_agree() -> None:
     x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
     allowed = torch.ones(3, 1, 5, 5, dtype=torch.bool).tril()
     quick = layer.attention(x, x, allowed)
-    noise.generator, noise.total, noise.rows = torch.Generator(), 3, slice(0, 3)
+    noise.generators, noise.total, noise.rows = [torch.Generator()], 3, slice(0, 3)
     assert layer.dropout.active
     torch.testing.assert_close(layer.attention(x, x, allowed), quick, rtol=1e-5, atol=1e-6)
 
@@ -203,7 +203,7 @@ def test_dropout_comes_from_the_trial_s_own_generator() -> None:
 
     def run(seed: int | None) -> Tensor:
         torch.rand(3)
-        noise.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        noise.generators = [] if seed is None else [torch.Generator().manual_seed(seed)]
         noise.total, noise.rows = ROWS, slice(0, ROWS)
         return network.predict(network.embed(batch), batch.present_BM).detach()
 

@@ -169,13 +169,13 @@ def test_dropout_is_the_trials_own() -> None:
 
     def run(seed: int | None) -> torch.Tensor:
         torch.rand(3)
-        noise.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        noise.generators = [] if seed is None else [torch.Generator().manual_seed(seed)]
         noise.total, noise.rows = 6, slice(0, 6)
         return backbone.predict(backbone.embed(batch), batch.present_BM).detach()
 
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2)) and torch.equal(run(None), run(None))
     drop = SeededDrop(0.5, channels=True)
-    drop.noise = Noise(torch.Generator().manual_seed(0), 4, slice(0, 4))
+    drop.noise = Noise([torch.Generator().manual_seed(0)], 4, slice(0, 4))
     kept = drop(torch.ones(4, 8, 2, 2))
     assert set(kept.unique().tolist()) == {0.0, 2.0} and (kept == kept[:, :, :1, :1]).all()
 

@@ -76,7 +76,7 @@ def test_equation_6_and_7(make):  # noqa: F811
     output = method(batch, batch.present_BM)
     class_BMD, _ = parts(method, batch)
     head = method.backbone.head
-    torch.testing.assert_close(output.prediction, class_BMD.sum(1) @ head.weight.T + head.bias)
+    torch.testing.assert_close(output.prediction, class_BMD.sum(1) @ head.weight[0].T + head.bias[0])
     assert method.weights == {"align": 0.3} and output.prediction.shape == (ROWS, CLASSES)
 
 
@@ -119,6 +119,6 @@ def test_proxy_place_and_start(place, make):  # noqa: F811
     method, batch = make("cmpt", 3, proxy={"place": place, "init": "cls", "trainable": False})
     assert not any(n.startswith("proxies") for n in method.trainable())
     image = method.backbone.encoder("image")
-    assert torch.equal(method.proxies["image"][0], image.class_embedding())
+    assert torch.equal(method.proxies["image"][0, 0], image.class_embedding())
     class_BMD, proxy_BSTD = parts(method, batch)
     assert class_BMD.isfinite().all() and (proxy_BSTD[:, 0, 1] - class_BMD[:, 0]).abs().max() > 0

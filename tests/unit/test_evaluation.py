@@ -48,11 +48,11 @@ class Known(nn.Module):
         super().__init__()
         self.says_PNC = says_PNC
         self.backbone = SimpleNamespace(modalities=MODALITIES)
-        self.noise = Noise(generator=torch.Generator())
+        self.noise = Noise([torch.Generator()])
         self.asked: list[list[int]] = []
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
-        assert not self.training and self.noise.generator is None  # no dropout in evaluation
+        assert not self.training and not self.noise.generators  # no dropout in evaluation
         assert [{m for m, there in zip(MODALITIES, row, strict=True) if there} for row in patterns_PM] == PATTERNS
         self.asked.append(batch.index.tolist())
         return self.says_PNC[:, batch.index]

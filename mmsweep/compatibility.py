@@ -1,0 +1,77 @@
+"""What fits together: backbones, methods, encoders and tasks that a study names, against what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from mmsweep.errors import UserError
+from mmsweep.methods import METHODS
+from mmsweep.models.backbones import BACKBONES
+from mmsweep.study import Study
+
+
+def check_backbone(study: Study, modalities: Sequence[str]) -> None:
+    """Refuse a backbone that does not exist, or encoders that do not fit the modalities. Raises UserError."""
+    check_name(study.model.backbone.name, BACKBONES, "backbone", "model.backbone.name")
+    if study.model.backbone.name == "dual_encoder":
+        check_encoders(study, modalities)
+
+
+def check_prediction(study: Study, task: str) -> None:
+    """Refuse a backbone that predicts maps where one answer is wanted, or the reverse. Raises UserError."""
+    name = study.model.backbone.name
+    if BACKBONES[name].dense != (task == "segmentation"):
+        fitting = [n for n, b in BACKBONES.items() if b.dense == (task == "segmentation")]
+        raise UserError(
+            f"backbone {name} does not predict {task}", key="model.backbone.name", found=name,
+            expected=f"one of {', '.join(fitting)}",
+        )  # fmt: skip
+    if study.train.hard_pixels and task != "segmentation":
+        raise UserError("only segmentation has pixels", key="train.hard_pixels", found=True, expected="false")
+
+
+def check_encoders(study: Study, modalities: Sequence[str]) -> None:
+    given = study.model.encoders
+    for name in given:
+        if name not in modalities:
+            near = get_close_matches(name, modalities, 1)
+            raise UserError(
+                "an encoder for a modality that the dataset lacks",
+                key=f"model.encoders.{name}",
+                found=name,
+                expected=f"one of {', '.join(modalities)}",
+                hint=f"Did you mean {near[0]!r}?" if near else None,
+            )
+    for name in modalities:
+        if name not in given:
+            raise UserError(
+                "a modality without an encoder", key="model.encoders", found=list(given), expected=f"one for {name} too"
+            )
+
+
+def check_method(name: str, key: str, backbone: str | None = None) -> None:
+    """Refuse a method that does not exist, or that does not work on a backbone. Raises UserError."""
+    check_name(name, METHODS, "method", key)
+    accepts = METHODS[name].accepts
+    if backbone is not None and not issubclass(BACKBONES[backbone], accepts):
+        raise UserError(
+            f"method {name} does not work on backbone {backbone}",
+            key=key,
+            found=name,
+            expected=f"one of {', '.join(n for n, m in METHODS.items() if issubclass(BACKBONES[backbone], m.accepts))}",
+        )
+
+
+def check_name(name: str, known: Iterable[str], what: str, key: str) -> None:
+    """Refuse a name that a registry lacks, with the nearest that it has. Raises UserError."""
+    known = list(known)
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise UserError(
+            f"unknown {what}",
+            key=key,
+            found=name,
+            expected=f"one of {', '.join(known)}",
+            hint=f"Did you mean {near[0]!r}?" if near else None,
+        )

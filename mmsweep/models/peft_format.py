@@ -1,0 +1,92 @@
+"""A slot's LoRA adapters as a folder that peft reads and writes: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmsweep.errors import UserError
+from mmsweep.models.lora import PackedLoRALinear
+
+PREFIX = "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+UNREAD = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out", "modules_to_save")
+"""Fields of peft's configuration that change what an adapter computes, or bring more than one."""
+
+
+def export_adapter(network: nn.Module, slot: int, folder: Path) -> None:
+    """Write a slot's adapters; `PeftModel.from_pretrained(network without adapters, folder)` opens them.
+
+    Args:
+        network: what the adapted linears are named within: an encoder's own `network`.
+    """
+    from peft import LoraConfig  # seconds to import
+
+    layers = _layers(network)
+    first = next(iter(layers.values()))
+    config = LoraConfig(
+        r=first.down.ranks[slot],
+        lora_dropout=first.dropouts[slot],
+        target_modules=sorted(layers),
+        bias="none",
+        inference_mode=True,
+    )
+    config.lora_alpha = first.alphas[slot]  # type: ignore[assignment]  # peft says int, its arithmetic takes any number
+    config.save_pretrained(str(folder))
+    weights = {}
+    for name, layer in layers.items():
+        for factor, letter in ((layer.down, "A"), (layer.up, "B")):
+            own = factor.own(factor.weight.detach(), slot)
+            weights[f"{PREFIX}{name}.lora_{letter}.weight"] = own.cpu().clone().contiguous()
+    save_file(weights, folder / WEIGHTS)
+
+
+def import_adapter(network: nn.Module, slot: int, folder: Path) -> None:
+    """Put a peft adapter into a slot, its rank, alpha and dropout too.
+
+    Raises:
+        UserError: no adapter of LoRA lies there, or one for other linears, of another shape or a higher rank.
+    """
+    layers, config, weights = _layers(network), *_read(folder)
+    for key in UNREAD:
+        if config.get(key):
+            raise UserError("an adapter that computes something else", file=folder / CONFIG, key=key, found=config[key])
+    wanted = {f"{PREFIX}{name}.lora_{letter}.weight" for name in layers for letter in "AB"}
+    if strange := sorted(wanted ^ weights.keys()):
+        side = "lacks" if strange[0] in wanted else "holds an unknown"
+        raise UserError(f"the adapter {side} tensor", file=folder / WEIGHTS, found=strange[0])
+    for name, layer in layers.items():
+        try:
+            layer.set_slot(slot, int(config["r"]), float(config["lora_alpha"]), float(config["lora_dropout"]))
+        except ValueError as error:
+            raise UserError(str(error), file=folder / CONFIG, key="r", found=config["r"]) from None
+        for factor, letter in ((layer.down, "A"), (layer.up, "B")):
+            own, value = factor.own(factor.weight.detach(), slot), weights[f"{PREFIX}{name}.lora_{letter}.weight"]
+            if own.shape != value.shape:
+                raise UserError(
+                    "an adapter of another shape", file=folder / WEIGHTS, key=name, found=tuple(value.shape),
+                    expected=str(tuple(own.shape)),
+                )  # fmt: skip
+            own.copy_(value)
+
+
+def _layers(network: nn.Module) -> dict[str, PackedLoRALinear]:
+    found = {name: module for name, module in network.named_modules() if isinstance(module, PackedLoRALinear)}
+    if not found:
+        raise UserError("this network has no adapters", key="model.lora", found=None)
+    return found
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return dict(config), load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"no adapter lies here ({error})", file=folder, expected=f"a folder with {CONFIG} and {WEIGHTS}"
+        ) from error

@@ -24,11 +24,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmsweep.assembly import Job, Warm, prepare_data, warm_key
 from mmsweep.study import Study
 from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,15 +42,18 @@ class TimedWarm(Warm):
     def run(self, job: Job, report: Any) -> None:
         path = Path(job.folder) / FIRST_STEP
 
-        def hook(*_: Any) -> None:
+        step = PackedAdamW.step
+
+        def stepped(optimizer: PackedAdamW, lr_S: Any) -> None:
+            step(optimizer, lr_S)
             if not path.exists():
                 path.write_text(str(time.time()))
 
-        handle = register_optimizer_step_post_hook(hook)
+        PackedAdamW.step = stepped  # type: ignore[method-assign]
         try:
             super().run(job, report)
         finally:
-            handle.remove()
+            PackedAdamW.step = step  # type: ignore[method-assign]
 
 
 def study(trials: int) -> Study:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from mmsweep.models.encoder import Encoder
-from mmsweep.models.packing import Packed
+from mmsweep.models.packing import NARROWEST, Packed
 
 
 @dataclass
@@ -109,7 +109,7 @@ class PackedLoRALinear(Packed):
         base: the linear; it goes on living here, as `base_layer`.
         rank, alpha, dropout: of the first slot.
         noise: the pack's source of dropout masks.
-        padded: the rank that all slots are padded to; None: this one's.
+        padded: the rank that all slots are padded to, 2 at least; None: this one's.
     """
 
     scale_S11: Tensor
@@ -123,7 +123,7 @@ class PackedLoRALinear(Packed):
         self.base_layer, self.noise = base, noise
         self.alphas: tuple[float, ...] = (alpha,)
         self.dropouts: tuple[float, ...] = (dropout,)
-        device, padded = base.weight.device, padded or rank
+        device, padded = base.weight.device, max(padded or rank, NARROWEST)
         self.lora_A = nn.ModuleDict({"default": Factor(base.in_features, padded, 1, rank, device)})
         self.lora_B = nn.ModuleDict({"default": Factor(padded, base.out_features, 0, rank, device)})
         self.register_buffer("scale_S11", torch.full((1, 1, 1), alpha / rank, device=device), persistent=False)

@@ -17,10 +17,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
 Network = TypeVar("Network", bound=nn.Module)
+
+NARROWEST = 2
+"""Columns below which MKL computes one product otherwise than one of several (benchmarks/layer_products.py)."""
 
 
 class Packed(nn.Module):
@@ -70,8 +74,10 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor) -> Tensor:
         """[S * B, ..., I] to [S * B, ..., O]."""
         x_SNI = x.reshape(self.weight.shape[0], -1, self.in_features)
-        y_SNO = torch.baddbmm(self.bias[:, None], x_SNI, self.weight.transpose(1, 2))
-        return y_SNO.view(*x.shape[:-1], self.out_features)
+        more = max(NARROWEST - self.out_features, 0)
+        weight_SOI, bias_SO = F.pad(self.weight, (0, 0, 0, more)), F.pad(self.bias, (0, more))
+        y_SNO = torch.baddbmm(bias_SO[:, None], x_SNI, weight_SOI.transpose(1, 2))
+        return y_SNO[..., : self.out_features].reshape(*x.shape[:-1], self.out_features)
 
 
 class PackedParameters(Packed, nn.ParameterDict):

@@ -257,6 +257,8 @@ class _Pack:
             self.optimizer = PackedAdamW(trained(method), [m.slot.train.optimizer for m in members])
             for slot, (optimizer, theirs) in enumerate(states):
                 self.optimizer.take(slot, optimizer, theirs)
+        # On a CPU exp and log round otherwise at a vector's end than in its middle: there each slot's loss is one call.
+        self.pieces = len(members) if self.device.type == "cpu" else 1
         own = [{"task": 1.0} | m.slot.method.weights for m in members]
         self.terms = list(own[0])
         self.weights_SK = torch.tensor([[w[name] for name in self.terms] for w in own], device=self.device)
@@ -349,7 +351,8 @@ class _Pack:
         """Sums of every slot's loss terms over the rows that count, and how many those are: [S, K] each."""
         with autocast(precision, self.device):
             output = self.method(batch, used_RM)
-        values_R = self.members[0].slot.task.loss(output.prediction, batch.target)
+        pairs = zip(*(x.chunk(self.pieces) for x in (output.prediction, batch.target)), strict=True)
+        values_R = torch.cat([self.members[0].slot.task.loss(*pair) for pair in pairs])
         terms = {"task": Term(values_R, torch.ones_like(values_R, dtype=torch.bool))} | output.losses
         sums, counts = [], []
         for name in self.terms:

@@ -115,7 +115,8 @@ def predict_slots(
         for some_PM in patterns_PM.split(1 if task.dense else len(patterns_PM)):
             with autocast(precision, device):
                 prediction = inference.predict_patterns(method, batch, some_PM)
-            found.append(task.statistics(prediction, batch.target))
+            pairs = zip(prediction.chunk(slots, 1), batch.target.chunk(slots), strict=True)  # as each slot by itself
+            found.append(torch.cat([task.statistics(*pair) for pair in pairs], 1))
         parts.append(torch.cat(found).unflatten(1, (slots, -1)))
     if not parts:  # a rank without rows
         shape = (len(patterns_PM), slots, 0, *task.statistics_shape)

@@ -9,6 +9,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from mmsweep.errors import UserError
 from mmsweep.models.families import FormatOptions, SplitQKV
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
+from mmsweep.models.packing import values_of
 from mmsweep.models.pretrained import PretrainedEncoder
 
 FAMILIES = ["clip", "vit", "dinov2", "ast", "bert", "whisper", "timm"]
@@ -114,7 +115,7 @@ def test_lora_hits_q_k_v_o_of_attention_only(name, make, generator):
     layers = {n: m for n, m in encoder.named_modules() if isinstance(m, PackedLoRALinear)}
     assert len(layers) == 2 * 4 and sorted(layers) == sorted(encoder.attention_linears())
     assert not any(part in name for name in layers for part in ("mlp", "fc1", "fc2", "intermediate", "pooler"))
-    new = sum(p.numel() for n, p in encoder.named_parameters() if "lora_" in n)
+    new = sum(v.numel() for n, v in values_of(encoder).items() if "lora_" in n)
     assert new == 2 * 4 * 2 * 3 * encoder.width
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import socket
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
@@ -79,6 +82,40 @@ def test_a_slot_equals_its_pack_of_one(name, studies, tmp_path):
         assert len(TrialFolder(single.folder).reports()) == (1 if i == 1 else 3)
     losses = [TrialFolder(j.folder).reports()[0].metrics["train/loss"] for j in jobs]
     assert len(set(losses)) == len(jobs)  # they are different trials
+
+
+@pytest.mark.parametrize("task", ["regression", "multi_label"])
+def test_other_tasks_in_a_pack_equal_packs_of_one(task, tiny_tasks, tmp_path):
+    """A regression's head has a single output, where MKL multiplies otherwise; likewise rank 1."""
+    studies = [tiny_tasks[task].with_values({"model.lora.rank": 1, "train.seed": seed}) for seed in (0, 1, 2)]
+    for i, folder in enumerate(run_pack([job(study, tmp_path / "pack" / str(i)) for i, study in enumerate(studies)])):
+        assert same(folder, run_pack([job(studies[i], tmp_path / "single" / str(i))])[0])
+
+
+def _rank(rank, size, studies, path, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
+    jobs = [Job(str(i), "trial", str(path / str(i)), values, "") for i, values in enumerate(studies)]
+    Warm("cpu", World.current()).run_pack(jobs, lambda job, record: job.id == "1" and record.epoch == 1)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_train_the_pack_that_one_does(studies, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    studies = [study.with_values({"train.batch_size": 7}) for study in studies[:3]]
+    jobs = {ranks: [job(s, tmp_path / ranks / str(i)) for i, s in enumerate(studies)] for ranks in ("one", "two")}
+    run_pack(jobs["one"], lambda job, record: job.id == "1" and record.epoch == 1)
+    mp.spawn(_rank, (2, [s.resolved() for s in studies], tmp_path / "two", port), nprocs=2)
+    for one, two in zip(*(map(TrialFolder, (j.folder for j in some)) for some in jobs.values()), strict=True):
+        assert len(one.reports()) == len(two.reports()) > 0
+        for a, b in zip(one.reports(), two.reports(), strict=True):
+            assert a.metrics == pytest.approx(b.metrics, abs=1e-4)
+        theirs = load_checkpoint(two.last_checkpoint())[0]
+        for name, value in load_checkpoint(one.last_checkpoint())[0].items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_a_slot_that_diverges_leaves_and_the_rest_go_on(studies, tmp_path):

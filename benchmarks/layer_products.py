@@ -5,7 +5,7 @@
 A ViT-B layer over 197 tokens and a BERT-base layer over 40, both 768 wide, random weights, fp32, LoRA of rank 4 on q,
 k, v and o. Each product gets B rows and then S * B rows (S = 3, 4), forward and backward; what the s-th B of the many
 have is compared with what they give by themselves. "equal" says the bits are; otherwise the largest difference of any
-slot, relative to the largest value. Weights that the slots share are frozen, so their gradients are not needed, or taken.
+slot, relative to the largest value. Weights that the slots share are frozen: no gradients.
 "single column": the one product here that differs, which mmsweep avoids by padding ranks and heads to two columns.
 """
 

@@ -3,7 +3,7 @@
 
     python benchmarks/scenario_cost.py                                          # both parts, some minutes on a CPU
     python benchmarks/scenario_cost.py --parts evaluation --cases cmpt --repeats 2 --mixed-repeats 0
-    python benchmarks/scenario_cost.py --parts projector --tokens 1024 4096 --no-network
+    python benchmarks/scenario_cost.py --parts projector --tokens 1024 4096
 
 evaluation   A study's method, untrained, over its validation rows. `mmsweep` is `predict`, then `scenario_metrics`,
              then `evaluation_record`: every scenario, every pattern, their mean and worst, a curve for each modality.
@@ -14,20 +14,21 @@ evaluation   A study's method, untrained, over its validation rows. `mmsweep` is
              others' work disturbs least), on the clock on CUDA. The statistics of the first two and the scenario
              scores of the first and the third must agree, or the run ends with an error.
 projector    MMP's AggregatedProjector for the study mmp_mcubes (CMNeXt-B2, four modalities), one sample, at the
-             training window that gives N tokens a modality. Each size is a fresh process. `peak` is the most resident
-             memory above the level at which parameters and tokens lay ready (CUDA: allocated memory), libraries having
-             been warmed up on a picture of few tokens; `one N x N` is what an attention matrix of all heads would take.
+             training window that gives N tokens a modality. Each size is a process of its own. `peak` is the most
+             resident memory above the level at which parameters and tokens lay ready (CUDA: allocated memory),
+             libraries having been warmed up; `one N x N` is what one attention matrix of all heads would take.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import math
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -44,13 +45,12 @@ from torch import Tensor, nn
 
 from mmsweep.assembly import Warm, card_of, make_backbone, make_method
 from mmsweep.availability import Scenario, availability_table, pattern_rows
-from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.methods.method import Method
 from mmsweep.methods.mmp import AggregatedProjector
 from mmsweep.methods.restoration import Sequence as TokenSequence
-from mmsweep.methods.restoration import token_shapes
-from mmsweep.study import Study
+from mmsweep.methods.restoration import TokenShape, token_shapes
+from mmsweep.study import MethodSpec, Study
 from mmsweep.tasks import make_task
 from mmsweep.tasks.task import Task
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, scenario_metrics
@@ -247,7 +247,7 @@ def mcubes(side: int) -> Study:
 
 
 class Memory:
-    """Most memory above the level at which this was made. The kernel forgets the peak of before (Linux), if it can."""
+    """Most memory above the level at which this was made; on a CPU for Linux with glibc only."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -256,7 +256,7 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
             self.level = torch.cuda.memory_allocated()
         else:
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of before
             self.level = self._status("VmRSS")
 
     def peak(self) -> int:
@@ -272,14 +272,22 @@ class Memory:
         return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def projector_work(side: int, missing: int, train: bool, device: torch.device) -> tuple[nn.Module, Callable[[], Any]]:
-    study = mcubes(side)
-    with torch.device("meta"):
-        shapes = token_shapes(make_backbone(study, card_of(study), load=False))
-    spec, draws = study.method, torch.Generator().manual_seed(0)
-    projector = AggregatedProjector(
-        shapes, spec.aggregated_tokens, spec.projector.heads, spec.projector.width, spec.projector.residual_norm
-    )
+def map_from(size: int) -> None:
+    """Blocks of so many bytes come from the kernel and go back to it at once: nothing freed before hides a peak."""
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, size)
+    libc.mallopt(M_TRIM_THRESHOLD, size)
+    libc.malloc_trim(0)
+
+
+def projector_work(
+    shapes: dict[str, TokenShape], spec: MethodSpec, missing: int, train: bool, device: torch.device
+) -> tuple[int, Callable[[], None]]:
+    """(parameters, one pass): the first `missing` modalities from the others."""
+    draws = torch.Generator().manual_seed(0)
+    options = spec.projector
+    projector = AggregatedProjector(shapes, spec.aggregated_tokens, options.heads, options.width, options.residual_norm)
     projector.reset(draws)
     projector.to(device)
     values = {m: torch.randn(1, s.count, s.width, generator=draws).to(device) for m, s in shapes.items()}
@@ -296,101 +304,82 @@ def projector_work(side: int, missing: int, train: bool, device: torch.device) -
         for tensor in (*projector.parameters(), *values.values()):
             tensor.grad = None
 
-    return projector, work
+    return sum(p.numel() for p in projector.parameters()), work
 
 
-def network_work(side: int, missing: int, train: bool, device: torch.device) -> tuple[nn.Module, Callable[[], Any]]:
-    """The whole of it: stage-1 embedding, projector, four stages, head; losses of task and alignment."""
-    study = mcubes(side)
-    card = card_of(study)
-    backbone = make_backbone(study, card)
-    method = make_method(study, backbone).to(device).train(train)
-    assert card.target is not None
-    task, draws = make_task(card.target, hard_pixels=study.train.hard_pixels), torch.Generator().manual_seed(0)
-    method.noise.generator = torch.Generator(device).manual_seed(0)
-    inputs: dict[str, Any] = {
-        m: torch.randn(1, card.rasters[m].channels, side, side, generator=draws).to(device) for m in backbone.modalities
-    }
-    used_BM = (torch.arange(len(inputs)) >= missing)[None].to(device)
-    target = torch.randint(len(card.target.classes), (1, side, side), generator=draws).to(device)
-    batch = Batch(inputs, torch.ones_like(used_BM), target)
+@dataclass(frozen=True)
+class Probe:
+    """One size of the projector, to be measured in a process of its own."""
 
-    def work() -> None:
-        with torch.set_grad_enabled(train):
-            method.noise.missing_M, method.noise.total, method.noise.rows = (~used_BM).any(0), 1, slice(0, 1)
-            output = method(batch, used_BM)
-            if train:
-                align = output.losses["align"].values_B.sum()
-                (task.loss(output.prediction, target).sum() + align).backward()
-        method.zero_grad(set_to_none=True)
+    shapes: dict[str, TokenShape]
+    spec: MethodSpec
+    missing: int
+    train: bool
+    device: str
+    threads: int
+    repeats: int
 
-    return method, work
-
-
-def probe(what: str, side: int, missing: int, train: bool, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Measure one size; to be called in a process of its own."""
-    # Small enough that what it leaves to the allocator hides nothing; batch norm wants more than one value a channel.
-    make, smallest = (projector_work, 32) if what == "projector" else (network_work, 64)
-    make(smallest, missing, train, device)[1]()
-    module, work = make(side, missing, train, device)
-    memory = Memory(device)
-    _, *first = clocked(work, device)
-    peak = memory.peak()
-    times = [first, *(clocked(work, device)[1:] for _ in range(repeats - 1))]
-    return {
-        "peak": peak,
-        "wall_s": median(t[0] for t in times),
-        "cpu_s": median(t[1] for t in times),
-        "parameters": sum(p.numel() for p in module.parameters()),
-    }
+    def __call__(self) -> dict[str, Any]:
+        torch.set_num_threads(self.threads)
+        device = torch.device(self.device)
+        small = {m: TokenShape(64, s.width, (8, 8)) for m, s in self.shapes.items()}
+        projector_work(small, self.spec, self.missing, self.train, device)[1]()
+        parameters, work = projector_work(self.shapes, self.spec, self.missing, self.train, device)
+        if device.type == "cpu":
+            map_from(16384)
+        memory = Memory(device)
+        work()
+        peak = memory.peak()
+        if device.type == "cpu":
+            map_from(32 * MIB)  # as large as glibc lets it become by itself; pages from the kernel cost time
+            work()
+        times = [clocked(work, device)[1:] for _ in range(self.repeats)]
+        wall, cpu = (median(t[i] for t in times) for i in (0, 1))
+        return {"peak": peak, "wall_s": wall, "cpu_s": cpu, "parameters": parameters}
 
 
-def in_fresh_process(options: argparse.Namespace, **wanted: Any) -> dict[str, Any]:
-    repeats = options.repeats if wanted["what"] == "projector" else 1
-    asked = json.dumps(wanted | {"repeats": repeats})
-    own = ["--threads", str(options.threads), "--device", options.device, "--probe", asked]
-    ran = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True)
-    if ran.returncode:
-        sys.exit(ran.stderr)
-    return wanted | json.loads(ran.stdout.splitlines()[-1])
+def run_probe(probe: Probe) -> dict[str, Any]:
+    return probe()
 
 
 def measure_projector(options: argparse.Namespace) -> list[dict[str, Any]]:
-    study, found = mcubes(512), []
-    sides = [4 * math.isqrt(n) for n in sorted(options.tokens)]
-    for missing in (1, 3):
-        for side in sides:
-            for train in (False, True):
-                one = in_fresh_process(options, what="projector", side=side, missing=missing, train=train)
-                n = (side // 4) ** 2
-                found.append(one | {"tokens": n, "square": 4 * study.method.projector.heads * n * n})
-    if options.network:
-        for train in (False, True):
-            one = in_fresh_process(options, what="network", side=sides[-1], missing=3, train=train)
-            found.append(one | {"tokens": (sides[-1] // 4) ** 2})
+    found = []
+    # A server that has imported everything forks a fresh child for every probe: imports are paid once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mmsweep.assembly"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        for missing in (1, 3):
+            for side in (4 * math.isqrt(n) for n in sorted(options.tokens)):
+                study = mcubes(side)
+                with torch.device("meta"):
+                    shapes = token_shapes(make_backbone(study, card_of(study), load=False))
+                (n,) = {s.count for s in shapes.values()}
+                for train in (False, True):
+                    probe = Probe(
+                        shapes, study.method, missing, train, options.device, options.threads, options.repeats
+                    )
+                    about = {"side": side, "missing": missing, "train": train, "tokens": n}
+                    square = 4 * study.method.projector.heads * n * n
+                    found.append(about | {"square": square} | pool.apply(run_probe, (probe,)))
     return found
 
 
-def projector_table(found: Sequence[dict[str, Any]]) -> list[str]:
+def projector_table(found: Sequence[dict[str, Any]], device: str) -> list[str]:
+    clock = "cpu_s" if device == "cpu" else "wall_s"
     lines = [
         "| N | picture | missing of 4 | pass | parameters | peak | × that of the N before | seconds | × that of the N "
         "before | one N x N |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     before: dict[tuple[int, bool], dict[str, Any]] = {}
-    for one in [f for f in found if f["what"] == "projector"]:
+    for one in found:
         last = before.get((one["missing"], one["train"]))
-        grown = ["", ""] if last is None else [f"{one[k] / last[k]:.1f}" for k in ("peak", "wall_s")]
+        grown = ["", ""] if last is None else [f"{one[k] / last[k]:.1f}" for k in ("peak", clock)]
         before[one["missing"], one["train"]] = one
         lines.append(
             f"| {one['tokens']:,} | {one['side']}² | {one['missing']} | {_pass(one)} | {one['parameters'] / 1e6:.2f} M "
-            f"| {one['peak'] / MIB:.1f} MiB | {grown[0]} | {one['wall_s']:.4f} | {grown[1]} "
+            f"| {one['peak'] / MIB:.1f} MiB | {grown[0]} | {one[clock]:.4f} | {grown[1]} "
             f"| {one['square'] / MIB:,.0f} MiB |"
-        )
-    for one in [f for f in found if f["what"] == "network"]:
-        lines.append(
-            f"| {one['tokens']:,} | {one['side']}² | {one['missing']} | {_pass(one)}, whole network "
-            f"| {one['parameters'] / 1e6:.2f} M | {one['peak'] / MIB:,.0f} MiB | | {one['wall_s']:.2f} | | |"
         )
     return lines
 
@@ -407,19 +396,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--mixed-repeats", type=int, default=1, help="in how many repeats a pass per scenario runs too")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384], help="squares of multiples of 8")
-    parser.add_argument("--network", action=argparse.BooleanOptionalAction, default=True, help="the whole of it too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--probe", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     options = _arguments()
     torch.set_num_threads(options.threads)
-    if options.probe:
-        print(json.dumps(probe(device=torch.device(options.device), **json.loads(options.probe))))
-        return
     load, started = os.getloadavg()[0], time.perf_counter()
     found: dict[str, Any] = {}
     if "evaluation" in options.parts:
@@ -434,7 +418,7 @@ def main() -> None:
             )
     if "projector" in options.parts:
         found["projector"] = measure_projector(options)
-        print("\n".join(projector_table(found["projector"])))
+        print("\n".join(projector_table(found["projector"], options.device)))
     device = torch.cuda.get_device_name() if options.device != "cpu" else platform.machine()
     print(
         f"{time.strftime('%Y-%m-%d')}, {device}, {os.cpu_count()} cores, {options.threads} thread(s), torch "

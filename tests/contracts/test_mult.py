@@ -348,7 +348,7 @@ def test_it_learns_what_stands_in_one_sequence() -> None:
             SMALL,
             r"data.modalities.image.kind: MulT reads sequences only",
         ),
-        (SEQUENCES, MulTOptions(width=8, heads=3), r"model.backbone.heads.*found 3.*divisor of the width 8"),
+        (SEQUENCES, MulTOptions(width=8, heads=3), r"model.backbone.mult.heads.*found 3.*divisor of the width 8"),
         (SEQUENCES, MulTOptions(width=8, heads=2, kernel=8), r"data.modalities.pulse.length.*found 7.*8 or more"),
     ],
 )

@@ -43,6 +43,8 @@ from mmsweep.models.lora import Noise
 
 HEADS, REDUCTIONS, POOL_RATIOS = (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
 DROP_PATH, DROP_HEAD = 0.1, 0.1
+HUB_ONLY = ("hub.",)
+"""`CMNeXt.given` after a checkpoint of MiT's encoder."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,12 @@ class CMNeXt(Backbone):
         ]
 
     def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
+        """As Backbone's. Raises UserError where what no checkpoint gave would be frozen."""
+        if self.given == HUB_ONLY and len(self.extras) and "backbone" not in adaptation.trainable:
+            raise UserError(
+                "the checkpoint is of MiT's encoder alone: the extras' branch would be frozen at initial values",
+                key="model.backbone.trainable", found=False, expected="true",
+            )  # fmt: skip
         super().adapt(adaptation, noise, generator)
         self.hear(noise)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmsweep.errors import UserError
-from mmsweep.models.cmnext import CMNeXt
+from mmsweep.models.cmnext import HUB_ONLY, CMNeXt
 
 # Our name -> theirs, of one module each; {s} is the stage from 0, {n} from 1, {i} a block, {e} an extra modality.
 # "…[0]" and "…[1]" are halves of a tensor along its first axis: their keys and values are one linear.
@@ -150,4 +150,4 @@ def load_published(network: CMNeXt, path: Path, key: str) -> tuple[str, ...]:
                             found=tuple(value.shape), expected=str(tuple(state[own].shape)))  # fmt: skip
         with torch.no_grad():
             state[own].copy_(value)
-    return ("hub.",) if hub_only else ("hub.", "extras.", "head.")
+    return HUB_ONLY if hub_only else ("hub.", "extras.", "head.")

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Adaptation
+from mmsweep.models.backbone import Adaptation, Blueprint
 from mmsweep.models.cmnext import SIZES, CMNeXt
 from mmsweep.models.cmnext_parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop
 from mmsweep.models.cmnext_weights import load_published, published_names
+from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise
 
 CHANNELS = {"rgb": 3, "height": 1, "relief": 3, "night": 1}
@@ -249,6 +250,23 @@ def test_an_encoder_alone_fills_the_hub(tmp_path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(source.hub.state_dict().values(), target.hub.state_dict().values(),
                                                  strict=True))  # fmt: skip
     assert torch.equal(target.head.classify.weight, fresh.head.classify.weight)
+
+
+def test_an_encoder_alone_is_not_frozen_beside_initial_values(tmp_path) -> None:
+    """A trial's `reset` would also draw them anew in the tensors that it shares with the next trial."""
+    hub = {n.removeprefix("backbone."): v.contiguous() for n, v in published(network()).items()
+           if n.startswith(("backbone.patch", "backbone.block", "backbone.norm"))}  # fmt: skip
+    save_file(hub, tmp_path / "mit.safetensors")
+    for M in (1, 2):
+        plan = Blueprint(dict.fromkeys(list(CHANNELS)[:M], "raster"), 5, FormatOptions(), size="nano",
+                         weights=str(tmp_path / "mit.safetensors"), rasters=rasters(*list(CHANNELS)[:M]))  # fmt: skip
+        CMNeXt.build(plan).adapt(Adaptation(None, frozenset({"backbone"})), Noise(), torch.Generator())
+        frozen = CMNeXt.build(plan)
+        if M == 1:  # no extras
+            frozen.adapt(Adaptation(), Noise(), torch.Generator())
+            continue
+        with pytest.raises(UserError, match=r"model.backbone.trainable: .*MiT's encoder alone.*found False; expected"):
+            frozen.adapt(Adaptation(), Noise(), torch.Generator())
 
 
 @pytest.mark.parametrize("wrong", ["size", "extras", "pickle", "absent", "deeper", "deeper hub", "more extras"])

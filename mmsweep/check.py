@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from mmsweep.assembly import (
@@ -13,7 +13,9 @@ from mmsweep.assembly import (
     make_scenarios,
     parse_scenario,
 )
+from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
+from mmsweep.models.backbones import BACKBONES
 from mmsweep.study import Study
 from mmsweep.tasks import Task, make_task
 from mmsweep.views import make_augmentation, make_inference
@@ -42,7 +44,7 @@ def check(study: Study) -> None:
     _check_warmup(study, card.rows.get("train"))
     assert card.target is not None
     check_prediction(study, card.target.task)
-    make_inference(study)
+    _check_views(study, card.rasters)
     names = metric_names(study, modalities, make_task(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
@@ -60,6 +62,19 @@ def check(study: Study) -> None:
     check_method(study.method.name, "method.name", backbone)
     for name in study.search["method.name"].choices if "method.name" in study.search else []:
         check_method(str(name), "search.method.name", backbone)
+
+
+def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:
+    """What segmentation sees at test must be possible, and large enough for the backbone."""
+    inference, least = make_inference(study), BACKBONES[study.model.backbone.name].smallest
+    for scale in inference.scales if rasters else ():
+        side = min(round(side * scale) for format in rasters.values() for side in format.size)
+        for option, seen, found in (("scales", side, scale), ("window", inference.window or side, inference.window)):
+            if seen < least:
+                raise UserError(
+                    f"the backbone would see {seen} pixels a side", key=f"inference.{option}", found=found,
+                    expected=f"{least} pixels at least",
+                )  # fmt: skip
 
 
 def _check_warmup(study: Study, rows: int | None) -> None:

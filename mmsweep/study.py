@@ -67,6 +67,10 @@ class BackboneSpec(_Section):
             )
         if (self.size is not None) != (self.name == "cmnext"):
             raise misfit("size is what cmnext, and nothing else, comes in", "name: cmnext with a size")
+        if self.mult != MulTSpec() and self.name != "mult":
+            raise misfit("mult is the shape of backbone mult, and of nothing else", "name: mult, or no such section")
+        if self.name == "cmnext" and self.pretrained and self.weights is None:
+            raise misfit("cmnext's weights lie in a file of yours", "weights: FILE.safetensors, or pretrained: false")
         if not self.pretrained and not self.trainable:
             raise misfit("a frozen network with initial values", "trainable: true")
         return self

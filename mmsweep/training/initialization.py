@@ -8,6 +8,7 @@ that the first stage did not have) may start from their initial values.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -60,7 +61,8 @@ def digest(source: str) -> str:
 def start_from(method: Method, source: str) -> None:
     """Put the weights of `train.init_from` into a method, by name.
 
-    A tensor that this study freezes gets a value of its own: the host's frozen backbone is shared and stays as it was.
+    Running statistics of batch norms come along. A tensor that this study freezes gets a value of its own: the host's
+    frozen backbone is shared and stays as it was.
 
     Raises:
         UserError: no such weights, or weights of another architecture; names the first tensor that does not fit.
@@ -70,39 +72,36 @@ def start_from(method: Method, source: str) -> None:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights cannot be read ({error})", key=KEY, file=file) from error
-    own = dict(method.named_parameters())
-    moving = running_statistics(method)
-    for name in moving.keys() & weights.keys():
-        own_shape, value = moving[name].shape, weights.pop(name)
-        if own_shape != value.shape:
-            raise UserError("weights of another architecture: running statistics of another shape", file=file, key=KEY,
-                            found=tuple(value.shape), expected=f"{tuple(own_shape)} for {name}")  # fmt: skip
-        moving[name].copy_(value)
-    _check(method, own, weights, file)
+    places = dict(method.named_buffers()) | dict(method.named_parameters())
+    trained = {*method.trainable(), *running_statistics(method)}
+    _check(method, places, weights, file)
     for name, value in weights.items():
-        parameter = own[name]
-        if parameter.requires_grad:
+        place = places[name]
+        if name in trained:
             with torch.no_grad():
-                parameter.copy_(value)
+                place.copy_(value)
+            continue
+        parent, _, last = name.rpartition(".")
+        module, value = method.get_submodule(parent), value.to(place.device, place.dtype)
+        if isinstance(place, nn.Parameter):
+            module.register_parameter(last, nn.Parameter(value, False))
         else:
-            parent, _, last = name.rpartition(".")
-            module = method.get_submodule(parent)
-            module.register_parameter(last, nn.Parameter(value.to(parameter.device, parameter.dtype), False))
+            module.register_buffer(last, value)
 
 
-def _check(method: Method, own: dict[str, nn.Parameter], weights: dict[str, Tensor], file: Path) -> None:
+def _check(method: Method, places: Mapping[str, Tensor], weights: dict[str, Tensor], file: Path) -> None:
     def misfit(problem: str, name: str, **what: object) -> UserError:
         hint = f"Looked at tensor {name}. Stages must share model.backbone, model.encoders and model.lora."
         return UserError(f"weights of another architecture: {problem}", file=file, key=KEY, hint=hint, **what)  # type: ignore[arg-type]
 
     for name in sorted(weights):
-        if name not in own:
+        if name not in places:
             raise misfit("a tensor that has no place in this study", name, found=name)
-        if own[name].shape != weights[name].shape:
-            shape = tuple(own[name].shape)
+        if places[name].shape != weights[name].shape:
+            shape = tuple(places[name].shape)
             raise misfit("a tensor of another shape", name, found=tuple(weights[name].shape), expected=str(shape))
     extra = {name for name in method.trainable() if not name.startswith("backbone.")}
     started = bool(extra & weights.keys())
-    for name in method.trainable():
+    for name in (*method.trainable(), *running_statistics(method)):
         if name not in weights and (started or name not in extra):
             raise misfit("it lacks a tensor that this study trains", name, found=sorted(weights)[:3], expected=name)

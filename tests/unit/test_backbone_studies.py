@@ -103,6 +103,13 @@ def test_a_dry_run_of_the_quickstart_counts_the_projector(K):
             "model.backbone: a frozen network with initial values; .*trainable: true",
         ),
         ({"model.encoders": {"image": {"name": "a"}}}, "model.encoders: backbone vilt has no place for encoders"),
+        ({"model.backbone.mult": {"levels": 2}}, "model.backbone: mult is the shape of backbone mult, and of nothing"),
+        (
+            {"model.backbone": {"name": "cmnext", "size": "nano", "trainable": True}},
+            "model.backbone: cmnext's weights lie in a file of yours; .*FILE.safetensors, or pretrained: false",
+        ),
+        ({"inference.flip": True}, "inference.flip: only segmentation has views; found True; expected no such option"),
+        ({"inference.window": 32}, "inference.window: only segmentation has views; found 32"),
         ({"method.projector": {"width": 20}}, "method.projector: width 20 does not divide into 8 heads"),
     ],
 )

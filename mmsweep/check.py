@@ -9,13 +9,18 @@ from mmsweep.assembly import (
     card_of,
     check_backbone,
     check_method,
+    check_name,
     check_prediction,
     make_scenarios,
     parse_scenario,
 )
+from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
+from mmsweep.models.cmnext import SMALLEST
 from mmsweep.study import Study
+from mmsweep.study_mult import MulTSpec
 from mmsweep.tasks import Task, make_task
+from mmsweep.training.inference import WHOLE
 from mmsweep.views import make_augmentation, make_inference
 
 
@@ -41,8 +46,13 @@ def check(study: Study) -> None:
     make_augmentation(study)
     _check_warmup(study, card.rows.get("train"))
     assert card.target is not None
+    if study.data.task not in (None, card.target.task):
+        raise UserError(
+            f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
+        )
     check_prediction(study, card.target.task)
-    make_inference(study)
+    _check_views(study, card)
+    _check_dropouts(study, modalities)
     names = metric_names(study, modalities, make_task(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
@@ -60,6 +70,40 @@ def check(study: Study) -> None:
     check_method(study.method.name, "method.name", backbone)
     for name in study.search["method.name"].choices if "method.name" in study.search else []:
         check_method(str(name), "search.method.name", backbone)
+
+
+def _check_views(study: Study, card: DatasetCard) -> None:
+    """Views at test come after all training, so one that the network cannot read is refused before it."""
+    given, smallest = make_inference(study), SMALLEST
+    if not card.rasters:
+        if given != WHOLE:
+            assert card.target is not None
+            raise UserError(
+                "only segmentation is seen in views", key="inference", found=card.target.task, expected="no such key"
+            )
+        return
+    sides = next(iter(card.rasters.values())).size
+    if given.window is not None and given.window < smallest:
+        raise UserError("the window is too small for the network", key="inference.window", found=given.window,
+                        expected=f"{smallest} pixels at least")  # fmt: skip
+    for scale in given.scales:
+        if scale < 1 and min(round(side * scale) for side in sides) < smallest:
+            raise UserError(
+                "at this scale the picture is too small for the network", key="inference.scales", found=scale,
+                expected=f"{smallest} of its {min(sides)} pixels a side at least",
+            )  # fmt: skip
+
+
+def _check_dropouts(study: Study, modalities: Sequence[str]) -> None:
+    """Names of modalities in MulT's own settings; its defaults name MOSI's, whatever the dataset's are called."""
+    backbone = study.model.backbone
+    if backbone.name != "mult":
+        return
+    for key in ("key_dropout", "input_dropout"):
+        given = getattr(backbone.mult, key)
+        if given != getattr(MulTSpec(), key):
+            for name in given:
+                check_name(name, modalities, "modality", f"model.backbone.mult.{key}")
 
 
 def _check_warmup(study: Study, rows: int | None) -> None:

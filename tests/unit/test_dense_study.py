@@ -186,6 +186,9 @@ def test_no_class_is_drawn_pale() -> None:
         ({"inference.window": 16, "inference.stride": 20}, "inference.stride"),
         ({"data.augmentation.crop": [0.5, 1.0]}, "data.augmentation.scale"),
         ({"data.augmentation.window": 16}, "too small"),
+        ({"inference.window": 16}, "inference.window: the window is too small for the network; found 16"),
+        ({"inference.scales": [1.0, 0.1]}, "inference.scales: at this scale the picture is too small"),
+        ({"data.task": "single_label"}, "data.task: halves has no such task; found 'single_label'; expected segm"),
         ({"sweep.objective.metric": "val/mean_missing/iou"}, "miou"),
     ],
 )

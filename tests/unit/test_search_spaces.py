@@ -89,6 +89,14 @@ def test_cmnext_at_the_papers_sizes(name, network, tokens):
     assert parts["projector"] == plan["parameters"]["total"] - network and 0 < plan["parameters"]["projector_share"] < 1
 
 
+def test_vilt_at_the_paper_s_size():
+    """ViLT-B/32 at 384 pixels and 40 words; trained are the projection and the head (B25)."""
+    parameters = (plan := dry_run(Study.load(next(p for p in STUDIES if p.stem == "mmp_food101"))))["parameters"]
+    assert plan["tokens"] == {"image": 145, "text": 40} and parameters["by_part"]["network"] == 111_595_008
+    assert parameters["trainable"] == parameters["by_part"]["projector"] + parameters["by_part"]["head"]
+    assert parameters["projector_share"] == parameters["by_part"]["projector"] / parameters["total"]
+
+
 def test_mult_at_mosi_s_sizes():
     """Text 50 x 768, audio 500 x 5, vision 375 x 20, unaligned, at MMSA's width (research/methods.md §5.3, B35)."""
     path = next(p for p in STUDIES if p.stem == "mmp_sequences")

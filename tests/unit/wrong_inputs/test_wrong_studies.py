@@ -155,6 +155,18 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         "data.augmentation.crop",
         ["must rise within (0, 1]", "found (0.9, 0.5)"],
     ),
+    "a split rule for a dataset with splits of its own": (
+        {"data": {"dataset": "openclipart", "split": {"train": 0.5}}},
+        "data:",
+        "data",
+        ["split: only for dataset manifest", "expected dataset: manifest, or no such key"],
+    ),
+    "views at test without rasters": (
+        {"inference": {"flip": True}},
+        "inference:",
+        "inference",
+        ["only segmentation is seen in views", "found 'single_label'"],
+    ),
     "unknown dataset": (
         {"data": {"dataset": "openclipar"}},
         "dataset: openclipar",

@@ -8,6 +8,7 @@ import pytest
 
 from mmsweep.assembly import card_of
 from mmsweep.check import check
+from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
 from mmsweep.sweep.search import count_trials
@@ -105,6 +106,12 @@ def test_mult_at_mosi_s_sizes():
     parts = plan["parameters"]["by_part"]
     assert sum(count for part, count in parts.items() if part != "projector") == 2_571_551
     assert 0 < parts["projector"] < 200_000
+
+
+def test_mult_s_dropouts_name_the_dataset_s_modalities():
+    path = next(p for p in STUDIES if p.stem == "mmp_sequences")
+    with pytest.raises(UserError, match=r"mult\.input_dropout: unknown modality; found 'txt'; .*Did you mean 'text'"):
+        check(Study.load(path, ["model.backbone.mult.input_dropout={txt: 0.5}"]))
 
 
 def test_trimodal_stamps_have_three_encoders_and_seven_patterns():

@@ -9,6 +9,7 @@ from mmsweep.assembly import (
     card_of,
     check_backbone,
     check_method,
+    check_name,
     check_prediction,
     make_scenarios,
     parse_scenario,
@@ -17,6 +18,7 @@ from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.study import Study
+from mmsweep.study_mult import MulTSpec
 from mmsweep.tasks import Task, make_task
 from mmsweep.views import make_augmentation, make_inference
 
@@ -43,8 +45,13 @@ def check(study: Study) -> None:
     make_augmentation(study)
     _check_warmup(study, card.rows.get("train"))
     assert card.target is not None
+    if study.data.task not in (None, card.target.task):
+        raise UserError(
+            f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
+        )
     check_prediction(study, card.target.task)
     _check_views(study, card.rasters)
+    _check_dropouts(study, modalities)
     names = metric_names(study, modalities, make_task(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
@@ -75,6 +82,18 @@ def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:
                     f"the backbone would see {seen} pixels a side", key=f"inference.{option}", found=found,
                     expected=f"{least} pixels at least",
                 )  # fmt: skip
+
+
+def _check_dropouts(study: Study, modalities: Sequence[str]) -> None:
+    """Names of modalities in MulT's own settings; its defaults name MOSI's, whatever the dataset's are called."""
+    backbone = study.model.backbone
+    if backbone.name != "mult":
+        return
+    for key in ("key_dropout", "input_dropout"):
+        given = getattr(backbone.mult, key)
+        if given != getattr(MulTSpec(), key):
+            for name in given:
+                check_name(name, modalities, "modality", f"model.backbone.mult.{key}")
 
 
 def _check_warmup(study: Study, rows: int | None) -> None:

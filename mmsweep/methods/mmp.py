@@ -12,7 +12,8 @@ CrossAttention; 𝒜 and ℳ -> the modalities that a row uses, and does not; D 
     (8) task loss + λ alignment, λ = 1
 
 Weights of (2) belong to the source, those of (3), (4) and (6) to the target. Every attention has K queries, so time and
-memory are linear in the tokens.
+memory are linear in the tokens. (2) to (4) see the source's tokens as a set: where a token lies is known only as far as
+the backbone writes it into the token. ViT and BERT do, by position embeddings; MiT's patch embedding (CMNeXt) does not.
 """
 
 from __future__ import annotations

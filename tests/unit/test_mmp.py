@@ -237,6 +237,24 @@ def test_every_attention_has_k_queries(monkeypatch):
     assert {q for q, _ in sizes} == {2} and {k for _, k in sizes} == {2, 5, 13, 10}
 
 
+def test_the_order_of_the_source_s_tokens_is_not_seen():
+    """Equations 2 to 4 are attention over a set: where a token lies is known only if the backbone wrote it into it."""
+    method, batch = scene(aggregated_tokens=4)
+    used = EVERY[[0] * 7].clone()
+    used[:, list(SHAPES).index("text")] = False
+    turned = dict(batch.inputs)
+    for m in ("image", "clip"):  # a text's padding has its place
+        turned[m] = batch.inputs[m].flip(1)
+    other = Batch(turned, batch.present_BM, batch.target, batch.index)
+    _, restored = method.restore(method.backbone.embed(batch), used)
+    _, again = method.restore(method.backbone.embed(other), used)
+    torch.testing.assert_close(again["text"].values_RND, restored["text"].values_RND)
+    linear, _ = scene("linear_projection")
+    _, before = linear.restore(linear.backbone.embed(batch), used)
+    _, after = linear.restore(linear.backbone.embed(other), used)
+    assert (after["text"].values_RND - before["text"].values_RND).abs().max() > 1e-2
+
+
 def test_masks_differ_from_nothing_but_padding():
     attention = CrossAttention(8, 2, residual_norm=False)
     q, x = torch.randn(3, 2, 8), torch.randn(3, 5, 8)

@@ -118,6 +118,10 @@ class ProjectorSpec(_Section):
         None, ge=1, description="D, common to all modalities; null: the widest modality's, rounded up to whole heads"
     )
     residual_norm: bool = Field(False, description="B30: add the queries and a LayerNorm to each cross-attention")
+    positions: bool = Field(
+        False,
+        description="add sinusoids of their place to the source's tokens; not in the paper, whose projector sees a set",
+    )
 
     @model_validator(mode="after")
     def _whole_heads(self) -> ProjectorSpec:

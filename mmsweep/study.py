@@ -59,14 +59,15 @@ class BackboneSpec(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> BackboneSpec:
-        if self.name in ("dual_encoder", "mult") and (
-            self.weights is not None or self.trainable or not self.pretrained
-        ):
-            raise misfit(
-                "weights, pretrained and trainable are for whole networks", "these under model.encoders.<modality>"
-            )
-        if (self.size is not None) != (self.name == "cmnext"):
-            raise misfit("size is what cmnext, and nothing else, comes in", "name: cmnext with a size")
+        if self.name in ("dual_encoder", "mult"):
+            set_here = self.model_dump(include={"weights", "trainable", "pretrained"}, exclude_defaults=True)
+            place = "no such key; model.encoders.<modality> has it" if self.name == "dual_encoder" else "no such key"
+            for key, value in set_here.items():
+                raise misfit(f"{key} is for backbones that are one pretrained network", place, key, value)
+        if self.name == "cmnext" and self.size is None:
+            raise misfit("cmnext, which reads rasters, comes in sizes", "nano (ours) or b0 to b5 (MiT's)", "size")
+        if self.name != "cmnext" and self.size is not None:
+            raise misfit(f"backbone {self.name} comes in no sizes", "no such key, or name: cmnext", "size", self.size)
         if self.mult != MulTSpec() and self.name != "mult":
             raise misfit("mult is the shape of backbone mult, and of nothing else", "name: mult, or no such section")
         if self.name == "cmnext" and self.pretrained and self.weights is None:
@@ -197,8 +198,10 @@ class Train(_Section):
     def _warmup_ends(self) -> Train:
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
             raise misfit(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves no epoch of {self.epochs} after it",
-                "fewer warm-up epochs than epochs",
+                f"the warm-up leaves none of {self.epochs} epochs after it",
+                f"less than {self.epochs}; train.schedule.warmup_epochs=0 for none",
+                "schedule.warmup_epochs",
+                self.schedule.warmup_epochs,
             )
         return self
 

@@ -20,7 +20,7 @@ from mmsweep.models.backbones import BACKBONES
 from mmsweep.study import Study
 from mmsweep.study_mult import MulTSpec
 from mmsweep.tasks import Task, make_task
-from mmsweep.training.initialization import weights_file
+from mmsweep.training.initialization import check_first_stage
 from mmsweep.views import make_augmentation, make_inference
 
 
@@ -44,8 +44,7 @@ def check(study: Study) -> None:
     check_backbone(study, modalities)
     parse_scenario(study.scenarios.train, modalities, "scenarios.train")
     make_augmentation(study)
-    if study.train.init_from is not None:
-        weights_file(study.train.init_from)
+    check_first_stage(study)
     _check_warmup(study, card.rows.get("train"))
     assert card.target is not None
     if study.data.task not in (None, card.target.task):

@@ -53,6 +53,36 @@ def weights_file(source: str) -> Path:
     return folder.checkpoint(best.epoch) / "weights.safetensors"
 
 
+def check_first_stage(study: Study) -> None:
+    """Refuse, before anything starts, a first stage that is not there or is known to be of another architecture.
+
+    Raises:
+        UserError: naming both stages' values of the key that differs.
+    """
+    source = study.train.init_from
+    if source is None:
+        return
+    weights_file(source)
+    if Path(source).is_file():
+        return  # bare tensors: what they fit is seen when they are read
+    first = Study.load(Path(source) / "study.yaml")
+    pairs = {
+        "model.backbone.name": (first.model.backbone.name, study.model.backbone.name),
+        "model.backbone.size": (first.model.backbone.size, study.model.backbone.size),
+        "model.encoders": (sorted(first.model.encoders), sorted(study.model.encoders)),
+        "model.lora.rank": (first.model.lora and first.model.lora.rank, study.model.lora and study.model.lora.rank),
+    }
+    for key, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(
+                f"weights of another architecture: {key} is {theirs!r} there",
+                file=Path(source) / "study.yaml",
+                key=KEY,
+                found=source,
+                expected=f"a run with {key}: {ours!r}",
+            )
+
+
 def digest(source: str) -> str:
     """A short hash of the weights that a study starts from."""
     return hashlib.sha256(weights_file(source).read_bytes()).hexdigest()[:16]

@@ -130,9 +130,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(values, message, vilt_
 def test_encoders_are_refused_where_there_is_none(tiny_study):
     with pytest.raises(UserError, match=r"model.encoders: backbone dual_encoder needs an encoder for each modality"):
         tiny_study.with_values({"model.encoders": {}})
-    with pytest.raises(
-        UserError, match=r"model.backbone.trainable: trainable is for .* one pretrained network"
-    ):
+    with pytest.raises(UserError, match=r"model.backbone.trainable: trainable is for .* one pretrained network"):
         tiny_study.with_values({"model.backbone.trainable": True})
 
 

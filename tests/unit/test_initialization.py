@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmsweep.assembly import Job, Warm, make_method, warm_key
+from mmsweep.check import check
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
@@ -109,6 +110,21 @@ def test_another_architecture_is_one_message(values, message, first, warm, tiny_
     with pytest.raises(UserError, match=r"train.init_from: weights of another architecture: " + message) as problem:
         start_from(method_of(study, Warm("cpu", World())), str(path))
     assert "weights.safetensors" in str(problem.value) and "Looked at tensor backbone." in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model.lora.rank": 3}, "model.lora.rank is 2 there; .*expected a run with model.lora.rank: 3"),
+        ({"model.backbone.name": "vilt", "model.backbone.weights": "x", "model.encoders": {}, "model.lora": None},
+         "model.backbone.name is 'dual_encoder' there; .*expected a run with model.backbone.name: 'vilt'"),
+    ],
+)  # fmt: skip
+def test_what_the_studies_say_is_refused_before_anything_starts(values, message, first, tiny_study):
+    _, path = first
+    check(tiny_study.with_values({"method.name": "mmp", "train.init_from": str(path)}))
+    with pytest.raises(UserError, match=r"study.yaml: train.init_from: weights of another architecture: " + message):
+        check(tiny_study.with_values({"train.init_from": str(path), "method.name": "mmp", **values}))
 
 
 def test_half_a_projector_is_none(first, warm, tiny_study, tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from mmsweep.assembly import card_of, make_scenarios, parse_scenario
-from mmsweep.compatibility import check_backbone, check_method, check_prediction
+from mmsweep.compatibility import check_backbone, check_method, check_name, check_prediction
+from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
+from mmsweep.models.backbones import BACKBONES
 from mmsweep.study import Study
+from mmsweep.study_mult import MulTSpec
 from mmsweep.tasks import Task, make_task
+from mmsweep.training.initialization import check_first_stage
 from mmsweep.views import make_augmentation, make_inference
 
 
@@ -33,10 +37,16 @@ def check(study: Study) -> None:
     check_backbone(study, modalities)
     parse_scenario(study.scenarios.train, modalities, "scenarios.train")
     make_augmentation(study)
+    check_first_stage(study)
     _check_warmup(study, card.rows.get("train"))
     assert card.target is not None
+    if study.data.task not in (None, card.target.task):
+        raise UserError(
+            f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
+        )
     check_prediction(study, card.target.task)
-    make_inference(study)
+    _check_views(study, card.rasters)
+    _check_dropouts(study, modalities)
     names = metric_names(study, modalities, make_task(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
@@ -54,6 +64,31 @@ def check(study: Study) -> None:
     check_method(study.method.name, "method.name", backbone)
     for name in study.search["method.name"].choices if "method.name" in study.search else []:
         check_method(str(name), "search.method.name", backbone)
+
+
+def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:
+    """What segmentation sees at test must be possible, and large enough for the backbone."""
+    inference, least = make_inference(study), BACKBONES[study.model.backbone.name].smallest
+    for scale in inference.scales if rasters else ():
+        side = min(round(side * scale) for format in rasters.values() for side in format.size)
+        for option, seen, found in (("scales", side, scale), ("window", inference.window or side, inference.window)):
+            if seen < least:
+                raise UserError(
+                    f"the backbone would see {seen} pixels a side", key=f"inference.{option}", found=found,
+                    expected=f"{least} pixels at least",
+                )  # fmt: skip
+
+
+def _check_dropouts(study: Study, modalities: Sequence[str]) -> None:
+    """Names of modalities in MulT's own settings; its defaults name MOSI's, whatever the dataset's are called."""
+    backbone = study.model.backbone
+    if backbone.name != "mult":
+        return
+    for key in ("key_dropout", "input_dropout"):
+        given = getattr(backbone.mult, key)
+        if given != getattr(MulTSpec(), key):
+            for name in given:
+                check_name(name, modalities, "modality", f"model.backbone.mult.{key}")
 
 
 def _check_warmup(study: Study, rows: int | None) -> None:

@@ -80,7 +80,7 @@ def tune(
             live=not as_json,
             tags=tags,
         )
-    _conclude(outcome, _resume_command("tune", study_file, overrides, out_folder), as_json)
+    _conclude(outcome, _resume_command("tune", study_file, overrides, out_folder), " --retry-failed", as_json)
 
 
 @app.command()
@@ -102,7 +102,7 @@ def train(
         check(study)
         check_lasting(study, folder)
         outcome = train_one(study, folder, resume=resume, live=not as_json, tags=facts(study, prepare_data(study)))
-    _conclude(outcome, _resume_command("train", study_file, overrides, out_folder), as_json)
+    _conclude(outcome, _resume_command("train", study_file, overrides, out_folder), "", as_json)
 
 
 @app.command()
@@ -372,6 +372,12 @@ def _print_record(record: Any) -> None:
         out.print(groups_table(record).to_rich())
     for group in finals:
         out.print(scenario_table(group).to_rich())
+    for group, run in _failed_finals(record):
+        print(f"final/{group}/seed-{run.seed} failed: {run.error}")
+
+
+def _failed_finals(record: Any) -> list[tuple[str, Any]]:
+    return [(group.name, run) for group in record.groups for run in group.runs if run.state == "failed"]
 
 
 def _resume_command(verb: str, study_file: Path, overrides: list[str] | None, out_folder: Path | None) -> str:
@@ -379,8 +385,8 @@ def _resume_command(verb: str, study_file: Path, overrides: list[str] | None, ou
     return shlex.join(["mmsweep", verb, str(study_file), *(overrides or []), *place, "--resume"])
 
 
-def _conclude(outcome: Any, resume_command: str, as_json: bool) -> None:
-    """Say how a sweep ended, and how to go on."""
+def _conclude(outcome: Any, resume_command: str, retry: str, as_json: bool) -> None:
+    """Say how a sweep ended, and how to go on; `retry` is what the command needs to try again what failed."""
     record = outcome.record
     if as_json:
         print(json_text(record.to_json()))
@@ -395,6 +401,9 @@ def _conclude(outcome: Any, resume_command: str, as_json: bool) -> None:
     if outcome.state != "finished":
         print(f"The sweep was {outcome.state}; nothing is lost. Go on with: {resume_command}", file=sys.stderr)
         raise typer.Exit(130 if outcome.state == "interrupted" else 1)
+    if _failed_finals(record):
+        print(f"Final runs failed. To try them again: {resume_command}{retry}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

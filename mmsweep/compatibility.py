@@ -19,7 +19,11 @@ def check_backbone(study: Study, modalities: Sequence[str]) -> None:
 
 
 def check_prediction(study: Study, task: str) -> None:
-    """Refuse a backbone that predicts maps where one answer is wanted, or the reverse. Raises UserError."""
+    """Refuse a backbone that predicts maps where one answer is wanted, or the reverse, and options of the other.
+
+    Raises:
+        UserError: naming the key.
+    """
     name = study.model.backbone.name
     if BACKBONES[name].dense != (task == "segmentation"):
         fitting = [n for n, b in BACKBONES.items() if b.dense == (task == "segmentation")]
@@ -29,6 +33,11 @@ def check_prediction(study: Study, task: str) -> None:
         )  # fmt: skip
     if study.train.hard_pixels and task != "segmentation":
         raise UserError("only segmentation has pixels", key="train.hard_pixels", found=True, expected="false")
+    for option, value in study.inference.model_dump(exclude_defaults=True).items():
+        if task != "segmentation":
+            raise UserError(
+                "only segmentation has views", key=f"inference.{option}", found=value, expected="no such option"
+            )
 
 
 def check_encoders(study: Study, modalities: Sequence[str]) -> None:

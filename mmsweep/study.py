@@ -27,7 +27,7 @@ ScenarioSpec = str | dict[str, Any]
 
 
 class EncoderSpec(_Section):
-    source: Literal["transformers", "timm", "mmsweep"] = "transformers"
+    source: Literal["transformers", "timm", "mmsweep"] = Field("transformers", description="whose implementation it is")
     name: str = Field(description="a hub name, a folder, `package:NAME/path`, a timm name, or (mmsweep) one that ships")
     layers: int | None = Field(None, ge=1, description="keep only the first layers")
     pool: Literal["auto", "cls", "mean", "pooler"] = Field(
@@ -38,9 +38,9 @@ class EncoderSpec(_Section):
 
 
 class Lora(_Section):
-    rank: int = Field(1, ge=1)
-    alpha: float = Field(1.0, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    rank: int = Field(1, ge=1, description="of the two matrices that stand for a change of weights")
+    alpha: float = Field(1.0, gt=0, description="the change is multiplied by alpha / rank")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of what the adapters read")
 
 
 class BackboneSpec(_Section):
@@ -48,7 +48,7 @@ class BackboneSpec(_Section):
         "dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt; cmnext; mult"
     )
     size: str | None = Field(None, description="cmnext: nano (ours), b0 to b5 (MiT's)")
-    mult: MulTSpec = MulTSpec()
+    mult: MulTSpec = Field(MulTSpec(), description="the shape of mult")
     weights: str | None = Field(
         None, description="a whole network's checkpoint: a hub name, a folder or `package:NAME/path`"
     )
@@ -59,21 +59,26 @@ class BackboneSpec(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> BackboneSpec:
-        if self.name in ("dual_encoder", "mult") and (
-            self.weights is not None or self.trainable or not self.pretrained
-        ):
-            raise misfit(
-                "weights, pretrained and trainable are for whole networks", "these under model.encoders.<modality>"
-            )
-        if (self.size is not None) != (self.name == "cmnext"):
-            raise misfit("size is what cmnext, and nothing else, comes in", "name: cmnext with a size")
+        if self.name in ("dual_encoder", "mult"):
+            set_here = self.model_dump(include={"weights", "trainable", "pretrained"}, exclude_defaults=True)
+            place = "no such key; model.encoders.<modality> has it" if self.name == "dual_encoder" else "no such key"
+            for key, value in set_here.items():
+                raise misfit(f"{key} is for backbones that are one pretrained network", place, key, value)
+        if self.name == "cmnext" and self.size is None:
+            raise misfit("cmnext, which reads rasters, comes in sizes", "nano (ours) or b0 to b5 (MiT's)", "size")
+        if self.name != "cmnext" and self.size is not None:
+            raise misfit(f"backbone {self.name} comes in no sizes", "no such key, or name: cmnext", "size", self.size)
+        if self.mult != MulTSpec() and self.name != "mult":
+            raise misfit("mult is the shape of backbone mult, and of nothing else", "name: mult, or no such section")
+        if self.name == "cmnext" and self.pretrained and self.weights is None:
+            raise misfit("cmnext's weights lie in a file of yours", "weights: FILE.safetensors, or pretrained: false")
         if not self.pretrained and not self.trainable:
             raise misfit("a frozen network with initial values", "trainable: true")
         return self
 
 
 class Model(_Section):
-    backbone: BackboneSpec = BackboneSpec()
+    backbone: BackboneSpec = Field(BackboneSpec(), description="which kind of network")
     encoders: dict[str, EncoderSpec] = Field(default_factory=dict, description="one a modality, for dual_encoder")
     lora: Lora | None = Field(Lora(), description="adapters on q, k, v, o of attention; null: none")
 
@@ -91,8 +96,10 @@ class Model(_Section):
 
 class MaskingSpec(_Section):
     probability: float = Field(0.667, ge=0, le=1, description="how often a sample (or batch) loses something (B2)")
-    granularity: Literal["sample", "batch"] = "sample"
-    distribution: Literal["uniform", "one"] = "uniform"
+    granularity: Literal["sample", "batch"] = Field("sample", description="drawn for each sample, or once a batch")
+    distribution: Literal["uniform", "one"] = Field(
+        "uniform", description="each proper subset of what is present is as likely to stay; one: exactly one is lost"
+    )
     with_training_gaps: bool = Field(False, description="B3: mask also where scenarios.train leaves gaps of its own")
 
 
@@ -100,7 +107,7 @@ class Proxy(_Section):
     """CMPT's proxy tokens; every field is an open question of the paper (research/methods.md §B)."""
 
     init: Literal["normal", "cls"] = Field("normal", description="B6: normal(0, 0.02), or the class embedding")
-    trainable: bool = Field(True, description="B6")
+    trainable: bool = Field(True, description="B6: false keeps their initial values")
     place: Literal["last", "first"] = Field("last", description="B7: last keeps CLS at index 0")
 
 
@@ -112,6 +119,10 @@ class ProjectorSpec(_Section):
         None, ge=1, description="D, common to all modalities; null: the widest modality's, rounded up to whole heads"
     )
     residual_norm: bool = Field(False, description="B30: add the queries and a LayerNorm to each cross-attention")
+    positions: bool = Field(
+        False,
+        description="add sinusoids of their place to the source's tokens; not in the paper, whose projector sees a set",
+    )
 
     @model_validator(mode="after")
     def _whole_heads(self) -> ProjectorSpec:
@@ -121,15 +132,15 @@ class ProjectorSpec(_Section):
 
 
 class MethodSpec(_Section):
-    name: str
+    name: str = Field(description="cmpt, mmp, linear_projection, modality_dropout or plain")
     align_weight: float | None = Field(
         None, ge=0, description="λ of the alignment loss; null: as in the method's paper, 0.2 for cmpt and 1 (B31) else"
     )
-    masking: MaskingSpec = MaskingSpec()
+    masking: MaskingSpec = Field(MaskingSpec(), description="what is hidden at random while training")
     detach_target: bool = Field(False, description="B4, B32: stop gradients into the alignment target")
-    proxy: Proxy = Proxy()
+    proxy: Proxy = Field(Proxy(), description="cmpt's tokens that stand for the other modalities")
     aggregated_tokens: int = Field(8, ge=1, description="K of mmp: learned tokens that summarise a modality")
-    projector: ProjectorSpec = ProjectorSpec()
+    projector: ProjectorSpec = Field(ProjectorSpec(), description="mmp's network from tokens to tokens")
 
     @property
     def alignment(self) -> float:
@@ -140,36 +151,40 @@ class MethodSpec(_Section):
 
 
 class Optimizer(_Section):
-    name: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.02, ge=0)
-    eps: float = Field(1e-8, gt=0)
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    name: Literal["adamw"] = Field("adamw", description="the optimiser")
+    lr: float = Field(1e-3, gt=0, description="learning rate after the warm-up")
+    weight_decay: float = Field(0.02, ge=0, description="not on biases, norms, proxy and aggregated tokens")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator (B26)")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of the means of gradients and their squares")
 
 
 class Schedule(_Section):
-    name: Literal["polynomial", "cosine", "constant"] = "polynomial"
-    power: float = Field(0.9, gt=0)
-    warmup_epochs: float = Field(0, ge=0)
+    name: Literal["polynomial", "cosine", "constant"] = Field(
+        "polynomial", description="how the rate falls to 0, or stays"
+    )
+    power: float = Field(0.9, gt=0, description="of the polynomial")
+    warmup_epochs: float = Field(0, ge=0, description="before that")
     warmup_steps: int | None = Field(None, ge=0, description="instead of warmup_epochs")
     warmup: Literal["linear", "constant"] = Field(
         "linear", description="B20: ramp from the ratio to 1, or hold the ratio"
     )
-    warmup_ratio: float = Field(0.1, gt=0, le=1)
+    warmup_ratio: float = Field(0.1, gt=0, le=1, description="share of the rate at which the warm-up starts, or stays")
 
 
 class Train(_Section):
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(10, ge=1, description="passes over the training rows; each ends with a score on validation")
     batch_size: int = Field(8, ge=1, description="global, over all ranks (B22)")
     eval_batch_size: int | None = Field(None, ge=1, description="null: four times batch_size")
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
+    optimizer: Optimizer = Field(Optimizer(), description="how weights are changed")
+    schedule: Schedule = Field(Schedule(), description="the learning rate over the run")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is used where the device has it")
-    clip_norm: float | None = Field(None, gt=0)
-    class_weights: Literal["none", "balanced"] = "none"
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient; null: any")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: each class counts alike in the loss"
+    )
     hard_pixels: bool = Field(False, description="segmentation: OHEM cross entropy, over the hard pixels only")
-    regression_loss: Literal["l1", "mse", "smooth_l1"] = "l1"
-    seed: int = Field(0, ge=0)
+    regression_loss: Literal["l1", "mse", "smooth_l1"] = Field("l1", description="what a regression minimises")
+    seed: int = Field(0, ge=0, description="initial values, order of rows, masking, dropout")
     init_from: str | None = Field(
         None, description="start from trained weights: a run's folder (its best epoch) or a .safetensors file"
     )
@@ -183,8 +198,10 @@ class Train(_Section):
     def _warmup_ends(self) -> Train:
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs > 0:
             raise misfit(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} leaves no epoch of {self.epochs} after it",
-                "fewer warm-up epochs than epochs",
+                f"the warm-up leaves none of {self.epochs} epochs after it",
+                f"less than {self.epochs}; train.schedule.warmup_epochs=0 for none",
+                "schedule.warmup_epochs",
+                self.schedule.warmup_epochs,
             )
         return self
 
@@ -199,41 +216,51 @@ class InferenceSpec(_Section):
 
 
 class Scenarios(_Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the availability tables: which rows lose what")
     train: ScenarioSpec = Field("complete", description="natural missingness while training, as in Lee et al.")
-    evaluate: list[ScenarioSpec] = Field(["complete"], min_length=1)
+    evaluate: list[ScenarioSpec] = Field(
+        ["complete"], min_length=1, description="what is scored on validation, and on test by the final runs"
+    )
     thresholds: Literal["half", "tuned"] = Field(
         "half", description="multi-label: .5, or per label on validation (B17)"
     )
 
 
 class Resources(_Section):
-    hosts: int | Literal["auto"] = "auto"
-    workers: int = Field(1, ge=1)
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
-    slots: int | Literal["auto"] = "auto"
+    hosts: int | Literal["auto"] = Field(
+        "auto", description="trials that train at once; auto: as many as there is room for"
+    )
+    workers: int = Field(1, ge=1, description="processes that train a trial together, data-parallel")
+    cpus: float = Field(1, gt=0, description="of a worker")
+    gpus: float = Field(0, ge=0, description="of a worker")
+    slots: int | Literal["auto"] = Field(
+        "auto", description="trials that a host trains in one pass: in this version one, whatever stands here"
+    )
 
 
 class Tracking(_Section):
-    uri: str | None = None
-    experiment: str | None = None
+    uri: str | None = Field(None, description="MLflow's store; null: $MLFLOW_TRACKING_URI, else ./mlflow.db")
+    experiment: str | None = Field(None, description="MLflow's experiment; null: the study's name")
 
 
 class Study(_Section):
     """A study file, validated. `Study.load(path)` reads one; `with_values` gives a trial's configuration."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    data: Data
-    model: Model
-    method: MethodSpec
-    train: Train = Train()
-    scenarios: Scenarios = Scenarios()
-    inference: InferenceSpec = InferenceSpec()
-    search: dict[str, Dimension] = Field(default_factory=dict)
-    sweep: Sweep = Sweep()
-    resources: Resources = Resources()
-    tracking: Tracking = Tracking()
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the sweep, and of its folder under sweeps/"
+    )
+    data: Data = Field(description="what is learned from")
+    model: Model = Field(description="the network of all modalities")
+    method: MethodSpec = Field(description="what is done about missing modalities")
+    train: Train = Field(Train(), description="how a configuration is trained")
+    scenarios: Scenarios = Field(Scenarios(), description="what is missing, in training and where it is scored")
+    inference: InferenceSpec = Field(InferenceSpec(), description="how segmentation predicts at test")
+    search: dict[str, Dimension] = Field(
+        default_factory=dict, description="what is searched: dotted key -> range or choices"
+    )
+    sweep: Sweep = Field(Sweep(), description="how it is searched")
+    resources: Resources = Field(Resources(), description="what it runs on")
+    tracking: Tracking = Field(Tracking(), description="where runs are logged")
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Study:

@@ -37,8 +37,8 @@ class Augmentation(Section):
 
 
 class ManifestColumn(Section):
-    kind: Literal["image", "text", "audio", "video", "sequence"]
-    column: str
+    kind: Literal["image", "text", "audio", "video", "sequence"] = Field(description="what the column holds")
+    column: str = Field(description="file names relative to the file, or texts; an empty cell: not there")
     length: int | None = Field(None, ge=1, description="sequence: most steps (longer ones are cut)")
     width: int | None = Field(None, ge=1, description="sequence: features a step")
 
@@ -53,10 +53,10 @@ class ManifestColumn(Section):
 
 
 class ManifestTarget(Section):
-    task: Literal["single_label", "multi_label", "regression"]
-    column: str
-    separator: str = "|"
-    classes: list[str] | None = None
+    task: Literal["single_label", "multi_label", "regression"] = Field(description="a class, labels, or a number")
+    column: str = Field(description="the column that holds it")
+    separator: str = Field("|", description="between the labels of a multi_label cell")
+    classes: list[str] | None = Field(None, description="in the order of the outputs; null: those that occur, sorted")
     signed: bool = Field(False, description="regression: the sign means something (sentiment): Has0 and Non0 metrics")
 
     @model_validator(mode="after")
@@ -67,43 +67,44 @@ class ManifestTarget(Section):
 
 
 class ManifestSplit(Section):
-    column: str | None = None
-    train: float | None = None
-    val: float | None = None
-    test: float | None = None
-    seed: int | None = None
+    column: str | None = Field(None, description="says train, val or test; without it the shares below are carved")
+    train: float | None = Field(None, description="share of the rows")
+    val: float | None = Field(None, description="share of the rows")
+    test: float | None = Field(None, description="share of the rows; the three sum to 1")
+    seed: int | None = Field(None, description="of the carving; null: data.split_seed")
 
 
 class ManifestGroup(Section):
-    column: str
+    column: str = Field(description="rows with equal values never stand in two splits")
 
 
 class Data(Section):
-    dataset: str
+    dataset: str = Field(description="a name of `mmsweep data list`; manifest: your own file")
     root: str | None = Field(None, description="where the raw data lies")
     task: str | None = Field(None, description="for datasets with several tasks")
-    image: ImageOptions = ImageOptions()
-    text: TextOptions = TextOptions()
-    audio: AudioOptions = AudioOptions()
-    video: VideoOptions = VideoOptions()
+    image: ImageOptions = Field(ImageOptions(), description="how pictures are read")
+    text: TextOptions = Field(TextOptions(), description="how texts are read")
+    audio: AudioOptions = Field(AudioOptions(), description="how sounds are read")
+    video: VideoOptions = Field(VideoOptions(), description="how clips are read")
     fill: Literal["zeros", "ones", "black", "mean", "nan"] = Field(
         "zeros", description="what stands for an absent input (B19)"
     )
-    on_bad: Literal["refuse", "skip"] = "refuse"
-    split_seed: int = Field(0, ge=0)
-    augmentation: Augmentation = Augmentation()
+    on_bad: Literal["refuse", "skip"] = Field("refuse", description="rows that cannot be read: stop, or leave them out")
+    split_seed: int = Field(0, ge=0, description="of splits that are carved here")
+    augmentation: Augmentation = Field(Augmentation(), description="what is varied while training")
     # the user's own data (dataset: manifest)
-    path: str | None = None
-    modalities: dict[str, ManifestColumn] | None = None
-    target: ManifestTarget | None = None
-    split: ManifestSplit | None = None
-    group: ManifestGroup | None = None
+    path: str | None = Field(None, description="manifest: the CSV, JSONL or Parquet file with a row per sample")
+    modalities: dict[str, ManifestColumn] | None = Field(None, description="manifest: name -> column, in order")
+    target: ManifestTarget | None = Field(None, description="manifest: what is predicted")
+    split: ManifestSplit | None = Field(None, description="manifest: where a row belongs; null: 0.8, 0.1, 0.1, carved")
+    group: ManifestGroup | None = Field(None, description="manifest: what must not be cut by the splits")
 
     @model_validator(mode="after")
     def _manifest_is_whole(self) -> Data:
         own = {k: getattr(self, k) for k in ("path", "modalities", "target")}
         if self.dataset == "manifest" and (gaps := [k for k, v in own.items() if v is None]):
             raise misfit(f"dataset manifest needs {', '.join(gaps)}", "path, modalities and target")
+        own |= {"split": self.split, "group": self.group}
         if self.dataset != "manifest" and (extra := [k for k, v in own.items() if v is not None]):
             raise misfit(f"{', '.join(extra)}: only for dataset manifest", "dataset: manifest, or no such key")
         return self

@@ -14,12 +14,12 @@ from mmsweep.study_source import Section, misfit
 class Dimension(Section):
     """One line of the search space: one of uniform, log_uniform, int, log_int, choice; `when` makes it conditional."""
 
-    uniform: tuple[float, float] | None = None
-    log_uniform: tuple[float, float] | None = None
-    int_: tuple[int, int] | None = Field(None, alias="int")
-    log_int: tuple[int, int] | None = None
-    choice: list[Any] | None = Field(None, min_length=1)
-    step: float | None = Field(None, gt=0)
+    uniform: tuple[float, float] | None = Field(None, description="a number within the bounds")
+    log_uniform: tuple[float, float] | None = Field(None, description="its logarithm is uniform")
+    int_: tuple[int, int] | None = Field(None, alias="int", description="a whole number, bounds included")
+    log_int: tuple[int, int] | None = Field(None, description="a whole number, its logarithm uniform")
+    choice: list[Any] | None = Field(None, min_length=1, description="one of these values")
+    step: float | None = Field(None, gt=0, description="of uniform and int: from the lower bound on")
     when: dict[str, Any] = Field(
         default_factory=dict, description="key: value or list of values under which it is searched"
     )
@@ -112,9 +112,9 @@ def _conditions_first(search: Mapping[str, Dimension]) -> dict[str, Dimension]:
 
 
 class Objective(Section):
-    metric: str = "val/mean_missing/f1_macro"
-    mode: Literal["max", "min"] = "max"
-    scope: Literal["best", "last"] = "best"
+    metric: str = Field("val/mean_missing/f1_macro", description="val/scenario/metric; mean_missing, worst_missing too")
+    mode: Literal["max", "min"] = Field("max", description="what is better")
+    scope: Literal["best", "last"] = Field("best", description="a trial's score: of its best epoch, or of its last")
 
     @field_validator("metric")
     @classmethod
@@ -125,22 +125,26 @@ class Objective(Section):
 
 
 class Sampler(Section):
-    name: Literal["tpe", "random", "grid", "gp", "nsgaii"] = "tpe"
-    seed: int = Field(0, ge=0)
+    name: Literal["tpe", "random", "grid", "gp", "nsgaii"] = Field(
+        "tpe", description="Optuna's; grid: every combination"
+    )
+    seed: int = Field(0, ge=0, description="of what it suggests")
 
 
 class Scheduler(Section):
-    name: Literal["asha", "median", "none"] = "asha"
-    grace_epochs: int = Field(1, ge=1)
-    reduction_factor: int = Field(3, ge=2)
+    name: Literal["asha", "median", "none"] = Field("asha", description="which stops weak trials early; none: no trial")
+    grace_epochs: int = Field(1, ge=1, description="epochs before a trial is judged; more than the warm-up")
+    reduction_factor: int = Field(3, ge=2, description="asha: one of so many goes on at each rung")
 
 
 class Budget(Section):
-    hours: float | None = Field(None, gt=0)
+    hours: float | None = Field(
+        None, gt=0, description="the search ends after so many, the final runs not counted; null: no limit"
+    )
 
 
 class Final(Section):
-    seeds: int = Field(3, ge=1)
+    seeds: int = Field(3, ge=1, description="training seeds of the winner, none of which the sweep has used")
     per: str | list[str] | None = Field(
         None, description="searched keys: the best configuration of each of their (combined) values is re-trained"
     )
@@ -152,14 +156,16 @@ class Final(Section):
 
 
 class Sweep(Section):
-    trials: int = Field(20, ge=1)
-    objective: Objective | list[Objective] = Objective()
-    sampler: Sampler = Sampler()
-    seeds: int = Field(1, ge=1)
-    scheduler: Scheduler = Scheduler(name="none")
-    start_from: list[Literal["current"] | dict[str, Any]] = Field(["current"])
-    budget: Budget = Budget()
-    final: Final | None = Final()
+    trials: int = Field(20, ge=1, description="configurations that are trained; a grid counts its own")
+    objective: Objective | list[Objective] = Field(Objective(), description="what is best; a list: a Pareto front")
+    sampler: Sampler = Field(Sampler(), description="who suggests configurations")
+    seeds: int = Field(1, ge=1, description="training seeds of a configuration; 1 in this version")
+    scheduler: Scheduler = Field(Scheduler(name="none"), description="who stops weak trials")
+    start_from: list[Literal["current"] | dict[str, Any]] = Field(
+        ["current"], description="the first trials: current is the file's own values; or key: value"
+    )
+    budget: Budget = Field(Budget(), description="when the sweep ends at the latest")
+    final: Final | None = Field(Final(), description="the winner, trained again and read on test; null: not")
 
     @property
     def objectives(self) -> list[Objective]:

@@ -170,7 +170,10 @@ def first_problem(error: ValidationError, source: Source, schema: type[BaseModel
     """Turn pydantic's list of problems into the one message for its most telling entry."""
     # Of a union's branches the one that got deepest is the one that was meant.
     problem = min(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
+    context = problem.get("ctx", {}) if problem["type"] == MISFIT else {}
     parts = [str(p) for p in problem["loc"] if not _is_union_branch(p)]
+    if context.get("key") is not None:
+        parts += context["key"].split(".")
     key = ".".join(parts)
     place = source.place(key)
     if problem["type"] == "extra_forbidden":
@@ -185,15 +188,18 @@ def first_problem(error: ValidationError, source: Source, schema: type[BaseModel
         )
     if problem["type"] == "missing":
         return UserError("this key is missing", **place, expected="a value")
-    found, message = _short(problem.get("input")), problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ")
+    found = _short(problem.get("input")) if context.get("key") is None else context["found"]
     if problem["type"] in ("value_error", MISFIT):
         return UserError(message, **place, found=found, expected=problem.get("ctx", {}).get("expected"))
     return UserError("wrong value", **place, found=found, expected=message[0].lower() + message[1:])
 
 
-def misfit(problem: str, expected: str) -> PydanticCustomError:
-    """What a validator raises: the two halves of a message for people."""
-    return PydanticCustomError(MISFIT, "{problem}", {"problem": problem, "expected": expected})
+def misfit(problem: str, expected: str, key: str | None = None, found: Any = None) -> PydanticCustomError:
+    """What a validator raises: the halves of a message for people; of a section also the key in it that is wrong."""
+    return PydanticCustomError(
+        MISFIT, "{problem}", {"problem": problem, "expected": expected, "key": key, "found": found}
+    )
 
 
 def _short(value: Any) -> Any:

@@ -47,8 +47,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _type(annotation: Any) -> str:
-    if typing.get_origin(annotation) is tuple:
-        return f"tuple[{', '.join(_type(part) for part in typing.get_args(annotation))}]"
+    if typing.get_origin(annotation) in (tuple, dict):
+        parts = ("..." if part is ... else _type(part) for part in typing.get_args(annotation))
+        return f"{typing.get_origin(annotation).__name__}[{', '.join(parts)}]"
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(annotation.__origin__)
     text = str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))
@@ -69,7 +70,8 @@ def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined or isinstance(value, BaseModel):
         return ""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text.replace("|", "\\|")  # a bar would end the table's cell
 
 
 def render() -> str:

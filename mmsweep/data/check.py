@@ -53,7 +53,7 @@ def check(builder: DatasetBuilder, on_bad: str = "refuse") -> list[str]:
     findings += _bad_rows(builder, grade)
     findings += _files(builder, splits, grade)
     findings += _gaps(builder, splits)
-    findings += _targets(builder, splits)
+    findings += _targets(builder, splits, grade)
     findings += _identities(splits)
     return findings
 
@@ -110,10 +110,10 @@ def _gaps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterat
             yield f"{name}: {complete:,} of {len(rows):,} rows are complete"
 
 
-def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
     target = builder.target
     if target.task == "segmentation":
-        yield from _maps(builder, splits)
+        yield from _maps(builder, splits, grade)
         return
     if target.task == "regression":
         numbers = [float(sample.target) for sample in splits["train"]]
@@ -142,7 +142,7 @@ def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Ite
         yield "warning: almost every row has a class of its own; is the target a number (task: regression)?"
 
 
-def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
     """Share of each class in a split's label maps, and the first map that cannot be used."""
     classes = builder.target.classes
     size = next((format.size for format in builder.rasters.values()), (0, 0))
@@ -158,7 +158,7 @@ def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterat
             except Undecodable as problem:
                 bad.append(f"{sample.origin}: {problem}")
         if bad:
-            yield f"warning: {name}: {len(bad)} label maps cannot be used: {bad[0]}"
+            yield f"{grade}: {name}: {len(bad)} label maps cannot be used: {bad[0]}"
         labelled = pixels_C[: len(classes)].sum()
         if labelled:
             shares = ", ".join(f"{c} {n / labelled:.1%}" for c, n in zip(classes, pixels_C, strict=False))

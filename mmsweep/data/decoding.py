@@ -67,7 +67,7 @@ def decode_image(value: str | Path | bytes, format: ImageFormat) -> np.ndarray:
             picture = ImageOps.exif_transpose(opened) or opened
             picture = _to_rgb(picture)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise Undecodable(f"the picture {_name(value)} cannot be decoded ({_first_line(error)})") from None
+        raise Undecodable(f"the picture {_name(value)} cannot be decoded ({first_line(error)})") from None
     return fit_square(picture, format)
 
 
@@ -110,7 +110,7 @@ def _rendered(data: bytes, value: Any, side: int) -> bytes:
             short = min(own.size)
         return png if short >= side else bytes(resvg_py.svg_to_bytes(**options, zoom=side / short))
     except (ValueError, RuntimeError, OSError) as error:
-        raise Undecodable(f"the drawing {_name(value)} cannot be rendered ({_first_line(error)})") from None
+        raise Undecodable(f"the drawing {_name(value)} cannot be rendered ({first_line(error)})") from None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -132,7 +132,10 @@ def _name(value: Any) -> str:
     return "given as bytes" if isinstance(value, bytes) else str(value)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What went wrong, in a line for people."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no known picture format"  # Pillow's own words name an object in memory
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
@@ -154,7 +157,7 @@ def text_encoder(format: TextFormat) -> Callable[[Sequence[str]], tuple[np.ndarr
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"the folder holds no tokenizer that transformers can load ({_first_line(error)})", file=folder
+            f"the folder holds no tokenizer that transformers can load ({first_line(error)})", file=folder
         ) from None
     tokenizer.padding_side = tokenizer.truncation_side = "right"
 
@@ -197,7 +200,7 @@ def read_waveform(value: str | Path | bytes, rate: int) -> np.ndarray:
     try:
         sound_NC, found_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (RuntimeError, ValueError, TypeError) as error:  # soundfile.LibsndfileError is a RuntimeError
-        raise Undecodable(f"the sound {_name(value)} cannot be decoded ({_first_line(error)})") from None
+        raise Undecodable(f"the sound {_name(value)} cannot be decoded ({first_line(error)})") from None
     sound = sound_NC.mean(axis=1)
     if sound.size == 0:
         raise Undecodable(f"the sound {_name(value)} has no samples")
@@ -253,7 +256,7 @@ def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except ValueError as error:
-        raise Undecodable(f"the file {path} is not an array ({_first_line(error)})") from None
+        raise Undecodable(f"the file {path} is not an array ({first_line(error)})") from None
     if array.ndim != 2 or array.shape[1] != format.mel_bins or not np.isfinite(array).all():
         raise Undecodable(
             f"the spectrogram {path} is not a finite [frames, {format.mel_bins}] array; found {array.shape}"
@@ -271,7 +274,7 @@ def decode_sequence(value: str | Path | bytes, format: SequenceFormat) -> np.nda
     try:
         array = np.load(io.BytesIO(read_bytes(value)), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise Undecodable(f"the sequence {_name(value)} is not a .npy array ({_first_line(error)})") from None
+        raise Undecodable(f"the sequence {_name(value)} is not a .npy array ({first_line(error)})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         found = array.dtype if isinstance(array, np.ndarray) else "an archive of arrays"
         raise Undecodable(f"the sequence {_name(value)} does not hold numbers; found {found}")
@@ -332,5 +335,5 @@ def _decode_video_file(path: Path, format: VideoFormat) -> np.ndarray:
                 if index in chosen:
                     frames[index] = fit_square(frame.to_image(), format.image)
     except (OSError, ValueError, IndexError) as error:  # av.FFmpegError derives from these
-        raise Undecodable(f"the clip {path} cannot be decoded ({_first_line(error)})") from None
+        raise Undecodable(f"the clip {path} cannot be decoded ({first_line(error)})") from None
     return np.stack([frames[index] for index in chosen])

@@ -7,7 +7,7 @@ name. A value is a path, the bytes of a file, or a `Window` of a larger raster.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmsweep.data.dataset import IGNORE, Target
-from mmsweep.data.decoding import Undecodable, read_bytes
+from mmsweep.data.decoding import Undecodable, first_line, read_bytes
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 
@@ -46,7 +46,11 @@ def decode_raster(value: RasterValue, format: RasterFormat) -> np.ndarray:
     Raises:
         Undecodable: unreadable, or of another size, channel count or depth.
     """
-    pixels = _pixels(value)
+    return np.ascontiguousarray(_fitting(_pixels(value), value, format).transpose(2, 0, 1))
+
+
+def _fitting(pixels: np.ndarray, value: RasterValue, format: RasterFormat) -> np.ndarray:
+    """[H, W, C] as the format says. Raises Undecodable where the raster is another."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     pixels = pixels[..., :3] if pixels.shape[-1] == 4 else pixels  # an alpha channel says nothing of the scene
@@ -59,7 +63,7 @@ def decode_raster(value: RasterValue, format: RasterFormat) -> np.ndarray:
         raise Undecodable(f"the raster {_name(value)} is {_shape(found)}; expected {_shape(wanted)}, as the others are")
     if pixels.dtype != np.dtype(format.dtype):
         raise Undecodable(f"the raster {_name(value)} holds {pixels.dtype} values; expected {format.dtype}")
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels
 
 
 def decode_labels(value: RasterValue, target: Target, size: tuple[int, int]) -> np.ndarray:
@@ -68,11 +72,7 @@ def decode_labels(value: RasterValue, target: Target, size: tuple[int, int]) -> 
     Raises:
         Undecodable: unreadable, of another size than the rasters, or a value that stands for no class.
     """
-    pixels = _pixels(value)
-    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4) and (pixels[..., :3] == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
-    if pixels.ndim != 2:
-        raise Undecodable(f"the label map {_name(value)} has {pixels.shape[-1]} channels; expected one")
+    pixels = _one_channel(_pixels(value), value)
     if pixels.shape != size:
         raise Undecodable(
             f"the label map {_name(value)} is {_shape(pixels.shape)}; expected {_shape(size)}, as the rasters are"
@@ -95,6 +95,15 @@ def decode_labels(value: RasterValue, target: Target, size: tuple[int, int]) -> 
     return indices.astype(np.uint8)
 
 
+def _one_channel(pixels: np.ndarray, value: RasterValue) -> np.ndarray:
+    """[H, W] of a label map, grey saved as colour too. Raises Undecodable where its channels differ."""
+    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4) and (pixels[..., :3] == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2:
+        raise Undecodable(f"the label map {_name(value)} has {pixels.shape[-1]} channels; expected one")
+    return pixels
+
+
 def raster_format(value: RasterValue) -> RasterFormat:
     """How files like this one are read: its size, channels and depth; colour as ImageNet's networks want it, all else
     from 0 to 1 (methods.md §A.6, §A.7).
@@ -113,20 +122,20 @@ def raster_format(value: RasterValue) -> RasterFormat:
     return RasterFormat(size, channels, dtype, (0.0,) * channels, (top,) * channels)  # type: ignore[arg-type]
 
 
-def window_of(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The whole raster [H, W] or [H, W, C] of a file that windows are cut from.
+def window_of(path: Path, size: tuple[int, int], format: RasterFormat | None = None) -> np.ndarray:
+    """The whole raster of a file that windows are cut from: [H, W, C]; without a format a label map's [H, W].
 
     Raises:
-        UserError: absent, unreadable, or of another size.
+        UserError: absent, unreadable, or of another size, channel count or depth: once, not for every window.
     """
     try:
         pixels = _whole(path, *_stamp(path))
+        if pixels.shape[:2] != size:
+            raise UserError("the raster is of another size than the others", file=path, found=_shape(pixels.shape[:2]),
+                            expected=_shape(size))  # fmt: skip
+        return _one_channel(pixels, path) if format is None else _fitting(pixels, path, replace(format, size=size))
     except Undecodable as problem:
         raise UserError(str(problem), file=path) from None
-    if pixels.shape[:2] != size:
-        raise UserError("the raster is of another size than the others", file=path, found=_shape(pixels.shape[:2]),
-                        expected=_shape(size))  # fmt: skip
-    return pixels
 
 
 def _pixels(value: RasterValue) -> np.ndarray:
@@ -163,8 +172,7 @@ def _decode(data: bytes, value: RasterValue) -> np.ndarray:
                 return np.asarray(opened, np.uint8)
             pixels = np.asarray(opened)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise Undecodable(f"the raster {_name(value)} cannot be decoded ({reason})") from None
+        raise Undecodable(f"the raster {_name(value)} cannot be decoded ({first_line(error)})") from None
     if pixels.dtype == np.int32 and pixels.size and pixels.min() >= 0 and pixels.max() <= 65535:
         return pixels.astype(np.uint16)  # some versions of Pillow open 16-bit greys as 32-bit
     return pixels

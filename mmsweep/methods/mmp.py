@@ -12,7 +12,9 @@ CrossAttention; 𝒜 and ℳ -> the modalities that a row uses, and does not; D 
     (8) task loss + λ alignment, λ = 1
 
 Weights of (2) belong to the source, those of (3), (4) and (6) to the target. Every attention has K queries, so time and
-memory are linear in the tokens.
+memory are linear in the tokens. (2) to (4) see the source's tokens as a set: where a token lies is known only as far as
+the backbone writes it into the token. ViT and BERT do, by position embeddings; MiT's patch embedding (CMNeXt) does not.
+`method.projector.positions` adds it, beyond the paper.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsweep.methods.method import register
-from mmsweep.methods.restoration import Projector, Restored, Restoring, Sequence, TokenShape
+from mmsweep.methods.restoration import Projector, Restored, Restoring, Sequence, TokenShape, resize
 from mmsweep.models.backbone import draw_linear
+from mmsweep.models.mult import sinusoids
 
 
 class CrossAttention(nn.Module):
@@ -80,13 +83,20 @@ class AggregatedProjector(Projector):
         heads: of the attentions.
         width: D; None: the widest modality's, rounded up to whole heads. A modality of that width needs no P_m.
         residual_norm: as CrossAttention.
+        positions: add sinusoids of their place to P_a T_a.
     """
 
     def __init__(
-        self, shapes: dict[str, TokenShape], count: int, heads: int, width: int | None, residual_norm: bool
+        self,
+        shapes: dict[str, TokenShape],
+        count: int,
+        heads: int,
+        width: int | None,
+        residual_norm: bool,
+        positions: bool = False,
     ) -> None:
         super().__init__()
-        self.shapes = shapes
+        self.shapes, self.positions = shapes, positions
         D = width or -(-max(s.width for s in shapes.values()) // heads) * heads
 
         def attention() -> CrossAttention:
@@ -123,6 +133,9 @@ class AggregatedProjector(Projector):
             mask_BN = tokens[a].mask_BN
             mask_RN = None if mask_BN is None else mask_BN[rows_R]
             x_RND = self.common[a](tokens[a].values_BND[rows_R])
+            if self.positions:
+                places_ND = places(self.shapes[a], tokens[a].grid, x_RND.shape[2])
+                x_RND = x_RND + places_ND[: x_RND.shape[1]].to(x_RND)
             summary_RKD = self.summarise[a](self._queries(a, len(rows_R)), x_RND, mask_RN)  # (2)
             place_B = row_B.cumsum(0) - 1  # a row of the batch -> its row in x
             sources[a] = x_RND, summary_RKD, mask_RN, place_B
@@ -166,5 +179,24 @@ class MMP(Restoring):
     def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
         options = self.spec.projector
         return AggregatedProjector(
-            shapes, self.spec.aggregated_tokens, options.heads, options.width, options.residual_norm
+            shapes,
+            self.spec.aggregated_tokens,
+            options.heads,
+            options.width,
+            options.residual_norm,
+            options.positions,
         )
+
+
+def places(shape: TokenShape, grid: tuple[int, ...], width: int) -> Tensor:
+    """Sinusoids of every token's place on a grid, [N, width]: of (h, w) rows beside columns; the prefix has none.
+
+    Another grid than training's gets training's values in between, as its tokens do (B34). A text may be shorter.
+    """
+    axes = [sinusoids(steps, width // len(shape.grid)) for steps in shape.grid]
+    inner_ND = axes[0]
+    if len(axes) == 2:
+        (h, w), (rows_HD, columns_WD) = shape.grid, axes
+        inner_ND = torch.cat([rows_HD[:, None].expand(h, w, -1), columns_WD.expand(h, w, -1)], -1).flatten(0, 1)
+    whole_ND = F.pad(inner_ND, (0, width - inner_ND.shape[1], shape.prefix, 0)).repeat(shape.sequences, 1)
+    return resize(whole_ND[None], shape, grid)[0] if len(grid) == 2 else whole_ND

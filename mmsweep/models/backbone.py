@@ -107,6 +107,7 @@ class Backbone(nn.Module, ABC):
         formats: modality -> how a raw value becomes its input.
         clip_frames: modality -> token sequences a sample, where there are several (frames of a clip, B13).
         dense: it predicts a map [B, C, H, W], for segmentation, instead of [B, C].
+        smallest: pixels a side of the smallest raster that it can read.
     """
 
     modalities: tuple[str, ...]
@@ -114,6 +115,7 @@ class Backbone(nn.Module, ABC):
     formats: Mapping[str, Format]
     clip_frames: Mapping[str, int] = MappingProxyType({})
     dense: ClassVar[bool] = False
+    smallest: ClassVar[int] = 1
 
     @classmethod
     def build(cls, blueprint: Blueprint) -> Backbone:

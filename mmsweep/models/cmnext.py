@@ -43,8 +43,8 @@ from mmsweep.models.lora import Noise
 
 HEADS, REDUCTIONS, POOL_RATIOS = (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
 DROP_PATH, DROP_HEAD = 0.1, 0.1
-SMALLEST = 29
-"""Pixels a side below which a stage's grid is smaller than the patch that its keys are reduced by."""
+HUB_ONLY = ("hub.",)
+"""`CMNeXt.given` after a checkpoint of MiT's encoder."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class CMNeXt(Backbone):
     """
 
     dense: ClassVar[bool] = True
+    smallest: ClassVar[int] = 29  # below it a stage's grid is smaller than the patch that its keys are reduced by
     hub: Any
     extras: Any
 
@@ -144,10 +145,10 @@ class CMNeXt(Backbone):
         published_order: bool = False,
     ) -> None:
         super().__init__()
-        if min(picture) < SMALLEST:
+        if min(picture) < self.smallest:
             raise UserError(
                 "the picture is too small for MiT's four stages", found=f"{picture[0]} x {picture[1]}",
-                expected=f"{SMALLEST} pixels a side at least",
+                expected=f"{self.smallest} pixels a side at least",
             )  # fmt: skip
         self.modalities, self.formats = tuple(formats), dict(formats)
         self.given: tuple[str, ...] = ()
@@ -200,6 +201,12 @@ class CMNeXt(Backbone):
         ]
 
     def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
+        """As Backbone's. Raises UserError where what no checkpoint gave would be frozen."""
+        if self.given == HUB_ONLY and len(self.extras) and "backbone" not in adaptation.trainable:
+            raise UserError(
+                "the checkpoint is of MiT's encoder alone: the extras' branch would be frozen at initial values",
+                key="model.backbone.trainable", found=False, expected="true",
+            )  # fmt: skip
         super().adapt(adaptation, noise, generator)
         self.hear(noise)
 

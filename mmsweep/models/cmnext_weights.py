@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmsweep.errors import UserError
-from mmsweep.models.cmnext import CMNeXt
+from mmsweep.models.cmnext import HUB_ONLY, CMNeXt
 
 # Our name -> theirs, of one module each; {s} is the stage from 0, {n} from 1, {i} a block, {e} an extra modality.
 # "…[0]" and "…[1]" are halves of a tensor along its first axis: their keys and values are one linear.
@@ -112,7 +112,8 @@ def load_published(network: CMNeXt, path: Path, key: str) -> tuple[str, ...]:
         Prefixes of the modules that the file gave values to.
 
     Raises:
-        UserError: no such file, a pickle, or a checkpoint of another architecture (naming the first tensor).
+        UserError: no such file, a pickle, or a checkpoint of another architecture (naming the first tensor that it
+            lacks, has in another shape, or has too many).
     """
     if path.suffix != ".safetensors":
         raise UserError("only .safetensors files are read: others run code when they are opened", key=key,
@@ -125,15 +126,22 @@ def load_published(network: CMNeXt, path: Path, key: str) -> tuple[str, ...]:
         raise UserError(f"the weights cannot be read ({error})", key=key, file=path) from None
     hub_only = not any(name.startswith("backbone.") for name in tensors)
     state = network.state_dict()
-    for own, theirs in published_names(network).items():
-        if hub_only and not own.startswith("hub."):
-            continue
-        name, bracket, half = theirs.removeprefix("backbone." if hub_only else "").partition("[")
+    wanted = published_names(network)
+    if hub_only:
+        wanted = {own: n.removeprefix("backbone.") for own, n in wanted.items() if own.startswith("hub.")}
+    expected = f"CMNeXt's tensors of this size, for {', '.join(network.modalities)}"
+    # A deeper network, or one of more modalities, has all of a smaller one's tensors. MiT's head of classes may go.
+    known = {theirs.partition("[")[0] for theirs in wanted.values()}
+    if extra := sorted(n for n in tensors.keys() - known if not (hub_only and n.startswith("head."))):
+        problem = f"a checkpoint of another architecture: {len(extra)} tensors too many"
+        raise UserError(problem, key=key, file=path, found=extra[0], expected=expected)
+    for own, theirs in wanted.items():
+        name, bracket, half = theirs.partition("[")
         if name not in tensors:
             if name.endswith("num_batches_tracked"):
                 continue
             raise UserError("a checkpoint of another architecture: it lacks a tensor", key=key, file=path, found=name,
-                            expected=f"CMNeXt's tensors of this size, for {', '.join(network.modalities)}")  # fmt: skip
+                            expected=expected)  # fmt: skip
         value = tensors[name]
         if bracket:
             value = value.chunk(2)[int(half[0])]
@@ -142,4 +150,4 @@ def load_published(network: CMNeXt, path: Path, key: str) -> tuple[str, ...]:
                             found=tuple(value.shape), expected=str(tuple(state[own].shape)))  # fmt: skip
         with torch.no_grad():
             state[own].copy_(value)
-    return ("hub.",) if hub_only else ("hub.", "extras.", "head.")
+    return HUB_ONLY if hub_only else ("hub.", "extras.", "head.")

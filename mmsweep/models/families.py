@@ -66,14 +66,9 @@ class Family(ABC):
 
     @classmethod
     def load(cls, folder: str, config: Any, pooler: bool) -> Any:
-        """The network with a checkpoint's weights. Raises ValueError where the checkpoint lacks some."""
+        """The network with a checkpoint's weights. Raises ValueError as `load_whole`."""
         extra = {"add_pooling_layer": pooler} if cls.pooler else {}
-        model, info = cls.model.from_pretrained(
-            folder, config=cls.config(config), dtype=torch.float32, output_loading_info=True, **extra
-        )
-        if missing := [k for k in info["missing_keys"] if "mask_token" not in k]:
-            raise ValueError(f"the checkpoint lacks {len(missing)} tensors, for example {sorted(missing)[0]}")
-        return model
+        return load_whole(cls.model, folder, cls.config(config), **extra)
 
     @staticmethod
     @abstractmethod
@@ -317,8 +312,7 @@ class Whisper(Family):
     def load(cls, folder: str, config: Any, pooler: bool) -> Any:
         if any(name.startswith("WhisperEncoder") for name in config.architectures or ()):
             return super().load(folder, config, pooler)
-        whole = WhisperModel.from_pretrained(folder, config=config, dtype=torch.float32)
-        return whole.encoder
+        return load_whole(WhisperModel, folder, config).encoder
 
     @staticmethod
     def blocks(model: Any) -> tuple[str, Any]:
@@ -399,6 +393,20 @@ class Timm(_Picture):
     @staticmethod
     def class_embedding(model: Any) -> Tensor:
         return model.cls_token[0, 0]
+
+
+def load_whole(model: Any, folder: str, config: Any, **options: Any) -> Any:
+    """A model of transformers with a checkpoint's weights. Raises ValueError where some are missing or do not fit."""
+    options |= {"ignore_mismatched_sizes": True}  # left alone it refuses them too, but names none
+    network, info = model.from_pretrained(
+        folder, config=config, dtype=torch.float32, output_loading_info=True, **options
+    )
+    if misfits := sorted(info["mismatched_keys"]):
+        name, found, expected = misfits[0]
+        raise ValueError(f"another architecture: {name} is {tuple(found)}, its config.json says {tuple(expected)}")
+    if missing := sorted(k for k in info["missing_keys"] if "mask_token" not in k):
+        raise ValueError(f"the checkpoint lacks {len(missing)} tensors, for example {missing[0]}")
+    return network
 
 
 def image_format(

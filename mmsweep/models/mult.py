@@ -308,6 +308,6 @@ def _checked(formats: Mapping[str, Format], options: MulTOptions) -> dict[str, S
     if options.width % options.heads:
         raise UserError(
             "the heads must share the width evenly",
-            key="model.backbone.heads", found=options.heads, expected=f"a divisor of the width {options.width}",
+            key="model.backbone.mult.heads", found=options.heads, expected=f"a divisor of the width {options.width}",
         )  # fmt: skip
     return sequences

@@ -28,7 +28,7 @@ from mmsweep.data.formats import ImageFormat, TextFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone, Blueprint, draw_linear, without_absent
 from mmsweep.models.encoder import Tokens
-from mmsweep.models.families import FormatOptions, image_format, text_format
+from mmsweep.models.families import FormatOptions, image_format, load_whole, text_format
 from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import find, has_pooler, preprocessing
 
@@ -84,7 +84,9 @@ class ViLT(Backbone):
             )
         folder, config = find("transformers", blueprint.weights, key, blueprint.files)
         if config.model_type != "vilt":
-            raise UserError("no checkpoint of ViLT", key=key, found=config.model_type, expected="model_type vilt")
+            raise UserError(
+                "no checkpoint of ViLT", file=folder, key=key, found=config.model_type, expected="model_type vilt"
+            )
         formats: dict[str, ImageFormat | TextFormat] = {}
         for modality, kind in kinds.items():
             make = _image_format if kind == "image" else _text_format
@@ -198,26 +200,14 @@ def _fresh(folder: Path | None, config: Any, pretrained: bool) -> Any:
 
 
 def _load(folder: Path, config: Any) -> Any:
-    loader: Any = ViltModel
     try:
-        network, info = loader.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            add_pooling_layer=has_pooler(folder),
-        )
+        return load_whole(ViltModel, str(folder), config, add_pooling_layer=has_pooler(folder))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"the network's weights cannot be loaded ({str(error).splitlines()[0]})",
             file=folder,
             expected="a whole checkpoint",
         ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"the checkpoint lacks {len(missing)} tensors", file=folder, found=missing[0], expected="a whole ViLT"
-        )
-    return network
 
 
 def _class_id(folder: Path) -> int:

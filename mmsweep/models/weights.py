@@ -125,6 +125,7 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
     if family is None:
         raise UserError(
             "no encoder of this architecture",
+            file=folder,
             key=key,
             found=config.model_type,
             expected=f"one of {', '.join(sorted(FAMILIES))}, or timm",

@@ -139,7 +139,7 @@ def per_class(record: SweepRecord, path: Path) -> Path | None:
         panel.set_ylim(len(order) - 0.4, -0.6)
         panel.set_xlim(0, 100)
         panel.set_xlabel(f"test {'IoU' if evaluation.task == 'segmentation' else 'F1'} of the class (%)")
-        panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(cells))
+        panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(cells)))
     return path
 
 

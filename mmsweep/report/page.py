@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,15 +46,18 @@ def write_report(folder: str | Path) -> Path:
         target.mkdir(exist_ok=True)
         board = Leaderboard.of(record)
         drawn = all_of_finals(record, target) | all_of_search(record, target)
-        tables.write_tables(record, board, target / "tables")
+        agreement = agreement_tables(record)
+        tables.write_tables(record, board, agreement, target / "tables")
         index = target / "index.html"
-        write_whole(index, render(record, board, drawn))
+        write_whole(index, render(record, board, agreement, drawn))
     except OSError as error:
         raise UserError(f"the report cannot be written ({error.strerror})", file=target) from error
     return index
 
 
-def render(record: SweepRecord, board: Leaderboard, drawn: Mapping[str, Path]) -> str:
+def render(
+    record: SweepRecord, board: Leaderboard, agreement: Sequence[tables.Table], drawn: Mapping[str, Path]
+) -> str:
     """The page's HTML."""
     several = len([group for group in record.groups if group.evaluations]) > 1
     chosen = record.best_group
@@ -70,7 +73,7 @@ def render(record: SweepRecord, board: Leaderboard, drawn: Mapping[str, Path]) -
         scenarios=tables.groups_table(record) if several else tables.scenario_table(chosen) if chosen else None,
         all_scenarios=[tables.scenario_table(g) for g in record.groups if g.evaluations] if several else [],
         comparisons=tables.comparison_table(board) if board.comparisons else None,
-        agreement=agreement_tables(record),
+        agreement=agreement,
         board_note=board.note if several else "",
         figures={name: _figure(name, path) for name, path in drawn.items()},
         best=record.best,

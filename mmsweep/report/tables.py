@@ -174,8 +174,12 @@ def finals_csv(record: SweepRecord) -> str:
     return _csv(lines)
 
 
-def write_tables(record: SweepRecord, board: Leaderboard, folder: Path) -> list[Path]:
-    """Writes every table that there is into `folder`: raw CSV; Markdown and LaTeX as shown."""
+def write_tables(record: SweepRecord, board: Leaderboard, agreement: Sequence[Table], folder: Path) -> list[Path]:
+    """Writes every table that there is into `folder`: raw CSV; Markdown and LaTeX as shown.
+
+    Args:
+        agreement: what `agreement_tables` made of the record.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"trials": trials_table(record)}
     chosen = record.best_group
@@ -185,6 +189,7 @@ def write_tables(record: SweepRecord, board: Leaderboard, folder: Path) -> list[
         tables["groups"] = groups_table(record)
     if board.comparisons:
         tables["differences"] = comparison_table(board)
+    tables |= {f"agreement_{number}": table for number, table in enumerate(agreement, 1)}
     written = {folder / "trials.csv": trials_csv(record)}
     if chosen:
         written[folder / "scenarios.csv"] = finals_csv(record)

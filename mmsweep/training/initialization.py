@@ -8,6 +8,7 @@ that the first stage did not have) may start from their initial values.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -52,6 +53,36 @@ def weights_file(source: str) -> Path:
     return folder.checkpoint(best.epoch) / "weights.safetensors"
 
 
+def check_first_stage(study: Study) -> None:
+    """Refuse, before anything starts, a first stage that is not there or is known to be of another architecture.
+
+    Raises:
+        UserError: naming both stages' values of the key that differs.
+    """
+    source = study.train.init_from
+    if source is None:
+        return
+    weights_file(source)
+    if Path(source).is_file():
+        return  # bare tensors: what they fit is seen when they are read
+    first = Study.load(Path(source) / "study.yaml")
+    pairs = {
+        "model.backbone.name": (first.model.backbone.name, study.model.backbone.name),
+        "model.backbone.size": (first.model.backbone.size, study.model.backbone.size),
+        "model.encoders": (sorted(first.model.encoders), sorted(study.model.encoders)),
+        "model.lora.rank": (first.model.lora and first.model.lora.rank, study.model.lora and study.model.lora.rank),
+    }
+    for key, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(
+                f"weights of another architecture: {key} is {theirs!r} there",
+                file=Path(source) / "study.yaml",
+                key=KEY,
+                found=source,
+                expected=f"a run with {key}: {ours!r}",
+            )
+
+
 def digest(source: str) -> str:
     """A short hash of the weights that a study starts from."""
     return hashlib.sha256(weights_file(source).read_bytes()).hexdigest()[:16]
@@ -60,7 +91,8 @@ def digest(source: str) -> str:
 def start_from(method: Method, source: str) -> None:
     """Put the weights of `train.init_from` into a method, by name.
 
-    A tensor that this study freezes gets a value of its own: the host's frozen backbone is shared and stays as it was.
+    Running statistics of batch norms come along. A tensor that this study freezes gets a value of its own: the host's
+    frozen backbone is shared and stays as it was.
 
     Raises:
         UserError: no such weights, or weights of another architecture; names the first tensor that does not fit.
@@ -70,38 +102,38 @@ def start_from(method: Method, source: str) -> None:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights cannot be read ({error})", key=KEY, file=file) from error
-    places = {t.name: t for t in trained(method, frozen=True)}
-    own = {name: t.own(t.parameter.detach(), 0) for name, t in places.items()}
+    tensors = {t.name: t for t in trained(method, frozen=True)}
+    own = {name: t.own(t.parameter.detach(), 0) for name, t in tensors.items()}
     moving = running_statistics(method)
-    for name in moving.keys() & weights.keys():
-        own_shape, value = moving[name].shape, weights.pop(name)
-        if own_shape != value.shape:
-            raise UserError("weights of another architecture: running statistics of another shape", file=file, key=KEY,
-                            found=tuple(value.shape), expected=f"{tuple(own_shape)} for {name}")  # fmt: skip
-        moving[name].copy_(value)
-    _check(method, own, weights, file)
+    _check(method, dict(method.named_buffers()) | own, weights, file)
     for name, value in weights.items():
-        if places[name].parameter.requires_grad or places[name].owner is not None:
+        if name in moving:
+            moving[name].copy_(value)
+        elif name in tensors and (tensors[name].parameter.requires_grad or tensors[name].owner is not None):
             own[name].copy_(value)
-        else:
+        else:  # shared with other trials: this one gets its own
             parent, _, last = name.rpartition(".")
-            module = method.get_submodule(parent)
-            module.register_parameter(last, nn.Parameter(value.to(own[name].device, own[name].dtype), False))
+            place = own[name] if name in own else method.get_buffer(name)
+            module, value = method.get_submodule(parent), value.to(place.device, place.dtype)
+            if name in own:
+                module.register_parameter(last, nn.Parameter(value, False))
+            else:
+                module.register_buffer(last, value)
 
 
-def _check(method: Method, own: dict[str, Tensor], weights: dict[str, Tensor], file: Path) -> None:
+def _check(method: Method, places: Mapping[str, Tensor], weights: dict[str, Tensor], file: Path) -> None:
     def misfit(problem: str, name: str, **what: object) -> UserError:
         hint = f"Looked at tensor {name}. Stages must share model.backbone, model.encoders and model.lora."
         return UserError(f"weights of another architecture: {problem}", file=file, key=KEY, hint=hint, **what)  # type: ignore[arg-type]
 
     for name in sorted(weights):
-        if name not in own:
+        if name not in places:
             raise misfit("a tensor that has no place in this study", name, found=name)
-        if own[name].shape != weights[name].shape:
-            shape = tuple(own[name].shape)
+        if places[name].shape != weights[name].shape:
+            shape = tuple(places[name].shape)
             raise misfit("a tensor of another shape", name, found=tuple(weights[name].shape), expected=str(shape))
     extra = {name for name in method.trainable() if not name.startswith("backbone.")}
     started = bool(extra & weights.keys())
-    for name in method.trainable():
+    for name in (*method.trainable(), *running_statistics(method)):
         if name not in weights and (started or name not in extra):
             raise misfit("it lacks a tensor that this study trains", name, found=sorted(weights)[:3], expected=name)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
@@ -17,7 +18,7 @@ from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.models.vilt import ViLT
-from tests.contracts.test_methods import CLASSES, FRAMES, ROWS, SIZES, TEXT_LENGTH, blueprint, make_batch
+from tests.contracts.test_methods import CLASSES, FRAMES, ROWS, SCENE, SIZES, TEXT_LENGTH, blueprint, make_batch
 
 EVERY = pytest.mark.parametrize(("backbone", "M"), [(b, M) for b in SIZES for M in SIZES[b]])
 
@@ -47,7 +48,7 @@ def test_tokens_are_what_it_says(backbone, M, make):
         assert values.shape == (ROWS * shape.sequences, shape.count // shape.sequences, shape.width)
         assert tokens[modality].grid == shape.grid and tokens[modality].sequences == shape.sequences
         assert shape.sequences == (FRAMES if modality == "clip" else 1) and shape.prefix in (0, 1, 2)
-    assert network.predict(tokens, batch.present_BM).shape == (ROWS, CLASSES)
+    assert network.predict(tokens, batch.present_BM).shape == (ROWS, CLASSES, *(SCENE if network.dense else ()))
 
 
 @EVERY
@@ -158,7 +159,9 @@ def test_vilt_from_a_configuration_draws_its_own_values(encoder_folders):
     ("change", "message"),
     [
         ({"weights": None}, "model.backbone.weights: vilt needs a checkpoint"),
-        ({"weights": "bert"}, "model.backbone.weights: no checkpoint of ViLT; found 'bert'; expected model_type vilt"),
+        ({"weights": "bert"}, "bert: model.backbone.weights: no checkpoint of ViLT; found 'bert'; expected model_type"),
+        ({"weights": "wide"}, r"wide: .*another architecture: \S+ is \(.*\), its config.json says \("),
+        ({"weights": "lacks"}, r"lacks: .*the checkpoint lacks 1 tensors, for example layernorm.bias"),
         ({"inputs": FormatOptions(length=17)}, "data.text.length: .* found 17; expected at most 16 tokens"),
         ({"inputs": FormatOptions(size=20)}, "data.image.size: .* found 20; expected a multiple of 8"),
         ({"weights": "cut"}, "model.safetensors: the encoder's weights cannot be read"),
@@ -167,7 +170,13 @@ def test_vilt_from_a_configuration_draws_its_own_values(encoder_folders):
 def test_vilt_says_what_is_wrong(change, message, encoder_folders, tmp_path):
     shutil.copytree(encoder_folders["vilt"], tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut off")
-    folders = {**encoder_folders, "cut": str(tmp_path / "cut")}
+    wide, lacks = (shutil.copytree(encoder_folders["vilt"], tmp_path / name) for name in ("wide", "lacks"))
+    config = json.loads((wide / "config.json").read_text())
+    (wide / "config.json").write_text(json.dumps(config | {"intermediate_size": 7}))
+    tensors = load_file(lacks / "model.safetensors")
+    tensors.pop(next(name for name in tensors if name.endswith("layernorm.bias") and "layer." not in name))
+    save_file(tensors, lacks / "model.safetensors", {"format": "pt"})
+    folders = {**encoder_folders, **{name: str(tmp_path / name) for name in ("cut", "wide", "lacks")}}
     if change.get("weights"):
         change = {"weights": folders[change["weights"]]}
     with pytest.raises(UserError, match=message):

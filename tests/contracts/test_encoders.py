@@ -1,9 +1,13 @@
 """What every encoder must keep: DESIGN §4, and that ours computes exactly what the library's own model does."""
 
+import json
+import shutil
+
 import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmsweep.errors import UserError
@@ -192,3 +196,28 @@ def test_too_many_layers_and_no_class_token(make):
         make("vit", layers=3)
     with pytest.raises(UserError, match="no class token"):
         make("whisper", pool="cls")
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "timm"])
+def test_a_checkpoint_of_another_architecture_is_named_with_its_tensor(name, encoder_folders, tmp_path):
+    folder = shutil.copytree(encoder_folders[name], tmp_path / name)
+    config = json.loads((folder / "config.json").read_text())
+    inner = config.get("vision_config", config)
+    wide = {"dinov2": "mlp_ratio", "whisper": "encoder_ffn_dim"}.get(name, "intermediate_size")
+    inner[wide] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"another architecture: \S*layers?\.0\S* is \(\d.*, its config.json says \(\d"
+    ) as e:
+        PretrainedEncoder("transformers", str(folder))
+    assert str(folder) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "timm"])
+def test_a_checkpoint_that_lacks_tensors_is_refused(name, encoder_folders, tmp_path):
+    folder = shutil.copytree(encoder_folders[name], tmp_path / name)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({n: v for n, v in tensors.items() if "layer.1" not in n and "layers.1" not in n},
+              folder / "model.safetensors", {"format": "pt"})  # fmt: skip
+    with pytest.raises(UserError, match=r"lacks \d+ tensors, for example \S*layers?\.1"):
+        PretrainedEncoder("transformers", str(folder))

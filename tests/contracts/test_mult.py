@@ -258,7 +258,8 @@ def test_what_is_not_used_is_never_read(M: int) -> None:
 @EVERY
 def test_a_row_does_not_depend_on_its_batch_mates(name: str, M: int) -> None:
     method = make_method(name, M)
-    batch, used_BM = make_batch(M), mixed(M)
+    rows_PM, used_BM = torch.from_numpy(pattern_rows(list(SEQUENCES)[:M])), mixed(M)
+    batch = make_batch(M, present_BM=used_BM | rows_PM[(2 * torch.arange(ROWS) + 1) % len(rows_PM)])
     with torch.no_grad():
         together = method(batch, used_BM).prediction
         for row in range(ROWS):
@@ -348,7 +349,7 @@ def test_it_learns_what_stands_in_one_sequence() -> None:
             SMALL,
             r"data.modalities.image.kind: MulT reads sequences only",
         ),
-        (SEQUENCES, MulTOptions(width=8, heads=3), r"model.backbone.heads.*found 3.*divisor of the width 8"),
+        (SEQUENCES, MulTOptions(width=8, heads=3), r"model.backbone.mult.heads.*found 3.*divisor of the width 8"),
         (SEQUENCES, MulTOptions(width=8, heads=2, kernel=8), r"data.modalities.pulse.length.*found 7.*8 or more"),
     ],
 )

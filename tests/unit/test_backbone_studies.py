@@ -103,6 +103,22 @@ def test_a_dry_run_of_the_quickstart_counts_the_projector(K):
             "model.backbone: a frozen network with initial values; .*trainable: true",
         ),
         ({"model.encoders": {"image": {"name": "a"}}}, "model.encoders: backbone vilt has no place for encoders"),
+        ({"model.backbone.mult": {"levels": 2}}, "model.backbone: mult is the shape of backbone mult, and of nothing"),
+        (
+            {"model.backbone": {"name": "cmnext", "size": "nano", "trainable": True}},
+            "model.backbone: cmnext's weights lie in a file of yours; .*FILE.safetensors, or pretrained: false",
+        ),
+        (
+            {"model.backbone.size": "nano"},
+            "model.backbone.size: backbone vilt comes in no sizes; found .nano.; ",
+        ),
+        (
+            {"model.backbone": {"name": "cmnext"}},
+            r"model.backbone.size: cmnext, which reads rasters, comes in sizes; .*expected nano \(ours\) or b0 to b5",
+        ),
+        ({"train.init_from": "nowhere"}, "train.init_from: no trained weights lie here; found 'nowhere'"),
+        ({"inference.flip": True}, "inference.flip: only segmentation has views; found True; expected no such option"),
+        ({"inference.window": 32}, "inference.window: only segmentation has views; found 32"),
         ({"method.projector": {"width": 20}}, "method.projector: width 20 does not divide into 8 heads"),
     ],
 )
@@ -114,7 +130,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(values, message, vilt_
 def test_encoders_are_refused_where_there_is_none(tiny_study):
     with pytest.raises(UserError, match=r"model.encoders: backbone dual_encoder needs an encoder for each modality"):
         tiny_study.with_values({"model.encoders": {}})
-    with pytest.raises(UserError, match=r"model.backbone: weights, pretrained and trainable are for whole networks"):
+    with pytest.raises(UserError, match=r"model.backbone.trainable: trainable is for .* one pretrained network"):
         tiny_study.with_values({"model.backbone.trainable": True})
 
 

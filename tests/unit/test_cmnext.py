@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,10 +12,11 @@ from safetensors.torch import save_file
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Adaptation
+from mmsweep.models.backbone import Adaptation, Blueprint
 from mmsweep.models.cmnext import SIZES, CMNeXt
 from mmsweep.models.cmnext_parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop
 from mmsweep.models.cmnext_weights import load_published, published_names
+from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise
 
 CHANNELS = {"rgb": 3, "height": 1, "relief": 3, "night": 1}
@@ -249,19 +252,49 @@ def test_an_encoder_alone_fills_the_hub(tmp_path) -> None:
     assert torch.equal(target.head.classify.weight, fresh.head.classify.weight)
 
 
-@pytest.mark.parametrize("wrong", ["size", "extras", "pickle", "absent"])
-def test_other_checkpoints_are_refused(wrong: str, tmp_path) -> None:
+def test_an_encoder_alone_is_not_frozen_beside_initial_values(tmp_path) -> None:
+    """A trial's `reset` would also draw them anew in the tensors that it shares with the next trial."""
+    hub = {n.removeprefix("backbone."): v.contiguous() for n, v in published(network()).items()
+           if n.startswith(("backbone.patch", "backbone.block", "backbone.norm"))}  # fmt: skip
+    save_file(hub, tmp_path / "mit.safetensors")
+    for M in (1, 2):
+        plan = Blueprint(dict.fromkeys(list(CHANNELS)[:M], "raster"), 5, FormatOptions(), size="nano",
+                         weights=str(tmp_path / "mit.safetensors"), rasters=rasters(*list(CHANNELS)[:M]))  # fmt: skip
+        CMNeXt.build(plan).adapt(Adaptation(None, frozenset({"backbone"})), Noise(), torch.Generator())
+        frozen = CMNeXt.build(plan)
+        if M == 1:  # no extras
+            frozen.adapt(Adaptation(), Noise(), torch.Generator())
+            continue
+        with pytest.raises(UserError, match=r"model.backbone.trainable: .*MiT's encoder alone.*found False; expected"):
+            frozen.adapt(Adaptation(), Noise(), torch.Generator())
+
+
+@pytest.mark.parametrize("wrong", ["size", "extras", "pickle", "absent", "deeper", "deeper hub", "more extras"])
+def test_other_checkpoints_are_refused(wrong: str, tmp_path, monkeypatch) -> None:
+    """Also those that hold everything that is looked for, and more."""
     path = tmp_path / ("a.pth" if wrong == "pickle" else "a.safetensors")
-    source = network(size="b0") if wrong == "size" else network(3)
-    if wrong in ("size", "extras"):
+    monkeypatch.setitem(SIZES, "deep", replace(SIZES["nano"], depths=(1, 1, 2, 1)))
+    size = {"size": "b0", "deeper": "deep", "deeper hub": "deep"}.get(wrong, "nano")
+    source = network({"extras": 3}.get(wrong, 4), size)
+    if wrong == "deeper hub":
+        hub = {n.removeprefix("backbone."): v.contiguous() for n, v in published(source).items()
+               if n.startswith(("backbone.patch", "backbone.block", "backbone.norm"))}  # fmt: skip
+        save_file(hub, path)
+    elif wrong not in ("pickle", "absent"):
         save_file({n: v.contiguous() for n, v in published(source).items()}, path)
     with pytest.raises(UserError) as caught:
-        load_published(network(), path, "model.backbone.weights")
+        load_published(network(3 if wrong == "more extras" else 4), path, "model.backbone.weights")
     text = str(caught.value)
     assert path.name in text and "model.backbone.weights" in text
-    assert {"size": "another architecture", "extras": "ln_2", "pickle": "safetensors", "absent": "cannot be read"}[
-        wrong
-    ] in text
+    assert {
+        "size": "another architecture",
+        "extras": "ln_2",
+        "pickle": "safetensors",
+        "absent": "cannot be read",
+        "deeper": "tensors too many; found 'backbone.block3.1.attn",
+        "deeper hub": "tensors too many; found 'block3.1.attn",
+        "more extras": "tensors too many; found 'backbone.extra_downsample_layers.0.norm.ln_2",
+    }[wrong] in text
 
 
 def test_published_order_is_the_reference_code_s() -> None:

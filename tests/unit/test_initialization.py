@@ -7,9 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmsweep.assembly import Job, Warm, make_method, warm_key
+from mmsweep.check import check
+from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
+from mmsweep.methods import METHODS
+from mmsweep.models.backbone import Adaptation
+from mmsweep.models.cmnext import CMNeXt
+from mmsweep.models.lora import Noise
 from mmsweep.models.packing import values_of
+from mmsweep.study import MethodSpec
 from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.training.engine import running_statistics
 from mmsweep.training.initialization import digest, start_from, weights_file
 from mmsweep.training.world import World
 
@@ -105,6 +113,21 @@ def test_another_architecture_is_one_message(values, message, first, warm, tiny_
     assert "weights.safetensors" in str(problem.value) and "Looked at tensor backbone." in str(problem.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model.lora.rank": 3}, "model.lora.rank is 2 there; .*expected a run with model.lora.rank: 3"),
+        ({"model.backbone.name": "vilt", "model.backbone.weights": "x", "model.encoders": {}, "model.lora": None},
+         "model.backbone.name is 'dual_encoder' there; .*expected a run with model.backbone.name: 'vilt'"),
+    ],
+)  # fmt: skip
+def test_what_the_studies_say_is_refused_before_anything_starts(values, message, first, tiny_study):
+    _, path = first
+    check(tiny_study.with_values({"method.name": "mmp", "train.init_from": str(path)}))
+    with pytest.raises(UserError, match=r"study.yaml: train.init_from: weights of another architecture: " + message):
+        check(tiny_study.with_values({"train.init_from": str(path), "method.name": "mmp", **values}))
+
+
 def test_half_a_projector_is_none(first, warm, tiny_study, tmp_path):
     study = tiny_study.with_values({"method.name": "mmp"})
     whole = {n: v.clone().contiguous() for n, v in values_of(method_of(study, warm)).items()}
@@ -114,6 +137,38 @@ def test_half_a_projector_is_none(first, warm, tiny_study, tmp_path):
     save_file(whole, tmp_path / "half.safetensors")
     with pytest.raises(UserError, match=r"lacks a tensor that this study trains.*projector.aggregated.image"):
         start_from(method_of(study, warm), str(tmp_path / "half.safetensors"))
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_running_statistics_come_along(freeze, tmp_path):
+    """Also where the second stage freezes the norms that they are of; the shared network keeps its own."""
+
+    def made(name, network, trainable):
+        adaptation, noise = Adaptation(None, frozenset({"backbone"} if trainable else ())), Noise()
+        own = network.trial_copy(adaptation)
+        own.adapt(adaptation, noise, torch.Generator())
+        return METHODS[name](own, MethodSpec(name=name), noise, torch.Generator().manual_seed(0))
+
+    scenes = {m: RasterFormat((32, 32)) for m in ("rgb", "relief")}
+    shared, other = (CMNeXt(scenes, 3, (32, 32), "nano", torch.Generator().manual_seed(s)) for s in (0, 1))
+    first = made("modality_dropout", other, True)
+    moved = running_statistics(first)
+    for place, values in enumerate(moved.values()):
+        values.fill_(place + 3)
+    weights = {n: p.detach() for n, p in first.named_parameters()} | moved
+    save_file(weights, tmp_path / "first.safetensors")
+    before = {n: b.clone() for n, b in shared.named_buffers()}
+    second = made("mmp", shared, not freeze)
+    start_from(second, str(tmp_path / "first.safetensors"))
+    found = second.state_dict()
+    assert moved and all(torch.equal(found[n], value) for n, value in weights.items())
+    assert all(torch.equal(b, before[n]) for n, b in shared.named_buffers())
+    gone = next(n for n in moved if "extras" in n and n.endswith("running_var"))
+    save_file({n: v for n, v in weights.items() if n != gone}, tmp_path / "less.safetensors")
+    if freeze:  # the network's own stay
+        return
+    with pytest.raises(UserError, match=rf"lacks a tensor that this study trains.*{gone}"):
+        start_from(second, str(tmp_path / "less.safetensors"))
 
 
 def test_nothing_to_start_from(tmp_path, tiny_study, warm, first):

@@ -13,7 +13,7 @@ from mmsweep.availability import pattern_rows
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
-from mmsweep.methods.mmp import AggregatedProjector, CrossAttention
+from mmsweep.methods.mmp import AggregatedProjector, CrossAttention, places
 from mmsweep.methods.restoration import Restored, TokenShape, per_sample, put, resize, token_shapes
 from mmsweep.models.backbone import Backbone, without_absent
 from mmsweep.models.encoder import Tokens
@@ -244,6 +244,45 @@ def test_every_attention_has_k_queries(monkeypatch):
     method, batch = scene(aggregated_tokens=2)
     method(batch, EVERY[torch.arange(7)])
     assert {q for q, _ in sizes} == {2} and {k for _, k in sizes} == {2, 5, 13, 10}
+
+
+def test_the_order_of_the_source_s_tokens_is_not_seen():
+    """Equations 2 to 4 are attention over a set: where a token lies is known only if the backbone wrote it into it."""
+    method, batch = scene(aggregated_tokens=4)
+    used = EVERY[[0] * 7].clone()
+    used[:, list(SHAPES).index("text")] = False
+    turned = dict(batch.inputs)
+    for m in ("image", "clip"):  # a text's padding has its place
+        turned[m] = batch.inputs[m].flip(1)
+    other = Batch(turned, batch.present_BM, batch.target, batch.index)
+    _, restored = method.restore(method.backbone.embed(batch), used)
+    _, again = method.restore(method.backbone.embed(other), used)
+    torch.testing.assert_close(again["text"].values_RND, restored["text"].values_RND)
+    placed, _ = scene(aggregated_tokens=4, projector={"positions": True})
+    _, before = placed.restore(placed.backbone.embed(batch), used)
+    _, after = placed.restore(placed.backbone.embed(other), used)
+    assert (after["text"].values_RND - before["text"].values_RND).abs().max() > 1e-3
+    linear, _ = scene("linear_projection")
+    _, before = linear.restore(linear.backbone.embed(batch), used)
+    _, after = linear.restore(linear.backbone.embed(other), used)
+    assert (after["text"].values_RND - before["text"].values_RND).abs().max() > 1e-2
+
+
+def test_places_of_a_grid():
+    """Of (row, column), a half each; nothing for CLS, every frame alike, in between on another grid."""
+    image = places(SHAPES["image"], (3, 4), 8)
+    assert image.shape == (13, 8) and image[0].abs().max() == 0
+    grid = image[1:].view(3, 4, 8)
+    torch.testing.assert_close(grid[2, :, :2], torch.tensor([math.sin(3), math.sin(3e-4)]).expand(4, 2))
+    torch.testing.assert_close(grid[:, 1, 4:6], torch.tensor([math.sin(2), math.sin(2e-4)]).expand(3, 2))
+    assert len(grid.flatten(0, 1).unique(dim=0)) == 12
+    clip = places(SHAPES["clip"], (2, 2), 8)
+    torch.testing.assert_close(clip[:5], clip[5:])
+    larger = places(SHAPES["image"], (6, 8), 8)
+    assert (
+        larger.shape == (49, 8) and 0 < (larger[1:].view(6, 8, 8)[:2, :2].mean((0, 1)) - grid[0, 0]).abs().max() < 0.2
+    )
+    assert places(SHAPES["text"], (2,), 7).shape == (5, 7)
 
 
 def test_masks_differ_from_nothing_but_padding():

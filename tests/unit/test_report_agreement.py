@@ -93,7 +93,9 @@ def test_stand_ins_on_the_page(tmp_path: Path) -> None:
     first = next(row for row in by_class.rows if row[0] == evaluation.classes[0])
     assert float(first[1]) == pytest.approx(expected, abs=1e-3)
     assert float(first[2]) == pytest.approx(expected / 2, abs=1e-3)
-    assert overall.title in write_report(folder).read_text(encoding="utf-8")
+    page = write_report(folder)
+    assert overall.title in page.read_text(encoding="utf-8")
+    assert (page.parent / "tables" / "agreement_3.md").read_text(encoding="utf-8") == overall.to_markdown()
     (Path(group.runs[0].folder) / "stand_ins.npz").write_bytes(b"no")
     with pytest.raises(UserError, match=r"stand_ins\.npz"):
         agreement_tables(record)

@@ -8,6 +8,7 @@ import pytest
 
 from mmsweep.assembly import card_of
 from mmsweep.check import check
+from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
 from mmsweep.sweep.search import count_trials
@@ -89,6 +90,14 @@ def test_cmnext_at_the_papers_sizes(name, network, tokens):
     assert parts["projector"] == plan["parameters"]["total"] - network and 0 < plan["parameters"]["projector_share"] < 1
 
 
+def test_vilt_at_the_paper_s_size():
+    """ViLT-B/32 at 384 pixels and 40 words; trained are the projection and the head (B25)."""
+    parameters = (plan := dry_run(Study.load(next(p for p in STUDIES if p.stem == "mmp_food101"))))["parameters"]
+    assert plan["tokens"] == {"image": 145, "text": 40} and parameters["by_part"]["network"] == 111_595_008
+    assert parameters["trainable"] == parameters["by_part"]["projector"] + parameters["by_part"]["head"]
+    assert parameters["projector_share"] == parameters["by_part"]["projector"] / parameters["total"]
+
+
 def test_mult_at_mosi_s_sizes():
     """Text 50 x 768, audio 500 x 5, vision 375 x 20, unaligned, at MMSA's width (research/methods.md §5.3, B35)."""
     path = next(p for p in STUDIES if p.stem == "mmp_sequences")
@@ -99,6 +108,12 @@ def test_mult_at_mosi_s_sizes():
     assert 0 < parts["projector"] < 200_000
 
 
+def test_mult_s_dropouts_name_the_dataset_s_modalities():
+    path = next(p for p in STUDIES if p.stem == "mmp_sequences")
+    with pytest.raises(UserError, match=r"mult\.input_dropout: unknown modality; found 'txt'; .*Did you mean 'text'"):
+        check(Study.load(path, ["model.backbone.mult.input_dropout={txt: 0.5}"]))
+
+
 def test_trimodal_stamps_have_three_encoders_and_seven_patterns():
     for name, proxies in (("cmpt_tuxpaint", 2), ("mmp_tuxpaint", 0)):
         plan = dry_run(Study.load(next(p for p in STUDIES if p.stem == name)))
@@ -107,6 +122,8 @@ def test_trimodal_stamps_have_three_encoders_and_seven_patterns():
         assert len(patterns) == 7
 
 
-def test_the_earth_s_ablation_has_a_trial_a_rung():
-    """Two methods without alignment, two with and without it."""
-    assert dry_run(Study.load(next(p for p in STUDIES if p.stem == "mmp_earth_ablation")))["trials"] == 6
+def test_the_earth_s_ablation_has_two_trials_a_rung():
+    """Two methods without alignment, two with and without it, each at two learning rates; every pattern is scored."""
+    plan = dry_run(Study.load(next(p for p in STUDIES if p.stem == "mmp_earth_ablation")))
+    assert plan["trials"] == 12
+    assert len({pattern for counts in plan["scenarios"]["test"].values() for pattern in counts}) == 15

@@ -320,7 +320,7 @@ def test_what_cannot_be_searched(file: Path, key: str) -> None:
         ),
         (["sweep.sampler.name=grid"], "search.method.align_weight"),
         (["train.schedule.warmup_epochs=1", "sweep.scheduler={name: asha}"], "sweep.scheduler.grace_epochs"),
-        (["train.schedule.warmup_epochs=10"], "train"),
+        (["train.schedule.warmup_epochs=10"], "train.schedule.warmup_epochs"),
     ],
 )
 def test_sweeps_that_cannot_be(file: Path, overrides: list[str], key: str) -> None:

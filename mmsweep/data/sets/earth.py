@@ -15,8 +15,10 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample, Target
+from mmsweep.data.decoding import first_line
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.rasters import IMAGENET_MEAN, IMAGENET_STD, Window, window_of
@@ -79,8 +81,8 @@ class Earth(DatasetBuilder):
         """Tiles from north to south and west to east."""
         high, wide = (self.side * n for n in BLOCKS)
         labels = window_of(self.root / LABELS, (high, wide))
-        for name in FILES.values():
-            window_of(self.root / name, (high, wide))
+        for modality, name in FILES.items():
+            window_of(self.root / name, (high, wide), self.rasters[modality])
         land = (labels != 32).reshape(BLOCKS[0], self.side, BLOCKS[1], self.side).mean((1, 3))
         splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
         dealt = _dealt()
@@ -100,16 +102,17 @@ class Earth(DatasetBuilder):
         )
 
     def _side(self) -> int:
-        path = self.root / LABELS
-        if not path.is_file():
+        path, names = self.root / LABELS, [*FILES.values(), LABELS]
+        if absent := [name for name in names if not (self.root / name).is_file()]:
             raise UserError(
-                "the Earth's rasters are not there", file=path, key=None if self.root == SHIPPED else "data.root",
-                expected=", ".join([*FILES.values(), LABELS]),
+                "the Earth's rasters are not there", file=self.root, key=None if self.root == SHIPPED else "data.root",
+                found=f"no {', '.join(absent)}", expected=", ".join(names),
             )  # fmt: skip
-        from PIL import Image
-
-        with Image.open(path) as opened:
-            wide, high = opened.size
+        try:
+            with Image.open(path) as opened:
+                wide, high = opened.size
+        except OSError as problem:
+            raise UserError(f"the raster cannot be decoded ({first_line(problem)})", file=path) from None
         side = wide // BLOCKS[1]
         if (high, wide) != (side * BLOCKS[0], side * BLOCKS[1]):
             raise UserError(

@@ -69,8 +69,9 @@ def check(study: Study) -> None:
 def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:
     """What segmentation sees at test must be possible, and large enough for the backbone."""
     inference, least = make_inference(study), BACKBONES[study.model.backbone.name].smallest
+    sides = [side for format in rasters.values() for side in format.size]
     for scale in inference.scales if rasters else ():
-        side = min(round(side * scale) for format in rasters.values() for side in format.size)
+        side = round(min(sides) * scale)
         for option, seen, found in (("scales", side, scale), ("window", inference.window or side, inference.window)):
             if seen < least:
                 raise UserError(

@@ -59,11 +59,11 @@ class BackboneSpec(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> BackboneSpec:
-        if self.name in ("dual_encoder", "mult"):
-            set_here = self.model_dump(include={"weights", "trainable", "pretrained"}, exclude_defaults=True)
-            place = "no such key; model.encoders.<modality> has it" if self.name == "dual_encoder" else "no such key"
-            for key, value in set_here.items():
-                raise misfit(f"{key} is for backbones that are one pretrained network", place, key, value)
+        own = self.model_dump(include={"weights", "trainable", "pretrained"}, exclude_defaults=True)
+        if own and self.name in ("dual_encoder", "mult"):
+            key, value = next(iter(own.items()))
+            place = "no such key" + ("; see model.encoders" if self.name == "dual_encoder" else "")
+            raise misfit(f"{key} is for backbones that are one pretrained network", place, key, value)
         if self.name == "cmnext" and self.size is None:
             raise misfit("cmnext, which reads rasters, comes in sizes", "nano (ours) or b0 to b5 (MiT's)", "size")
         if self.name != "cmnext" and self.size is not None:

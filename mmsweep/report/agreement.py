@@ -9,8 +9,8 @@ keep their predictions under every pattern, and how near their stand-ins came.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,11 @@ import numpy as np
 from mmsweep.availability import pattern_rows
 from mmsweep.report.arrays import read_arrays
 from mmsweep.report.bootstrap import Array, Predicted
-from mmsweep.report.finals import FinalGroup, FinalRun
+from mmsweep.report.finals import FinalRun
 from mmsweep.report.record import SweepRecord
 from mmsweep.report.tables import Table
 
 EVERY_ROW = "all rows"
-TASKS = ("single_label", "multi_label", "regression")
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,12 @@ class Agreement:
     count: int
 
 
-def agreement(
-    predicted: Predicted, modalities: Sequence[str], classes: Sequence[str] = ()
-) -> dict[tuple[str, str], Agreement]:
-    """(missing modality, class or EVERY_ROW) -> agreement; classes without a complete row are left out."""
+Found = dict[tuple[str, str], Agreement]
+"""(missing modality, class or EVERY_ROW) -> agreement."""
+
+
+def agreement(predicted: Predicted, modalities: Sequence[str], classes: Sequence[str] = ()) -> Found:
+    """Of the scores of complete rows; classes without such a row are left out."""
     complete_N = predicted.natural_NM.all(1)
     scores_PNC = predicted.scores_PNC[:, complete_N].astype(np.float64)
     whole_NC = scores_PNC[0]
@@ -63,7 +64,7 @@ def agreement(
 
 def stand_in_agreement(
     path: Path, predicted: Predicted, modalities: Sequence[str], classes: Sequence[str] = ()
-) -> dict[tuple[str, str], Agreement]:
+) -> Found:
     """The same of tokens and their stand-ins, from a final run's stand_ins.npz (training/stand_ins.py).
 
     Raises:
@@ -84,9 +85,7 @@ def _rows_of(predicted: Predicted, classes: Sequence[str]) -> dict[str, Array]:
     return chosen
 
 
-def _by_rows(
-    modalities: Sequence[str], cosine_MN: Array, mse_MN: Array, chosen: dict[str, Array]
-) -> dict[tuple[str, str], Agreement]:
+def _by_rows(modalities: Sequence[str], cosine_MN: Array, mse_MN: Array, chosen: dict[str, Array]) -> Found:
     return {
         (modality, name): Agreement(
             modality, name, float(cosine_MN[m, rows_N].mean()), float(mse_MN[m, rows_N].mean()), int(rows_N.sum())
@@ -99,8 +98,9 @@ def _by_rows(
 
 def agreement_tables(record: SweepRecord) -> list[Table]:
     """Of scores, then of stand-ins: all groups over all rows, and the winner by class. Only what was kept."""
-    scores = {group.name: _of_group(group, _scores_of) for group in record.groups}
-    stand_ins = {group.name: _of_group(group, _stand_ins_of) for group in record.groups}
+    read = {group.name: [_of_run(run) for run in group.runs] for group in record.groups}
+    scores = {name: _mean([own for own, _ in runs if own]) for name, runs in read.items()}
+    stand_ins = {name: _mean([own for _, own in runs if own]) for name, runs in read.items()}
     best = record.best_group.name if record.best_group else None
     return [
         *_tables("Scores with everything against scores without one modality", scores, best),
@@ -137,34 +137,25 @@ def _tables(title: str, found: dict[str, list[Agreement]], best: str | None) -> 
     return tables
 
 
-def _scores_of(run: FinalRun) -> dict[tuple[str, str], Agreement]:
-    path = Path(run.folder) / "predictions.npz"
-    if run.evaluation is None or run.evaluation.task not in TASKS or not path.exists():
-        return {}
-    return agreement(Predicted.read(path), run.evaluation.modalities, run.evaluation.classes)
+def _of_run(run: FinalRun) -> tuple[Found, Found]:
+    """(of its scores, of its stand-ins); empty where they were not kept, and scores of maps, which are matrices."""
+    path, beside = run.folder / "predictions.npz", run.folder / "stand_ins.npz"
+    if run.evaluation is None or not path.exists():
+        return {}, {}
+    predicted, modalities, classes = Predicted.read(path), run.evaluation.modalities, run.evaluation.classes
+    scores = {} if predicted.maps else agreement(predicted, modalities, classes)
+    return scores, stand_in_agreement(beside, predicted, modalities, classes) if beside.exists() else {}
 
 
-def _stand_ins_of(run: FinalRun) -> dict[tuple[str, str], Agreement]:
-    predictions, path = Path(run.folder) / "predictions.npz", Path(run.folder) / "stand_ins.npz"
-    if run.evaluation is None or not path.exists() or not predictions.exists():
-        return {}
-    return stand_in_agreement(path, Predicted.read(predictions), run.evaluation.modalities, run.evaluation.classes)
-
-
-def _of_group(group: FinalGroup, of_run: Callable[[FinalRun], dict[tuple[str, str], Agreement]]) -> list[Agreement]:
-    """The mean over the seeds of a group; all seeds have the same rows."""
-    seeds = [found for found in map(of_run, group.runs) if found]
-    if not seeds:
-        return []
+def _mean(seeds: Sequence[Found]) -> list[Agreement]:
+    """The mean over seeds, which all have the same rows."""
     return [
-        Agreement(
-            first.missing,
-            first.rows,
-            float(np.mean([seed[key].cosine for seed in seeds])),
-            float(np.mean([seed[key].mse for seed in seeds])),
-            first.count,
+        replace(
+            first,
+            cosine=float(np.mean([seed[key].cosine for seed in seeds])),
+            mse=float(np.mean([seed[key].mse for seed in seeds])),
         )
-        for key, first in seeds[0].items()
+        for key, first in (seeds[0].items() if seeds else ())
     ]
 
 

@@ -332,7 +332,8 @@ class Warm:
             some = [self.slot(study.with_values({"train.seed": seed}), nowhere) for seed in range(slots)]
             yield from rehearse(some, self.ready(study)[0], self.device, self.world)
 
-        return measure(steps, min(MOST_SLOTS, count_trials(study) if study.search else 1), self.device, agree, reached)
+        most = min(MOST_SLOTS, count_trials(study) if study.search else 1)
+        return measure(steps, most, self.device, self.world.size, agree, reached)
 
     def _anywhere(self, here: bool) -> bool:
         """Whether it is so on some rank."""

@@ -25,6 +25,7 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared import PreparedData
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method, Term
+from mmsweep.models.compilation import begin_step
 from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.study import Train
 from mmsweep.tasks.task import Task
@@ -324,6 +325,7 @@ class _Pack:
 
     def _step(self, step: int, share: Share) -> Tensor:
         """Move every slot once; what its loss and its terms were [S, 1 + K]. The host waits for the device nowhere."""
+        begin_step(self.members[0].slot.train.compile)
         noise = self.method.noise
         noise.generators, noise.total, noise.rows = [m.dropout for m in self.members], share.size, share.rows
         noise.missing_M = torch.ones(share.used_RM.shape[1], dtype=torch.bool)  # or lengths would be neighbours'

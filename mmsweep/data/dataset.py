@@ -226,19 +226,3 @@ class Batch:
         }
         host_BM = None if self.host_BM is None else again(self.host_BM)
         return Batch(inputs, again(self.present_BM), again(self.target), again(self.index), host_BM)
-
-    def to(self, device: str | torch.device) -> Batch:
-        """The same batch on another device."""
-        inputs: dict[str, Tensor | dict[str, Tensor]] = {}
-        for modality, value in self.inputs.items():
-            if isinstance(value, dict):
-                inputs[modality] = {name: part.to(device, non_blocking=True) for name, part in value.items()}
-            else:
-                inputs[modality] = value.to(device, non_blocking=True)
-        return Batch(
-            inputs,
-            self.present_BM.to(device, non_blocking=True),
-            self.target.to(device, non_blocking=True),
-            self.index.to(device, non_blocking=True),
-            self.host_BM,
-        )

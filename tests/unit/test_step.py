@@ -17,10 +17,12 @@ from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import Target
 from mmsweep.data.formats import ImageFormat, RasterFormat
 from mmsweep.data.raw_batch import Normalisation, RawBatch
+from mmsweep.models.encoder import Tokens
+from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.study import Study
-from mmsweep.training import batches, engine
+from mmsweep.training import batches, engine, evaluation
 from mmsweep.training.batches import made_ahead
-from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.training.checkpoint import TrialFolder, load_checkpoint
 from mmsweep.training.engine import EvaluationPlan
 from mmsweep.training.world import World
 from mmsweep.transfer import Resident, pinned, sent
@@ -309,3 +311,48 @@ def test_an_epoch_that_fails_leaves_no_thread(studies, tmp_path, monkeypatch):  
 
 def test_on_a_cpu_nothing_is_made_ahead():
     assert batches.depth(torch.device("cpu")) == 0 and batches.depth(torch.device("cuda")) > 0
+
+
+# ---- attention and precision
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("family", ["clip", "vit", "dinov2", "ast", "bert", "whisper"])
+def test_attention_is_torch_s_own(family, weights, encoder_folders, monkeypatch):
+    """Counted: transformers falls back to its own arithmetic without a word where an architecture lacks it.
+
+    It does so for ViLT, of which it has no other.
+    """
+    calls = []
+    own = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or own(*a, **k)
+    )
+    encoder = PretrainedEncoder("transformers", encoder_folders[family], weights=weights, files=True)
+    n, width = encoder.token_shape()
+    mask = torch.ones(2, n, dtype=torch.bool) if family == "bert" else None
+    encoder.encode(Tokens(torch.randn(2, n, width), mask, encoder.token_grid()))
+    assert len(calls) == len(encoder.family.blocks(encoder.network)[1]) > 0
+
+
+@pytest.mark.parametrize("name", ["cmpt", "mmp", "linear_projection", "modality_dropout"])
+def test_a_pack_in_bf16_stays_near_one_in_fp32(name, studies, tmp_path, monkeypatch):  # noqa: F811
+    """As a GPU has it, on a CPU's autocast: weights and optimiser stay fp32, losses are near."""
+    some = [study.with_values({"method.name": name, "train.epochs": 1}) for study in studies[:3]]
+    full = run_pack([job(study, tmp_path / "fp32" / str(i)) for i, study in enumerate(some)])
+    used = []
+
+    def autocast(precision, device):
+        used.append(precision)
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    monkeypatch.setattr(engine, "autocast", autocast)
+    monkeypatch.setattr(evaluation, "autocast", autocast)
+    halves = [study.with_values({"train.precision": "bf16"}) for study in some]
+    half = run_pack([job(study, tmp_path / "bf16" / str(i)) for i, study in enumerate(halves)])
+    assert set(used) == {"bf16"}
+    for a, b in zip(full, half, strict=True):
+        one, other = a.reports()[0].metrics, b.reports()[0].metrics
+        assert other["train/loss"] != one["train/loss"] and other["train/loss"] == pytest.approx(one["train/loss"], 0.1)
+        weights = load_checkpoint(b.last_checkpoint())[0]
+        assert {w.dtype for w in weights.values()} == {torch.float32}

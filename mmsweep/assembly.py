@@ -145,6 +145,7 @@ def make_method(study: Study, backbone: Backbone) -> Method:
     own = backbone.trial_copy(adaptation)
     own.reset(init)
     own.adapt(adaptation, noise, init)
+    own.compile_blocks(study.train.compile)
     method = METHODS[study.method.name](own, study.method, noise, init)
     if study.scenarios.train != "complete" and not study.method.masking.with_training_gaps:
         method.masking = None  # B3

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmsweep.data.dataset import IGNORE
 from mmsweep.errors import UserError
+from mmsweep.transfer import Resident, sent
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class Augmentation:
     def pictures(self, pictures: Tensor, draws: Draws, size: int) -> Tensor:
         """uint8 [B,3,H,W] or [B,F,3,H,W] -> [..., size, size], uint8, or float in 0..255 after a crop or colours."""
         frames = pictures.shape[1] if pictures.ndim == 5 else 1
-        uniform_BK = draws.uniform_BK.to(pictures.device).repeat_interleave(frames, 0)
+        host_BK = draws.uniform_BK.repeat_interleave(frames, 0)
+        uniform_BK = sent(host_BK, pictures.device)
         flat = pictures.reshape(-1, *pictures.shape[-3:])
         if self.crop_scale is not None:
             flat = F.grid_sample(
@@ -97,7 +99,7 @@ class Augmentation:
         else:
             flat = centre_crop(flat, size)
             if self.flip > 0:
-                flipped = (uniform_BK[:, _FLIP] < self.flip).nonzero()[:, 0]
+                flipped = self._flipped(host_BK, flat.device)
                 flat = flat.index_copy(0, flipped, flat[flipped].flip(-1))
         if self._colours:
             flat = self._recolour(flat.float(), uniform_BK)
@@ -113,16 +115,20 @@ class Augmentation:
         return seen[:, 0].round().long()
 
     def _seen(self, values: Tensor, draws: Draws, mode: str) -> Tensor:
-        uniform_BK = draws.uniform_BK.to(values.device)
         size = self.window or (values.shape[-2], values.shape[-1])
         if self.crop_scale is None and self.scale is None and size == tuple(values.shape[-2:]):
-            flipped = (uniform_BK[:, _FLIP] < self.flip).nonzero()[:, 0]
+            flipped = self._flipped(draws.uniform_BK, values.device)
             return values.index_copy(0, flipped, values[flipped].flip(-1))
+        uniform_BK = sent(draws.uniform_BK, values.device)
         if self.crop_scale is not None:
             grid = self._grid(uniform_BK, values, size)
         else:
             grid = self._window_grid(uniform_BK, values, size)
         return F.grid_sample(values, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+    def _flipped(self, host_BK: Tensor, device: torch.device) -> Tensor:
+        """Which rows are mirrored; decided on the host, since how many they are decides a shape."""
+        return sent((host_BK[:, _FLIP] < self.flip).nonzero()[:, 0], device)
 
     def _window_grid(self, uniform_BK: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
         low, high = self.scale or (1.0, 1.0)
@@ -166,7 +172,7 @@ class Augmentation:
         def factor(strength: float, column: int) -> Tensor:
             return (1 + strength * (2 * uniform_BK[:, column] - 1))[:, None, None, None]
 
-        grey_weights = flat.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
+        grey_weights = _GREY.on(flat.device)
         flat = flat * factor(self.brightness, _BRIGHTNESS)
         mean = (flat * grey_weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
         flat = mean + (flat - mean) * factor(self.contrast, _CONTRAST)
@@ -207,3 +213,4 @@ def centre_crop(pictures: Tensor, size: int) -> Tensor:
 # A column for every decision, used or not: switching one on leaves the others' numbers as they were.
 _AREA, _RATIO, _LEFT, _TOP, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION = range(8)
 _COLUMNS = 8
+_GREY = Resident(torch.tensor([0.299, 0.587, 0.114])[None, :, None, None])

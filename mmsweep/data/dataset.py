@@ -197,12 +197,18 @@ class Batch:
             hold the fill value.
         target: int64 [B], float32 [B,C], float32 [B], or int64 [B,H,W] (label maps; IGNORE where there is no class).
         index: int64 [B], the rows' place in their split.
+        host_BM: `present_BM` as the host knows it, so that nobody need ask the device; None: it does not.
     """
 
     inputs: dict[str, Tensor | dict[str, Tensor]]
     present_BM: Tensor
     target: Tensor
     index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    host_BM: Tensor | None = None
+
+    def present_on_host(self) -> Tensor:
+        """`present_BM` on the host; waits for the device only where the host does not know it."""
+        return self.present_BM.cpu() if self.host_BM is None else self.host_BM
 
     def __len__(self) -> int:
         return int(self.present_BM.shape[0])
@@ -218,19 +224,5 @@ class Batch:
         inputs: dict[str, Tensor | dict[str, Tensor]] = {
             m: {k: again(v) for k, v in x.items()} if isinstance(x, dict) else again(x) for m, x in self.inputs.items()
         }
-        return Batch(inputs, again(self.present_BM), again(self.target), again(self.index))
-
-    def to(self, device: str | torch.device) -> Batch:
-        """The same batch on another device."""
-        inputs: dict[str, Tensor | dict[str, Tensor]] = {}
-        for modality, value in self.inputs.items():
-            if isinstance(value, dict):
-                inputs[modality] = {name: part.to(device, non_blocking=True) for name, part in value.items()}
-            else:
-                inputs[modality] = value.to(device, non_blocking=True)
-        return Batch(
-            inputs,
-            self.present_BM.to(device, non_blocking=True),
-            self.target.to(device, non_blocking=True),
-            self.index.to(device, non_blocking=True),
-        )
+        host_BM = None if self.host_BM is None else again(self.host_BM)
+        return Batch(inputs, again(self.present_BM), again(self.target), again(self.index), host_BM)

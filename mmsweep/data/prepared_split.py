@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmsweep.data.augmentation import Augmentation, Draws, centre_crop
+from mmsweep.data.augmentation import Augmentation, Draws
 from mmsweep.data.dataset import Batch, Target
 from mmsweep.data.decoding import uniform_frames
 from mmsweep.data.formats import (
@@ -24,6 +24,7 @@ from mmsweep.data.formats import (
     VideoFormat,
 )
 from mmsweep.data.preparation import TARGETS, column_layout, map_size
+from mmsweep.data.raw_batch import Normalisation, RawBatch
 from mmsweep.errors import UserError
 
 FILLS = ("zeros", "ones", "black", "mean", "nan")
@@ -59,7 +60,8 @@ class PreparedSplit:
         for modality, format in self.formats.items():
             for column, dtype, shape in column_layout(modality, format):
                 self._columns[column] = _map(folder / name / f"{column}.npy", dtype, (len(self.ids), *shape))
-        self._fill = {m: self._fill_value(m, f) for m, f in self.formats.items() if not isinstance(f, TextFormat)}
+        fill = {m: self._fill_value(m, f) for m, f in self.formats.items() if not isinstance(f, TextFormat)}
+        self._normalisation = Normalisation(self.formats, target, fill)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,6 +82,27 @@ class PreparedSplit:
     ) -> Batch:
         """The rows `index` on `device`, normalised, with the fill value wherever a modality is not present.
 
+        Arguments as `raw`.
+        """
+        raw = self.raw(index, augmentation, generator, present, rows=rows, one_length=one_length)
+        return self.batch_of(raw, device)
+
+    def batch_of(self, raw: RawBatch, device: str | torch.device) -> Batch:
+        """The second half of `batch`: what a device makes of the first. A raw batch is used once."""
+        return self._normalisation.batch(raw, torch.device(device))
+
+    def raw(
+        self,
+        index: np.ndarray | Tensor,
+        augmentation: Augmentation | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        present: np.ndarray | Tensor | None = None,
+        *,
+        rows: slice | np.ndarray | Tensor | None = None,
+        one_length: bool = False,
+    ) -> RawBatch:
+        """The host's half of `batch`: the rows as they are stored, and the random numbers of their augmentation.
+
         Args:
             index: int64 [B], rows of the split: the whole batch over all ranks.
             augmentation, generator: training only; draws are made for the whole batch, on the CPU. Of several
@@ -97,24 +120,23 @@ class PreparedSplit:
             chosen = rows if isinstance(rows, slice) else np.asarray(rows, np.int64)
             index_B, present_BM = index_B[chosen], present_BM[chosen]
             draws = draws.rows(chosen if isinstance(chosen, slice) else torch.from_numpy(chosen)) if draws else None
-        device = torch.device(device)
-        inputs: dict[str, Tensor | dict[str, Tensor]] = {}
+        columns: dict[str, dict[str, Tensor]] = {}
+        absent: dict[str, Tensor] = {}
         for column, (modality, format) in enumerate(self.formats.items()):
             present_B = present_BM[:, column]
             if isinstance(format, TextFormat):
-                inputs[modality] = self._text(modality, format, index_B, present_B, device, one_length)
-            elif isinstance(format, RasterFormat):
-                inputs[modality] = self._raster(modality, format, index_B, present_B, device, augmentation, draws)
-            elif isinstance(format, SequenceFormat):
-                inputs[modality] = self._sequence(modality, format, index_B, present_B, device)
-            else:
-                inputs[modality] = self._dense(modality, format, index_B, present_B, device, augmentation, draws)
-        target = torch.from_numpy(self.targets[index_B])
-        if self.target.task == "segmentation":
-            target = target.long() if augmentation is None or draws is None else augmentation.labels(target, draws)
-        return Batch(
-            inputs, torch.from_numpy(present_BM).to(device), target.to(device), torch.from_numpy(index_B).to(device)
-        )
+                columns[modality] = self._text(modality, format, index_B, present_B, one_length)
+                continue
+            if not present_B.any() and isinstance(format, ImageFormat | AudioFormat | VideoFormat):
+                continue  # nothing to read
+            columns[modality] = {"values": self._values(modality, format, index_B, augmentation, draws)}
+            if isinstance(format, SequenceFormat):
+                length_B = np.where(present_B, self._columns[f"{modality}.length"][index_B], 0)
+                columns[modality]["mask"] = torch.from_numpy(np.arange(format.length) < length_B[:, None])
+            if not present_B.all():
+                absent[modality] = torch.from_numpy(np.flatnonzero(~present_B))
+        target, kept = torch.from_numpy(self.targets[index_B]), torch.from_numpy(index_B)
+        return RawBatch(columns, absent, torch.from_numpy(present_BM), target, kept, augmentation, draws)
 
     def column(self, modality: str) -> np.ndarray:
         """A raster's stored values, in the file's own type: uint8 or uint16 [N,C,H,W]."""
@@ -143,13 +165,7 @@ class PreparedSplit:
         return Draws.together([augmentation.draw(rows // len(generators), g, stored) for g in generators])
 
     def _text(
-        self,
-        modality: str,
-        format: TextFormat,
-        index_B: np.ndarray,
-        present_B: np.ndarray,
-        device: torch.device,
-        one_length: bool,
+        self, modality: str, format: TextFormat, index_B: np.ndarray, present_B: np.ndarray, one_length: bool
     ) -> dict[str, Tensor]:
         ids_BL = self._columns[f"{modality}.ids"][index_B]
         mask_BL = self._columns[f"{modality}.mask"][index_B]
@@ -161,78 +177,17 @@ class PreparedSplit:
             mask_BL[~present_B, : len(empty)] = True
         longest = self.longest(modality) if one_length else int(mask_BL.sum(1).max(initial=1))
         length = longest if format.trim else format.length
-        ids = torch.from_numpy(ids_BL[:, :length].astype(np.int64))
-        mask = torch.from_numpy(np.ascontiguousarray(mask_BL[:, :length]))
-        return {"ids": ids.to(device), "mask": mask.to(device)}
+        parts = {"ids": ids_BL[:, :length], "mask": mask_BL[:, :length]}
+        return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
 
-    def _sequence(
-        self, modality: str, format: SequenceFormat, index_B: np.ndarray, present_B: np.ndarray, device: torch.device
-    ) -> dict[str, Tensor]:
-        length_B = np.where(present_B, self._columns[f"{modality}.length"][index_B], 0)
-        values = torch.from_numpy(self._columns[modality][index_B]).to(device)
-        if not present_B.all():
-            values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = self._fill[modality].to(device)
-        mask_BT = torch.from_numpy(np.arange(format.length) < length_B[:, None])
-        return {"values": values, "mask": mask_BT.to(device)}
-
-    def _dense(
-        self,
-        modality: str,
-        format: ImageFormat | AudioFormat | VideoFormat,
-        index_B: np.ndarray,
-        present_B: np.ndarray,
-        device: torch.device,
-        augmentation: Augmentation | None,
-        draws: Draws | None,
+    def _values(
+        self, modality: str, format: Format, index_B: np.ndarray, augmentation: Augmentation | None, draws: Draws | None
     ) -> Tensor:
         column = self._columns[modality]
-        fill = self._fill[modality].to(device)
-        picture = format.image if isinstance(format, VideoFormat) else format
-        if not present_B.any():
-            shape = self._shown_shape(format)
-            return fill.expand(len(index_B), *shape).contiguous()
         if isinstance(format, VideoFormat):
             frames_BF = self._frames(modality, format, len(index_B), augmentation, draws)
-            values = torch.from_numpy(column[index_B[:, None], frames_BF]).to(device)
-        else:
-            values = torch.from_numpy(column[index_B]).to(device)
-        if isinstance(picture, ImageFormat):
-            values = self._normalised(values, picture, augmentation, draws)
-        if not present_B.all():
-            values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = fill
-        return values
-
-    def _raster(
-        self,
-        modality: str,
-        format: RasterFormat,
-        index_B: np.ndarray,
-        present_B: np.ndarray,
-        device: torch.device,
-        augmentation: Augmentation | None,
-        draws: Draws | None,
-    ) -> Tensor:
-        # uint16 has few operations in torch, and float32 holds it exactly.
-        values = torch.from_numpy(self._columns[modality][index_B].astype(np.float32)).to(device)
-        std = values.new_tensor(format.std)[:, None, None]
-        values = values.sub_(values.new_tensor(format.mean)[:, None, None]).div_(std)
-        if augmentation is not None and draws is not None:
-            values = augmentation.rasters(values, draws)
-        if not present_B.all():
-            values[torch.from_numpy(np.flatnonzero(~present_B)).to(device)] = self._fill[modality].to(device)
-        return values
-
-    def _normalised(
-        self, values: Tensor, format: ImageFormat, augmentation: Augmentation | None, draws: Draws | None
-    ) -> Tensor:
-        if augmentation is not None and augmentation.changes_pictures and draws is not None:
-            values = augmentation.pictures(values, draws, format.size)
-        else:
-            values = centre_crop(values, format.size)
-        std = values.new_tensor(format.std, dtype=torch.float32)[:, None, None]
-        shift = -values.new_tensor(format.mean, dtype=torch.float32)[:, None, None] / std
-        # In place on the fresh float copy: ten times as fast on a CPU as mixed-type or out-of-place arithmetic.
-        return values.float().mul_(1 / (255 * std)).add_(shift)
+            return torch.from_numpy(column[index_B[:, None], frames_BF])
+        return torch.from_numpy(column[index_B])
 
     def _frames(
         self, modality: str, format: VideoFormat, count: int, augmentation: Augmentation | None, draws: Draws | None
@@ -241,13 +196,6 @@ class PreparedSplit:
             return augmentation.frames(modality, format.frames, draws).numpy()
         uniform = uniform_frames(format.stored_frames, format.frames)
         return np.broadcast_to(np.array(uniform), (count, format.frames))
-
-    def _shown_shape(self, format: ImageFormat | AudioFormat | VideoFormat) -> tuple[int, ...]:
-        if isinstance(format, AudioFormat):
-            return format.frames, format.mel_bins
-        if isinstance(format, VideoFormat):
-            return format.frames, 3, format.image.size, format.image.size
-        return 3, format.size, format.size
 
     def _fill_value(
         self, modality: str, format: ImageFormat | AudioFormat | VideoFormat | RasterFormat | SequenceFormat

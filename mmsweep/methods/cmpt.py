@@ -23,6 +23,7 @@ from mmsweep.models.dual_encoder import fuse
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import PackedParameters
 from mmsweep.study import MethodSpec
+from mmsweep.transfer import sent
 
 
 @register("cmpt")
@@ -48,6 +49,7 @@ class CMPT(Method):
             self.proxies[modality] = nn.Parameter(start_ED[None], requires_grad=spec.proxy.trainable)
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
+        used_BM = sent(used_BM, batch.present_BM.device)
         class_BMD, proxy_BSTD = self.read(batch)
         prediction_BC = self.backbone.head(self.gate(class_BMD, proxy_BSTD, used_BM))  # (6)
         return Output(prediction_BC, {"align": self.alignment(class_BMD, proxy_BSTD, batch.present_BM)})

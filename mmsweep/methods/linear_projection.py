@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmsweep.methods.method import register
 from mmsweep.methods.restoration import Projector, Restored, Restoring, Sequence, TokenShape, resize
 from mmsweep.models.backbone import draw_linear
+from mmsweep.transfer import sent
 
 
 class LinearProjector(Projector):
@@ -52,13 +53,15 @@ class LinearProjector(Projector):
             rows_R = (~used_BM[:, column]).nonzero()[:, 0]
             if not len(rows_R):
                 continue
-            sum_RND = torch.zeros(len(rows_R), shape.count, shape.width, device=used_BM.device)
+            device = tokens[m].values_BND.device
+            sum_RND = torch.zeros(len(rows_R), shape.count, shape.width, device=device)
             for place, a in enumerate(self.shapes):
                 has_R = used_BM[rows_R, place]
                 if a != m and has_R.any():
-                    found_QND = self._mapped(m, a, tokens[a], rows_R[has_R])
-                    sum_RND = sum_RND.to(found_QND.dtype).index_add(0, has_R.nonzero()[:, 0], found_QND)
-            used_R = used_BM[rows_R].sum(1)
+                    found_QND = self._mapped(m, a, tokens[a], sent(rows_R[has_R], device))
+                    place_Q = sent(has_R.nonzero()[:, 0], device)
+                    sum_RND = sum_RND.to(found_QND.dtype).index_add(0, place_Q, found_QND)
+            used_R = sent(used_BM[rows_R].sum(1), device)
             restored[m] = Restored(rows_R, sum_RND / used_R[:, None, None])
         return restored
 

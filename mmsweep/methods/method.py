@@ -92,7 +92,8 @@ class Method(Packed, ABC):
 
         Args:
             batch: `present_BM` says what may be read.
-            used_BM: what the fusion may use; never more than is present, never an empty row.
+            used_BM: what the fusion may use; never more than is present, never an empty row. While training it lies on
+                the host, so that whoever chooses rows by it need not wait for the device; `transfer.sent` brings it.
         """
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ the backbone writes it into the token. ViT and BERT do, by position embeddings; 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from mmsweep.methods.method import register
 from mmsweep.methods.restoration import Projector, Restored, Restoring, Sequence, TokenShape, resize
 from mmsweep.models.backbone import draw_linear
 from mmsweep.models.mult import sinusoids
+from mmsweep.transfer import sent
 
 
 class CrossAttention(nn.Module):
@@ -130,12 +132,12 @@ class AggregatedProjector(Projector):
             rows_R = row_B.nonzero()[:, 0]
             if not len(rows_R):
                 continue
-            mask_BN = tokens[a].mask_BN
-            mask_RN = None if mask_BN is None else mask_BN[rows_R]
-            x_RND = self.common[a](tokens[a].values_BND[rows_R])
+            mask_BN, taken_R = tokens[a].mask_BN, sent(rows_R, tokens[a].values_BND.device)
+            mask_RN = None if mask_BN is None else mask_BN[taken_R]
+            x_RND = self.common[a](tokens[a].values_BND[taken_R])
             if self.positions:
-                places_ND = places(self.shapes[a], tokens[a].grid, x_RND.shape[2])
-                x_RND = x_RND + places_ND[: x_RND.shape[1]].to(x_RND)
+                places_ND = places_on(self.shapes[a], tokens[a].grid, x_RND.shape[2], x_RND.device, x_RND.dtype)
+                x_RND = x_RND + places_ND[: x_RND.shape[1]]
             summary_RKD = self.summarise[a](self._queries(a, len(rows_R)), x_RND, mask_RN)  # (2)
             place_B = row_B.cumsum(0) - 1  # a row of the batch -> its row in x
             sources[a] = x_RND, summary_RKD, mask_RN, place_B
@@ -162,11 +164,11 @@ class AggregatedProjector(Projector):
         has_R = used[rows_R, list(self.shapes).index(a)]
         if not has_R.any():
             return zeros_RKD
-        index_Q = place_B[rows_R[has_R]]
+        index_Q, place_Q = (sent(x, x_SND.device) for x in (place_B[rows_R[has_R]], has_R.nonzero()[:, 0]))
         related_QKD = self.relate[m](self._queries(m, len(index_Q)), summary_SKD[index_Q])  # (3)
         mask_QN = None if mask_SN is None else mask_SN[index_Q]
         refined_QKD = self.refine[m](related_QKD, x_SND[index_Q], mask_QN)  # (4)
-        return zeros_RKD.to(refined_QKD.dtype).index_copy(0, has_R.nonzero()[:, 0], refined_QKD)
+        return zeros_RKD.to(refined_QKD.dtype).index_copy(0, place_Q, refined_QKD)
 
 
 @register("mmp")
@@ -186,6 +188,13 @@ class MMP(Restoring):
             options.residual_norm,
             options.positions,
         )
+
+
+@lru_cache(maxsize=64)
+def places_on(shape: TokenShape, grid: tuple[int, ...], width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`places` on a device, worked out once."""
+    with torch.inference_mode(False):
+        return sent(places(shape, grid, width).to(dtype), device)
 
 
 def places(shape: TokenShape, grid: tuple[int, ...], width: int) -> Tensor:

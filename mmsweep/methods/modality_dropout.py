@@ -12,6 +12,7 @@ from mmsweep.models.backbone import Backbone, EncoderBackbone
 from mmsweep.models.dual_encoder import fuse
 from mmsweep.models.lora import Noise
 from mmsweep.study import MethodSpec
+from mmsweep.transfer import sent
 
 
 @register("modality_dropout")
@@ -24,6 +25,7 @@ class ModalityDropout(Method):
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
         assert isinstance(self.backbone, Backbone)
+        used_BM = sent(used_BM, batch.present_BM.device)
         return Output(self.backbone.predict(self.backbone.embed(batch), used_BM))
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
     place ─► the rest of the backbone, to which every modality is in use
 
 Rows are selected, not multiplied by a mask: a token that is not used in a row enters no arithmetic of that row, and
-what needs no restoring costs nothing.
+what needs no restoring costs nothing. Which rows those are is worked out on the host, where masking was drawn: how many
+they are decides shapes, and asking the device for it would hold up the step.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import Packed, stack
 from mmsweep.study import MethodSpec
+from mmsweep.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Restored:
-    """Predicted tokens [R, N, D] of one modality for the R rows of a batch that do not use it."""
+    """Predicted tokens [R, N, D] of one modality for the R rows of a batch that do not use it; `rows_R` on the host."""
 
     rows_R: Tensor
     values_RND: Tensor
@@ -95,7 +97,7 @@ class Projector(Packed, ABC):
 
         Args:
             tokens: read only in rows that use them.
-            used_BM: no row is empty.
+            used_BM: on the host; no row is empty.
         """
 
     @abstractmethod
@@ -130,27 +132,27 @@ class Restoring(Method, ABC):
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
         tokens = self.backbone.embed(batch)
-        whole, restored = self.restore(tokens, used_BM)
-        prediction = self.backbone.predict(whole, torch.ones_like(used_BM))
+        whole, restored = self.restore(tokens, used_BM.cpu())
+        prediction = self.backbone.predict(whole, torch.ones_like(batch.present_BM))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.aligns):
-            align = self.alignment(tokens, restored, batch.present_BM)
+            align = self.alignment(tokens, restored, batch.present_on_host())
         return Output(prediction, {"align": align})
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
         """Embeds once; restores and predicts once a pattern. Rows that a pattern leaves nothing hold no meaning."""
         tokens, predictions = self.backbone.embed(batch), []
-        for pattern_M in patterns_PM:
-            used_BM = batch.present_BM & pattern_M
+        for pattern_M in patterns_PM.cpu():
+            used_BM = batch.present_on_host() & pattern_M
             used_BM = torch.where(used_BM.any(1, keepdim=True), used_BM, torch.ones_like(used_BM))
             whole, _ = self.restore(tokens, used_BM)
-            predictions.append(self.backbone.predict(whole, torch.ones_like(used_BM)))
+            predictions.append(self.backbone.predict(whole, torch.ones_like(batch.present_BM)))
         return torch.stack(predictions)
 
     def stand_ins(self, batch: Batch) -> dict[str, StandIn]:
         """Tokens beside those that are predicted from the other modalities."""
         tokens, found = self.backbone.embed(batch), {}
         for column, (modality, shape) in enumerate(self.projector.shapes.items()):
-            used_BM = torch.ones_like(batch.present_BM)
+            used_BM = torch.ones_like(batch.present_on_host())
             used_BM[:, column] = False
             _, restored = self.restore(tokens, used_BM)
             real = per_sample(tokens[modality], shape)
@@ -159,7 +161,11 @@ class Restoring(Method, ABC):
         return found
 
     def restore(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> tuple[dict[str, Tokens], dict[str, Restored]]:
-        """(tokens with T̂_m in the rows that do not use m, T̂_m as the backbone gets it). Nothing missing: unchanged."""
+        """(tokens with T̂_m in the rows that do not use m, T̂_m as the backbone gets it). Nothing missing: unchanged.
+
+        Args:
+            used_BM: on the host.
+        """
         missing_M = (~used_BM).any(0) if self.noise.missing_M is None else self.noise.missing_M
         if not missing_M.any():
             return dict(tokens), {}
@@ -200,16 +206,20 @@ class Restoring(Method, ABC):
 
         Counted are rows in which something present was masked; a modality's error is the mean over its tokens,
         padding left out, and widths.
+
+        Args:
+            present_BM: on the host.
         """
-        B = present_BM.shape[0]
-        sum_B = torch.zeros(B, device=present_BM.device)
-        count_B = torch.zeros(B, device=present_BM.device)
+        B, device = present_BM.shape[0], next(iter(tokens.values())).values_BND.device
+        sum_B = torch.zeros(B, device=device)
+        count_B = torch.zeros(B, device=device)
         for column, (modality, shape) in enumerate(self.projector.shapes.items()):
             if modality not in restored:
                 continue
             found, real = restored[modality], per_sample(tokens[modality], shape)
             keep_R = present_BM[found.rows_R, column]
-            rows_R, guess_RND = found.rows_R[keep_R], found.values_RND[keep_R]
+            rows_R = sent(found.rows_R[keep_R], device)
+            guess_RND = found.values_RND[sent(keep_R.nonzero()[:, 0], device)]
             truth_RND = real.values_BND[rows_R]
             n = truth_RND.shape[1]  # texts are cut to the batch's longest
             if self.spec.detach_target:  # B32
@@ -271,7 +281,7 @@ def put(tokens: Tokens, restored: Restored | None, shape: TokenShape) -> tuple[T
         grid = (values_BND.shape[1] - shape.prefix,)
     if restored is None:
         return replace(tokens, values_BND=values_BND, mask_BN=mask_BN, grid=grid), None
-    rows_R, guess_RND = restored.rows_R, restored.values_RND.to(values_BND.dtype)
+    rows_R, guess_RND = sent(restored.rows_R, values_BND.device), restored.values_RND.to(values_BND.dtype)
     if mask_BN is None:
         guess_RND = resize(guess_RND, shape, grid)
     else:
@@ -282,7 +292,7 @@ def put(tokens: Tokens, restored: Restored | None, shape: TokenShape) -> tuple[T
     per_sample_BND = values_BND.unflatten(0, (-1, tokens.sequences)).flatten(1, 2)
     mixed_BND = per_sample_BND.index_copy(0, rows_R, guess_RND)
     values_BND = mixed_BND.unflatten(1, (tokens.sequences, -1)).flatten(0, 1)
-    return replace(tokens, values_BND=values_BND, mask_BN=mask_BN, grid=grid), Restored(rows_R, guess_RND)
+    return replace(tokens, values_BND=values_BND, mask_BN=mask_BN, grid=grid), Restored(restored.rows_R, guess_RND)
 
 
 def resize(values_RND: Tensor, shape: TokenShape, grid: tuple[int, ...]) -> Tensor:

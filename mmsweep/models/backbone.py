@@ -17,7 +17,7 @@ from typing_extensions import Self
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, RasterFormat, SequenceFormat
 from mmsweep.errors import UserError
-from mmsweep.models.encoder import Encoder, Pool, Tokens
+from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens, refuse_compiling
 from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise, add_lora
 from mmsweep.models.packing import PackedLinear
@@ -145,6 +145,10 @@ class Backbone(nn.Module, ABC):
     def attention_linears(self, part: str) -> list[str]:
         """Full names within a part of what LoRA adapts. Raises UserError where the architecture has none to adapt."""
         raise UserError("this backbone takes no adapters", key="model.lora", expected="null")
+
+    def compile_blocks(self, mode: CompileMode) -> None:
+        """Run the blocks compiled while training. Raises UserError where a backbone has no such blocks."""
+        refuse_compiling(mode, "backbone")
 
     def reset(self, generator: torch.Generator) -> None:
         """Draw anew, on the CPU, whatever no checkpoint gives."""

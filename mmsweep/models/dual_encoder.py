@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, VideoFormat
 from mmsweep.models.backbone import Blueprint, EncoderBackbone, draw_linear, without_absent
-from mmsweep.models.encoder import Encoder, Tokens
+from mmsweep.models.encoder import CompileMode, Encoder, Tokens
 from mmsweep.models.packing import PackedLinear, by_slot
 from mmsweep.models.pretrained import PretrainedEncoder
 
@@ -77,6 +77,10 @@ class DualEncoder(EncoderBackbone):
 
     def attention_linears(self, part: str) -> list[str]:
         return self.encoder(part).attention_linears()
+
+    def compile_blocks(self, mode: CompileMode) -> None:
+        for modality in self.modalities:
+            self.encoder(modality).compile_blocks(mode)
 
     def reset(self, generator: torch.Generator) -> None:
         """Draw head and projections anew."""

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from mmsweep.data.formats import Format
+from mmsweep.errors import UserError
 
 Pool = Literal["auto", "cls", "mean", "pooler"]
+CompileMode = Literal["off", "default", "reduce-overhead"]
+"""`train.compile` (compilation.py)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def encode(self, tokens: Tokens) -> Tensor: ...
 
+    def compile_blocks(self, mode: CompileMode) -> None:
+        """Run the blocks compiled while training. Raises UserError where an encoder has no such blocks."""
+        refuse_compiling(mode, "encoder")
+
     @abstractmethod
     def pool(self, values_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor: ...
 
@@ -88,3 +95,9 @@ class Encoder(nn.Module, ABC):
     def train(self, mode: bool = True) -> Encoder:
         # Adapters draw their own dropout; a frozen encoder's would make two reads of one input differ.
         return super().train(False)
+
+
+def refuse_compiling(mode: CompileMode, what: str) -> None:
+    """Raises UserError where blocks are to be compiled that there are not."""
+    if mode != "off":
+        raise UserError(f"this {what} has no blocks that are compiled", key="train.compile", found=mode, expected="off")

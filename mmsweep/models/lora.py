@@ -113,6 +113,7 @@ class PackedLoRALinear(Packed):
     """
 
     scale_S11: Tensor
+    mask: Tensor | None
 
     def __init__(
         self, base: nn.Linear, rank: int, alpha: float, dropout: float, noise: Noise, padded: int | None = None
@@ -127,6 +128,7 @@ class PackedLoRALinear(Packed):
         self.lora_A = nn.ModuleDict({"default": Factor(base.in_features, padded, 1, rank, device)})
         self.lora_B = nn.ModuleDict({"default": Factor(padded, base.out_features, 0, rank, device)})
         self.register_buffer("scale_S11", torch.full((1, 1, 1), alpha / rank, device=device), persistent=False)
+        self.drawn, self.mask = False, None
 
     @property
     def down(self) -> Factor:
@@ -136,10 +138,29 @@ class PackedLoRALinear(Packed):
     def up(self) -> Factor:
         return cast(Factor, self.lora_B["default"])
 
+    @property
+    def slots(self) -> int:
+        return self.down.weight.shape[0]
+
+    @property
+    def masks(self) -> bool:
+        """Whether its input is masked now."""
+        return bool(self.noise.generators) and max(self.dropouts) > 0.0
+
+    def draw_ahead(self, x: Tensor) -> None:
+        """Draw the next call's mask now, for an input like x."""
+        self.drawn, self.mask = True, self.noise.keep(x, self.dropouts) if self.masks else None
+
+    def forget(self) -> None:
+        """The next call draws its own mask again."""
+        self.drawn, self.mask = False, None
+
     def forward(self, x: Tensor) -> Tensor:
         """[S * B, N, I] to [S * B, N, O]."""
-        y, S = self.base_layer(x), len(self.dropouts)
-        if self.noise.generators and max(self.dropouts) > 0.0:
+        y, S = self.base_layer(x), self.slots
+        if self.drawn:
+            x = x if self.mask is None else x * self.mask
+        elif self.masks:
             x = x * self.noise.keep(x, self.dropouts)
         inner_SNR = torch.bmm(x.reshape(S, -1, x.shape[-1]), self.down.weight)
         return torch.baddbmm(y.reshape(S, -1, y.shape[-1]), inner_SNR, self.up.weight * self.scale_S11).view(y.shape)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise, SeededDropout
+from mmsweep.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Transformer(nn.Module):
         return self.norm(x_BND)
 
     def _placed(self, x_BND: Tensor) -> Tensor:
-        return x_BND * math.sqrt(self.width) + sinusoids(x_BND.shape[1], self.width).to(x_BND)
+        return x_BND * math.sqrt(self.width) + _sinusoids_on(x_BND.shape[1], self.width, x_BND.device, x_BND.dtype)
 
 
 class Layer(nn.Module):
@@ -270,6 +272,12 @@ def sinusoids(steps: int, width: int) -> Tensor:
     rates_D = torch.exp(torch.arange(half) * (-math.log(10_000) / max(half - 1, 1)))
     angles_ND = torch.arange(1, steps + 1)[:, None] * rates_D
     return F.pad(torch.cat([angles_ND.sin(), angles_ND.cos()], 1), (0, width - 2 * half))
+
+
+@lru_cache(maxsize=64)
+def _sinusoids_on(steps: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return sent(sinusoids(steps, width).to(dtype), device)
 
 
 def _key_dropout(options: MulTOptions, source: str) -> float:

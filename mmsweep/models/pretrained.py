@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mmsweep.data.formats import ImageFormat
 from mmsweep.errors import UserError
-from mmsweep.models.encoder import Encoder, Pool, Tokens
+from mmsweep.models.compilation import BlockCompiler, block_compiler
+from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens
 from mmsweep.models.families import FormatOptions, Timm
 from mmsweep.models.weights import locate
 
@@ -78,6 +79,7 @@ class PretrainedEncoder(Encoder):
             raise UserError("this encoder has no pooler", key=f"{own}.pool", found=pool, expected="cls or mean")
         if self._pool == "cls" and self.prefix == 0:
             raise UserError("this encoder has no class token", key=f"{own}.pool", found=pool, expected="mean")
+        self.compiler: BlockCompiler | None = None
         self.eval()
 
     def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens:
@@ -94,8 +96,15 @@ class PretrainedEncoder(Encoder):
         values_BND = self.family.before(self.network, tokens.values_BND)
         mask = None if tokens.mask_BN is None else tokens.mask_BN[:, None, None, :]
         for block in self.family.blocks(self.network)[1]:
-            values_BND = block(values_BND) if self.family is Timm else block(values_BND, mask)
+            inputs = (values_BND,) if self.family is Timm else (values_BND, mask)
+            if self.compiler is None:
+                values_BND = block(*inputs)
+            else:
+                values_BND = self.compiler(block, self.family.projections, *inputs)
         return self.family.after(self.network, values_BND)
+
+    def compile_blocks(self, mode: CompileMode) -> None:
+        self.compiler = block_compiler(mode)
 
     def pool(self, values_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         if self._pool == "cls":

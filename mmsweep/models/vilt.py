@@ -27,10 +27,14 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, TextFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone, Blueprint, draw_linear, without_absent
-from mmsweep.models.encoder import Tokens
+from mmsweep.models.compilation import BlockCompiler, block_compiler
+from mmsweep.models.encoder import CompileMode, Tokens
 from mmsweep.models.families import FormatOptions, image_format, load_whole, text_format
 from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import find, has_pooler, preprocessing
+
+_LINEARS = (*(f"attention.attention.{p}" for p in ("query", "key", "value")), "attention.output.dense")
+"""Of a block, what LoRA adapts, in the order in which it is called."""
 
 
 class ViLT(Backbone):
@@ -60,6 +64,7 @@ class ViLT(Backbone):
         self.image = next(m for m, kind in kinds.items() if kind == "image")
         self.formats, self.outputs, self.class_id, self.pretrained = dict(formats), outputs, class_id, pretrained
         self.network = network
+        self.compiler: BlockCompiler | None = None
         self.head = PackedLinear(network.config.hidden_size, outputs)
         self.network.requires_grad_(False)
 
@@ -101,8 +106,10 @@ class ViLT(Backbone):
 
     def attention_linears(self, part: str) -> list[str]:
         count = self.network.config.num_hidden_layers
-        names = [*(f"attention.{p}" for p in ("query", "key", "value")), "output.dense"]
-        return [f"encoder.layer.{i}.attention.{name}" for i in range(count) for name in names]
+        return [f"encoder.layer.{i}.{name}" for i in range(count) for name in _LINEARS]
+
+    def compile_blocks(self, mode: CompileMode) -> None:
+        self.compiler = block_compiler(mode)
 
     def reset(self, generator: torch.Generator) -> None:
         draw_linear(self.head, generator)
@@ -155,7 +162,9 @@ class ViLT(Backbone):
         values_BND = torch.where(mask_BN[..., None], values_BND, torch.zeros_like(values_BND))  # weight 0, times NaN
         bias_BN = torch.zeros_like(mask_BN, dtype=values_BND.dtype).masked_fill(~mask_BN, float("-inf"))
         for layer in self.network.encoder.layer:
-            values_BND = layer(values_BND, bias_BN[:, None, None])[0]
+            inputs = values_BND, bias_BN[:, None, None]
+            out = layer(*inputs) if self.compiler is None else self.compiler(layer, _LINEARS, *inputs)
+            values_BND = out[0]
         values_BND = self.network.layernorm(values_BND)
         class_BD = values_BND[:, 0] if self.network.pooler is None else self.network.pooler(values_BND)
         return self.head(class_BD)

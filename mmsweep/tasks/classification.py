@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multilab
 
 from mmsweep.data.dataset import Target
 from mmsweep.tasks.task import Task
+from mmsweep.transfer import Resident
 
 
 class SingleLabel(Task):
@@ -29,9 +30,10 @@ class SingleLabel(Task):
     def __init__(self, target: Target, class_weights: Tensor | None = None) -> None:
         self.target = target
         self.class_weights = class_weights
+        self._weights = None if class_weights is None else Resident(class_weights)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        weights = None if self.class_weights is None else self.class_weights.to(prediction.device)
+        weights = None if self._weights is None else self._weights.on(prediction.device)
         return F.cross_entropy(prediction.float(), target, weight=weights, reduction="none")
 
     def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -64,9 +66,10 @@ class MultiLabel(Task):
         self.target = target
         self.thresholds = thresholds
         self.label_weights = label_weights
+        self._weights = None if label_weights is None else Resident(label_weights)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        weights = None if self.label_weights is None else self.label_weights.to(prediction.device)
+        weights = None if self._weights is None else self._weights.on(prediction.device)
         return F.binary_cross_entropy_with_logits(
             prediction.float(), target, pos_weight=weights, reduction="none"
         ).mean(-1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmsweep.data.dataset import IGNORE, Target
 from mmsweep.tasks.task import Task
+from mmsweep.transfer import Resident
 
 HARD_LOSS = -math.log(0.7)
 """OHEM: a pixel is hard where its class has a probability below 0.7 (methods.md §5.2)."""
@@ -46,12 +47,13 @@ class Segmentation(Task):
         self.target = target
         self.class_weights = class_weights
         self.hard_pixels = hard_pixels
+        self._weights = None if class_weights is None else Resident(class_weights)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        weights = None if self.class_weights is None else self.class_weights.to(prediction.device)
+        weights = None if self._weights is None else self._weights.on(prediction.device)
         loss_BHW = F.cross_entropy(prediction.float(), target, weight=weights, ignore_index=IGNORE, reduction="none")
         if self.hard_pixels:
-            return torch.stack([hard_mean(*row) for row in zip(loss_BHW, target != IGNORE, strict=True)])
+            return hard_mean(loss_BHW, target != IGNORE)
         return loss_BHW.flatten(1).sum(1) / (target != IGNORE).flatten(1).sum(1).clamp(min=1)
 
     def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -88,15 +90,23 @@ class Segmentation(Task):
         return {"iou": intersection_over_union(statistics.sum(0, dtype=torch.int64))[0].tolist()}
 
 
-def hard_mean(loss_HW: Tensor, labelled_HW: Tensor) -> Tensor:
-    """OHEM of one sample: the mean over labelled pixels of a loss above -log 0.7, or over the hardest sixteenth of the
-    labelled pixels where fewer are that hard; 0 where none is labelled."""
-    loss_L = loss_HW[labelled_HW]
-    if not len(loss_L):
-        return loss_HW.sum()  # all ignored, so all zeros: keeps the graph whole
-    hard_L = loss_L[loss_L > HARD_LOSS]
-    least = len(loss_L) // LEAST_SHARE
-    return (hard_L if len(hard_L) >= max(least, 1) else loss_L.topk(max(least, 1)).values).mean()
+def hard_mean(loss_BHW: Tensor, labelled_BHW: Tensor) -> Tensor:
+    """OHEM of each sample [B]: the mean over labelled pixels of a loss above -log 0.7, or over the hardest sixteenth of
+    the labelled pixels where fewer are that hard; 0 where none is labelled.
+
+    Both means are made for every sample: choosing pixels by their loss would need their number, and so the device's
+    answer, in the middle of a step.
+    """
+    loss_BL, labelled_BL = loss_BHW.flatten(1), labelled_BHW.flatten(1)
+    hard_BL = labelled_BL & (loss_BL > HARD_LOSS)
+    hard_B, labels_B = hard_BL.sum(1), labelled_BL.sum(1)
+    above_B = torch.where(hard_BL, loss_BL, 0.0).sum(1) / hard_B.clamp(min=1)
+    least_B = (labels_B // LEAST_SHARE).clamp(min=1)
+    # Losses are not negative, so what has no label comes last, and where nothing has one the mean is 0.
+    top_BK = torch.where(labelled_BL, loss_BL, 0.0).topk(max(loss_BL.shape[1] // LEAST_SHARE, 1), 1).values
+    taken_BK = torch.arange(top_BK.shape[1], device=top_BK.device) < least_B[:, None]
+    hardest_B = torch.where(taken_BK, top_BK, 0.0).sum(1) / least_B
+    return torch.where(hard_B >= least_B, above_B, hardest_B)
 
 
 def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:

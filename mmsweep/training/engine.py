@@ -9,8 +9,8 @@ resuming at an epoch's end needs the weights, the optimiser's state and the epoc
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,9 +26,11 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared import PreparedData
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method, Term
+from mmsweep.models.compilation import begin_step
 from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.study import Train
 from mmsweep.tasks.task import Task
+from mmsweep.training.batches import Drawn, Share, depth, gather_share, made_ahead
 from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint, load_weights, running_statistics
 from mmsweep.training.evaluation import autocast, predict_slots, scenario_metrics
 from mmsweep.training.optimization import PackedAdamW, lr_factor
@@ -154,9 +156,10 @@ def rehearse(slots: Sequence[Slot], data: PreparedData, device: torch.device, wo
     pack.method.train()
     whole = max(1, len(pack.members[0].rows) // slots[0].train.batch_size)
     try:
-        for step in itertools.count():
-            pack._step(step % whole)
-            yield
+        with made_ahead(lambda step: pack._share(step % whole), sys.maxsize, depth(device)) as shares:
+            for step, share in enumerate(shares):
+                pack._step(step % whole, share)
+                yield
     finally:
         pack.method.noise.off()
 
@@ -194,7 +197,7 @@ class _Member:
         self.augmentation = generator(seed, "augmentation", epoch)
         self.dropout = generator(seed, "dropout", epoch, device)
 
-    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    def draw(self, step: int) -> Drawn:
         """The batch of a step of this epoch: (rows [B], what may be read [B, M], what is used of it [B, M])."""
         size = self.slot.train.batch_size
         index_B = self.order[step * size : (step + 1) * size]
@@ -331,9 +334,10 @@ class _Pack:
         self.method.train()
         steps = self.members[0].steps_per_epoch
         sums_SK: Tensor | None = None
-        for step in range(steps):
-            shown_SK = self._step(step)
-            sums_SK = shown_SK if sums_SK is None else sums_SK + shown_SK
+        with made_ahead(self._share, steps, depth(self.device)) as shares:
+            for step, share in enumerate(shares):
+                shown_SK = self._step(step, share)
+                sums_SK = shown_SK if sums_SK is None else sums_SK + shown_SK
         self.method.noise.off()
         self._share_statistics()
         assert sums_SK is not None
@@ -341,29 +345,24 @@ class _Pack:
         means = [{n: v / steps for n, v in zip(names, row, strict=True)} for row in sums_SK.tolist()]
         return [m | {"lr": member.lr(steps - 1)} for m, member in zip(means, self.members, strict=True)]
 
-    def _step(self, step: int) -> Tensor:
-        """Move every slot once; what its loss and its terms were [S, 1 + K]."""
-        train, S = self.members[0].slot.train, len(self.members)
-        drawn = [member.draw(step) for member in self.members]
-        B = len(drawn[0][0])
-        share, noise = self.world.rows(B), self.method.noise
-        noise.generators, noise.total, noise.rows = [m.dropout for m in self.members], B, share
-        noise.missing_M = torch.ones(drawn[0][2].shape[1], dtype=torch.bool)  # or lengths would be one's neighbours'
+    def _share(self, step: int) -> Share:
+        """What a step of this epoch reads: the only place that draws on the host, in the order of the steps."""
+        members = self.members
+        augmentation, generators = members[0].slot.augmentation, [m.augmentation for m in members]
+        drawn = [member.draw(step) for member in members]
+        return gather_share(drawn, self.data.splits["train"], augmentation, generators, self.world, self.device)
+
+    def _step(self, step: int, share: Share) -> Tensor:
+        """Move every slot once; what its loss and its terms were [S, 1 + K]. The host waits for the device nowhere."""
+        begin_step(self.members[0].slot.train.compile)
+        noise = self.method.noise
+        noise.generators, noise.total, noise.rows = [m.dropout for m in self.members], share.size, share.rows
+        noise.missing_M = torch.ones(share.used_RM.shape[1], dtype=torch.bool)  # or lengths would be neighbours'
         sums_SK = torch.zeros_like(self.weights_SK)
         counts_SK = torch.zeros_like(self.weights_SK)
-        if share.stop > share.start:
-            rows_R = (np.arange(S)[:, None] * B + np.arange(B)[share]).reshape(-1)
-            batch = self.data.splits["train"].batch(
-                np.concatenate([index_B for index_B, _, _ in drawn]),
-                self.device,
-                augmentation=self.members[0].slot.augmentation,
-                generator=[m.augmentation for m in self.members],
-                present=np.concatenate([present_BM for _, present_BM, _ in drawn]),
-                rows=rows_R,
-                one_length=True,
-            )
-            used_RM = torch.cat([used_BM[share] for _, _, used_BM in drawn]).to(self.device)
-            sums_SK, counts_SK = self._losses(batch, used_RM, train.precision)
+        if share.raw is not None:
+            batch = self.data.splits["train"].batch_of(share.raw, self.device)
+            sums_SK, counts_SK = self._losses(batch, share.used_RM, self.members[0].slot.train.precision)
         # Every rank divides by the whole batch's count, so summed gradients are those of the whole batch's means.
         self.world.all_reduce_sum_(counts_SK)
         means_SK = sums_SK / counts_SK.clamp(min=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmsweep.models.packing import Trained
 from mmsweep.study import Optimizer, Schedule
+from mmsweep.transfer import sent
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
@@ -100,9 +101,8 @@ class PackedAdamW:
             [lr / (1 - b1**n) for lr, n in zip(lr_S, self.steps, strict=True)],
             [math.sqrt(1 - b2**n) for n in self.steps],
         ]
-        keep_S1, size_S1, root_S1 = torch.tensor(
-            numbers, dtype=self.values_SN.dtype, device=self.values_SN.device
-        ).unsqueeze(-1)
+        on_host = torch.tensor(numbers, dtype=self.values_SN.dtype)
+        keep_S1, size_S1, root_S1 = sent(on_host, self.values_SN.device).unsqueeze(-1)
         self.values_SN[:, : self._decayed] *= keep_S1
         # No fused multiply-add (lerp, addcmul): a vector's end would round otherwise than its middle.
         self.mean_SN += (self.gradient_SN - self.mean_SN).mul_(1 - b1)

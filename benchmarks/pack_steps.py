@@ -60,6 +60,12 @@ class PackSteps:
         self._next()
         return self._pack._step(self._at - 1)
 
+    def next_rows(self) -> np.ndarray:
+        """Which training rows the next step of a pack of one will see [B]."""
+        member, at = self._pack.members[0], 0 if self._at == self._whole else self._at
+        size = member.slot.train.batch_size
+        return member.order[at * size : (at + 1) * size]
+
     def batch(self) -> Batch:
         """What a step does before the network: draw rows and masks, read them, bring them to the device."""
         self._next()

@@ -204,8 +204,8 @@ def main() -> None:
             memory(path, found, options)
     limit = max(limits)
     lines = [
-        f"Size `{options.size}`: batch {study.train.batch_size} a slot, {precision}. The best square matrix product ran "
-        f"at {' and '.join(f'{x / 1e12:,.2f}' for x in limits)} TFLOP/s before and after.",
+        f"Size `{options.size}`: batch {study.train.batch_size} a slot, {precision}. The best square matrix product "
+        f"ran at {' and '.join(f'{x / 1e12:,.2f}' for x in limits)} TFLOP/s before and after.",
         "",
         *table(COLUMNS, rows(found, limit)),
     ]

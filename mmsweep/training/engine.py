@@ -34,6 +34,10 @@ from mmsweep.training.optimization import PackedAdamW, lr_factor
 from mmsweep.training.world import World
 
 
+Answer = bool | UserError
+"""To a report: True where the slot stops, an error where it has failed."""
+
+
 class Diverged(Exception):
     """The mean loss of an epoch is not a finite number."""
 
@@ -91,21 +95,22 @@ def fit(
     slots: Sequence[Slot],
     data: PreparedData,
     plan: EvaluationPlan,
-    report: Callable[[Slot, Report], bool],
+    report: Callable[[Sequence[tuple[Slot, Report]]], Sequence[Answer]],
     device: torch.device,
     world: World | None = None,
     *,
     refill: Callable[[], Sequence[Slot]] = tuple,
     ended: Callable[[Slot, Ending], None] = lambda slot, ending: None,
 ) -> None:
-    """Train every slot to its end, or until `report` answers True for it; continue from its last checkpoint.
+    """Train every slot to its end, or until `report` answers that it ends; continue from its last checkpoint.
 
     All calls are made on every rank, and all ranks must get the same answers.
 
     Args:
         slots: of one pack: their studies may differ in what a pack allows (`assembly.pack_key`) and in nothing else.
-        report: called after each epoch of a slot, when its checkpoint and report line are on disk. A UserError that it
-            raises ends the slot, as one does that its checkpoint raises when it joins.
+        report: called after each epoch with all slots' reports, when their checkpoints and report lines are on disk;
+            gives an answer to each: whether the slot stops, or the error that ends it, as one does that its checkpoint
+            raises when it joins.
         refill: asked at every epoch's end for slots that are to join the pack.
         ended: called when a slot has left; the others go on.
 
@@ -263,7 +268,9 @@ class _Pack:
         self.terms = list(own[0])
         self.weights_SK = torch.tensor([[w[name] for name in self.terms] for w in own], device=self.device)
 
-    def epoch(self, report: Callable[[Slot, Report], bool]) -> list[tuple[_Member, Ending]]:
+    def epoch(
+        self, report: Callable[[Sequence[tuple[Slot, Report]]], Sequence[Answer]]
+    ) -> list[tuple[_Member, Ending]]:
         """Train and evaluate an epoch, write checkpoints and reports; who leaves, and why."""
         started, leaving = time.monotonic(), []
         losses = dict(zip(self.members, self._train_epoch(), strict=True))
@@ -293,7 +300,8 @@ class _Pack:
                 weights = values_of(self.method, slot) | self.statistics
                 member.write(records[-1], weights, self.optimizer.state(slot))
         self.world.barrier()
-        gone = [(m, e) for m, r in zip(self.members, records, strict=True) if (e := _told(m, r, report))]
+        answers = report([(m.slot, r) for m, r in zip(self.members, records, strict=True)])
+        gone = [(m, e) for m, answer in zip(self.members, answers, strict=True) if (e := _ending(m, answer))]
         self.drop([member for member, _ in gone])
         return leaving + gone
 
@@ -382,15 +390,13 @@ def _check_pair(one: _Member, other: _Member) -> None:
         raise ValueError("slots of one pack have the same rows, batch sizes and precision")
 
 
-def _told(member: _Member, record: Report, report: Callable[[Slot, Report], bool]) -> Ending | None:
-    """Tell the world about an epoch; an Ending where it was the slot's last."""
-    try:
-        stopped = report(member.slot, record)
-    except UserError as problem:
-        return Ending("failed", problem)
+def _ending(member: _Member, answer: Answer) -> Ending | None:
+    """What a report's answer means; None where the slot goes on."""
+    if isinstance(answer, UserError):
+        return Ending("failed", answer)
     if member.over:
         return Ending("finished")
-    return Ending("stopped") if stopped else None
+    return Ending("stopped") if answer else None
 
 
 def running_statistics(method: nn.Module) -> dict[str, Tensor]:

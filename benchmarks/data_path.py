@@ -16,9 +16,7 @@ and in the page cache, as they are from a trial's second epoch on.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from outside import place_of
 from pack_steps import PackSteps, seconds_of, slot_studies
 from ran_on import Machine, device_of, hand_over, out_option, table
 from sizes import SIZES, study_file
@@ -60,10 +59,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device, machine = device_of(options.device), Machine()
-    with tempfile.TemporaryDirectory(prefix="path-") as place:
-        if options.size != "quickstart":
-            os.environ["MMSWEEP_CACHE"] = f"{place}/cache"
-        plain = Study.load(study_file(options.size, Path(place), options.set))
+    with place_of(None, own_cache=options.size != "quickstart") as place:
+        plain = Study.load(study_file(options.size, place, options.set))
         warm, found = Warm(str(device), World()), []
         for name, study in (("as it is", plain), ("augmented", plain.with_values(AUGMENTED))):
             for slots in options.slots:

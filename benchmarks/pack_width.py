@@ -24,7 +24,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from outside import place_of
 from pack_steps import PackSteps, product_rate, seconds_of, slot_studies
 from ran_on import Machine, device_of, hand_over, out_option, table
 from sizes import SIZES, study_file
@@ -188,10 +188,8 @@ def main() -> None:
         print(json.dumps({"peak": probe(options.probe, options.slots[0])}))
         return
     device, machine = device_of(options.device), Machine()
-    with tempfile.TemporaryDirectory(prefix="width-") as place:
-        if options.size != "quickstart":
-            os.environ["MMSWEEP_CACHE"] = f"{place}/cache"
-        path = study_file(options.size, Path(place), options.set)
+    with place_of(None, own_cache=options.size != "quickstart") as place:
+        path = study_file(options.size, place, options.set)
         study, warm = Study.load(path), Warm(str(device), World())
         precision = study.train.precision if device.type == "cuda" else "fp32"
         warm.ready(study)

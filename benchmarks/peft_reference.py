@@ -19,9 +19,7 @@ time is the median of blocks. "trials' steps a second" is S / step time.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -32,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 import yaml
+from outside import place_of
 from pack_steps import PackSteps, seconds_of, slot_studies
 from peft import LoraConfig, get_peft_model
 from ran_on import Machine, device_of, hand_over, out_option, table
@@ -204,11 +203,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device, machine = device_of(options.device), Machine()
-    with tempfile.TemporaryDirectory(prefix="peft-") as place:
-        if options.size != "quickstart":
-            os.environ["MMSWEEP_CACHE"] = f"{place}/cache"
+    with place_of(None, own_cache=options.size != "quickstart") as place:
         changes = [*(f"{key}={_yaml(value)}" for key, value in PLAIN.items()), *options.set]
-        study, warm = Study.load(study_file(options.size, Path(place), changes)), Warm(str(device), World())
+        study, warm = Study.load(study_file(options.size, place, changes)), Warm(str(device), World())
         losses = check(warm, study, options.check)
         worst = max(abs(a - b) / abs(b) for a, b in losses)
         if not worst <= AGREE:

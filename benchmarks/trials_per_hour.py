@@ -27,9 +27,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +38,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from outside import place_of, python, tune
 from ran_on import Machine, cores, device_of, hand_over, out_option, table
-from sizes import ROOT, SIZES, study_file
+from sizes import SIZES, study_file
 
 from mmsweep.assembly import Job, Warm, prepare_data, warm_key
 from mmsweep.study import Study, Train
@@ -156,18 +155,6 @@ def tune_trainers(out: Path, at_once: int, cpus: float, gpus: float) -> None:
     ray.shutdown()
 
 
-def run_command(words: Sequence[str], out: Path) -> None:
-    """A command in a process of its own; its output in a file."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    with open(out.with_suffix(".log"), "a", encoding="utf-8") as log:
-        ended = subprocess.run([sys.executable, *words], cwd=out, env=environment, stdout=log, stderr=log)
-    if ended.returncode:
-        tail = out.with_suffix(".log").read_text()[-3000:]
-        sys.exit(f"`{' '.join(words)}` ended with {ended.returncode}:\n{tail}")
-
-
 class Variants:
     """Every way to run the trials of a study file.
 
@@ -187,41 +174,41 @@ class Variants:
             folders = lay_out(self.study, self.points, out)
         began, clock = time.time(), time.perf_counter()
         if name == "process":
-            self._processes(folders)
+            with ThreadPoolExecutor(self.at_once) as pool:
+                list(pool.map(lambda folder: self._own("--train-alone", folder), folders))
         elif name == "torchtrainer":
             self._own("--tune-trainers", out)
         else:
-            self._mmsweep(self._changes(name), out)
+            tune(self.path, out, self._changes(name))
         wall = time.perf_counter() - clock
         marks = [path.stat().st_mtime for path in out.glob("trials/*/done.json")]
         if len(marks) != len(self.points):
-            sys.exit(f"{name}: {len(marks)} of {len(self.points)} trials ended; see {out.with_suffix('.log')}")
+            sys.exit(
+                f"{name}: {len(marks)} of {len(self.points)} trials ended; see {self._inside(out).with_suffix('.log')}"
+            )
         return {"wall": wall, "trained": max(marks) - began}
 
     def _changes(self, name: str) -> list[str]:
         if name == "warm":
             return ["resources.slots=1"]
         if name == "fractional":
-            hosts, share = self.at_once * self.fractions, 1 / self.fractions
-            return ["resources.slots=1", f"resources.hosts={hosts}", f"resources.gpus={share:.4f}"]
+            hosts, cpus = self.at_once * self.fractions, self.study.resources.cpus
+            size = {"hosts": hosts, "gpus": round(1 / self.fractions, 4), "cpus": min(cpus, cores() / hosts)}
+            return ["resources.slots=1", *(f"resources.{name}={value}" for name, value in size.items())]
         if name == "graphs":
             return ["resources.slots=1", "train.compile=reduce-overhead"]
         return [f"resources.slots={name.removeprefix('packed-')}"]
 
-    def _mmsweep(self, changes: Sequence[str], out: Path) -> None:
-        run_command(
-            ["-m", "mmsweep", "tune", str(self.path), "--out", str(out), *changes], out.parent / f"{out.name}-in"
-        )
-
     def _own(self, what: str, folder: Path) -> None:
         resources = self.study.resources
         given = ["--at-once", str(self.at_once), "--cpus", str(resources.cpus), "--gpus", str(resources.gpus)]
-        words = [str(Path(__file__).resolve()), what, str(folder), "--device", self.device, *given]
-        run_command(words, folder.parent / f"{folder.name}-in")
+        python(
+            [str(Path(__file__).resolve()), what, str(folder), "--device", self.device, *given], self._inside(folder)
+        )
 
-    def _processes(self, folders: Sequence[Path]) -> None:
-        with ThreadPoolExecutor(self.at_once) as pool:
-            list(pool.map(lambda folder: self._own("--train-alone", folder), folders))
+    @staticmethod
+    def _inside(folder: Path) -> Path:
+        return folder.with_name(f"{folder.name}-in") if folder.parent.name != "trials" else folder / "in"
 
 
 # What is said of it
@@ -290,7 +277,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cpus", type=float, help="of a host; default: the study's, on CUDA 4 or what there is")
     parser.add_argument("--fractions", type=int, default=4, help="hosts on one GPU in `fractional`")
     parser.add_argument("--place", type=Path, help="folder to keep everything in; default: a temporary one")
-    parser.add_argument("--at-once", type=int, help="hosts; default: as many as there is room for")
+    parser.add_argument("--at-once", type=int, help="hosts; default: as many as there are cores for, on CUDA one")
     for own in ("--train-alone", "--tune-trainers"):
         parser.add_argument(own, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--gpus", type=float, default=0.0, help=argparse.SUPPRESS)
@@ -300,12 +287,12 @@ def _arguments() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace, place: Path) -> Path:
     """The study file with all its trials and resources in it, its data prepared."""
-    gpus = torch.cuda.device_count() if options.device.startswith("cuda") else 0
+    gpu = options.device.startswith("cuda")
     source = place / "study"
     path = study_file(options.size, source, options.set) if options.study is None else options.study
     study = Study.load(path, options.set if options.study else [])
-    cpus = options.cpus or (min(4, cores() / gpus) if gpus else study.resources.cpus)
-    at_once = options.at_once or max(1, gpus or int(cores() // cpus))
+    cpus = options.cpus or (min(4, cores()) if gpu else study.resources.cpus)
+    at_once = options.at_once or (1 if gpu else max(1, int(cores() // cpus)))
     study = study.with_values(
         {
             "sweep.trials": options.trials,
@@ -315,7 +302,7 @@ def prepare(options: argparse.Namespace, place: Path) -> Path:
             "sweep.final": None,
             "sweep.budget.hours": None,
             "tracking.uri": None,
-            "resources": {"hosts": min(at_once, options.trials), "workers": 1, "cpus": cpus, "gpus": min(gpus, 1)},
+            "resources": {"hosts": min(at_once, options.trials), "workers": 1, "cpus": cpus, "gpus": int(gpu)},
         }
     )
     prepare_data(study)
@@ -333,14 +320,8 @@ def main() -> None:
         tune_trainers(options.tune_trainers, options.at_once, options.cpus, options.gpus)
         return
     device_of(options.device)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    os.environ.pop("RAY_ADDRESS", None)
     names, machine = chosen(options), Machine()
-    with tempfile.TemporaryDirectory(prefix="hour-") as temporary:
-        place = (options.place or Path(temporary)).absolute()
-        place.mkdir(parents=True, exist_ok=True)
-        if options.size != "quickstart" and options.study is None:
-            os.environ["MMSWEEP_CACHE"] = str(place / "cache")
+    with place_of(options.place, own_cache=options.size != "quickstart" and options.study is None) as place:
         path = prepare(options, place)
         study = Study.load(path)
         hosts = int(study.resources.hosts)
@@ -380,8 +361,8 @@ def main() -> None:
     ]
     about = (
         f"{options.trials} trials of {study.train.epochs} epochs, batch {study.train.batch_size}, "
-        f"{study.train.precision} asked for, {hosts} host(s) with {study.resources.cpus:g} CPU(s) and {study.resources.gpus:g} GPU(s) each, "
-        f"{options.repeats} repeat(s)."
+        f"{study.train.precision} asked for, {hosts} host(s) with {study.resources.cpus:g} CPU(s) and "
+        f"{study.resources.gpus:g} GPU(s) each, {options.repeats} repeat(s)."
     )
     found = {"trials": variants.points, "seconds": seconds, "apart": apart, "study": study.resolved()}
     facts = machine.facts(threads=max(1, int(study.resources.cpus)), device=options.device)

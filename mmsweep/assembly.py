@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
 from mmsweep.errors import UNSET, UserError
-from mmsweep.jobs import Job, largest_rank, warm_key
+from mmsweep.jobs import Job, count_trials, largest_rank, warm_key
 from mmsweep.jobs import pack_key as pack_key  # a host's module offers Job, warm_key and pack_key
 from mmsweep.methods import METHODS, Method
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
@@ -33,10 +33,12 @@ from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.models.mult import MulTOptions
+from mmsweep.models.packing import alone
 from mmsweep.study import ScenarioSpec, Study
 from mmsweep.tasks import MultiLabel, make_task
-from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
-from mmsweep.training.engine import Answer, Ending, EvaluationPlan, Slot, fit, generator, load_weights
+from mmsweep.training.capacity import MOST_SLOTS, measure
+from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint, load_weights
+from mmsweep.training.engine import Answer, Ending, EvaluationPlan, Slot, fit, generator, rehearse
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from
@@ -258,12 +260,12 @@ class Warm:
     ) -> None:
         """Train jobs of one `pack_key` from wherever they stand to their ends, or until `report` ends them.
 
-        All calls are made on every rank, and all ranks must get the same answers. A loss that is not finite marks a job failed. A job of kind `final` that
-        reaches its end is evaluated on test.
+        All calls are made on every rank, and all ranks must get the same answers. A loss that is not finite marks a job failed.
+        A job of kind `final` that reaches its end is evaluated on test.
 
         Args:
-            report: called after each epoch with all jobs' reports, when checkpoints and report lines are on disk; answers
-                for each whether it stops, or with the error that it failed by.
+            report: called after each epoch with all jobs' reports, when checkpoints and report lines are on disk;
+                answers for each whether it stops, or with the error that it failed by.
             refill: asked after every epoch of the pack for jobs that are to join it.
             over: called when a job has left and its folder is marked, with what ended it where that is its own error.
         """
@@ -280,7 +282,9 @@ class Warm:
                 except UserError as own:
                     problem = own
                 if self._anywhere(problem is not None):
-                    over(job, problem or UserError("another rank could not set it up", hint="That rank's log says why."))
+                    over(
+                        job, problem or UserError("another rank could not set it up", hint="That rank's log says why.")
+                    )
                 elif slot is not None:
                     served[id(slot)] = job, study
                     found.append(slot)
@@ -311,6 +315,26 @@ class Warm:
             refill=lambda: slots(refill()),
             ended=ended,
         )
+
+    def slots_for(
+        self, job: Job, agree: Callable[[Any], Any] = lambda word: word, reached: Callable[[int], None] = lambda n: None
+    ) -> tuple[int, str | None]:
+        """How many slots there are for packs of a job's kind, and why no more; called on every rank.
+
+        `resources.slots: auto` measures (`training.capacity.measure`, which says what `agree` and `reached` are) with
+        throw-away slots of the job's study: nothing of the job itself is touched.
+        """
+        nowhere, study = TrialFolder(f"{job.folder}.rehearsal"), Study.parse(job.study)
+        if reason := alone(self.slot(study, nowhere).method):
+            return 1, reason
+        if study.resources.slots != "auto":
+            return study.resources.slots, None
+
+        def steps(slots: int) -> Iterator[None]:
+            some = [self.slot(study.with_values({"train.seed": seed}), nowhere) for seed in range(slots)]
+            yield from rehearse(some, self.ready(study)[0], self.device, self.world)
+
+        return measure(steps, min(MOST_SLOTS, count_trials(study) if study.search else 1), self.device, agree, reached)
 
     def _anywhere(self, here: bool) -> bool:
         """Whether it is so on some rank."""

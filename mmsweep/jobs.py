@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmsweep.study import Study
+from mmsweep.study_search import Conditions
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,10 @@ def largest_rank(study: Study) -> int | None:
 
 def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def count_trials(study: Study) -> int:
+    """How many trials a study asks for: `sweep.trials`, or every combination of a grid."""
+    if study.sweep.sampler.name != "grid":
+        return study.sweep.trials
+    return len(Conditions(study.search, study.value).grid())

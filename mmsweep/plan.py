@@ -11,10 +11,10 @@ import torch
 from mmsweep.assembly import card_of, make_backbone, make_builder, make_method, make_scenarios
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
 from mmsweep.check import check
+from mmsweep.jobs import count_trials
 from mmsweep.methods import Method
 from mmsweep.models.packing import trained
 from mmsweep.study import Study
-from mmsweep.study_search import Conditions
 
 
 def dry_run(study: Study) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def dry_run(study: Study) -> dict[str, Any]:
         "steps_per_trial": -(-card.rows["train"] // study.train.batch_size) * study.train.epochs
         if card.rows.get("train")
         else None,
-        "trials": _trials(study),
+        "trials": count_trials(study),
         "hosts": study.resources.hosts,
         "search": {
             k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
@@ -53,12 +53,6 @@ def _natural(study: Study, modalities: tuple[str, ...]) -> dict[str, BoolArray]:
     return {
         s: np.array([[r.values.get(m) is not None for m in modalities] for r in rows]) for s, rows in splits.items()
     }
-
-
-def _trials(study: Study) -> int:
-    if study.sweep.sampler.name != "grid":
-        return study.sweep.trials
-    return len(Conditions(study.search, study.value).grid())
 
 
 def _count(method: Method) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class Packing:
         except FileNotFoundError:
             return cls()
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError("not what mmsweep wrote", file=path, hint="It may be deleted: capacities are measured anew.") from error  # fmt: skip
+            hint = "It may be deleted: capacities are measured anew."
+            raise UserError("not what mmsweep wrote", file=path, hint=hint) from error
 
     def write(self, folder: Path) -> None:
         """Write `packing.json`, whole or not at all."""

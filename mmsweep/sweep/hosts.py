@@ -128,6 +128,7 @@ class HostPool:
         self._threads = [
             threading.Thread(target=self._keep, args=(name,), name=name, daemon=True) for name in self.names
         ]
+        self.status: dict[str, Any] = {}  # what the board said last
         self._status: Any = None
         self._asked = 0.0
 
@@ -145,7 +146,8 @@ class HostPool:
             self._asked = time.monotonic()
             try:
                 if self._status is not None and ray.wait([self._status], timeout=0)[0]:
-                    self._fatal, self._status = ray.get(self._status)["fatal"], None
+                    self.status, self._status = ray.get(self._status), None
+                    self._fatal = self.status["fatal"]
                 if self._status is None:
                     self._status = self.board.status.remote()
             except ray.exceptions.RayError as error:

@@ -9,15 +9,16 @@ resuming at an epoch's end needs the weights, the optimiser's state and the epoc
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsweep.availability import BoolArray, Scenario
 from mmsweep.data.augmentation import Augmentation
@@ -28,11 +29,10 @@ from mmsweep.methods.method import Method, Term
 from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.study import Train
 from mmsweep.tasks.task import Task
-from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint, load_weights, running_statistics
 from mmsweep.training.evaluation import autocast, predict_slots, scenario_metrics
 from mmsweep.training.optimization import PackedAdamW, lr_factor
 from mmsweep.training.world import World
-
 
 Answer = bool | UserError
 """To a report: True where the slot stops, an error where it has failed."""
@@ -139,6 +139,26 @@ def fit(
         waiting = list(refill())
         if not waiting and not pack.members:
             return
+
+
+def rehearse(slots: Sequence[Slot], data: PreparedData, device: torch.device, world: World) -> Iterator[None]:
+    """Train slots for as many steps as are asked for, and write nothing: what a step costs is what there is to see.
+
+    Raises:
+        UserError: a slot cannot be trained.
+    """
+    pack = _Pack(data, EvaluationPlan((), 0), device, world)
+    pack.join([_Member(slot, data) for slot in slots])
+    for member in pack.members:
+        member.begin(device)
+    pack.method.train()
+    whole = max(1, len(pack.members[0].rows) // slots[0].train.batch_size)
+    try:
+        for step in itertools.count():
+            pack._step(step % whole)
+            yield
+    finally:
+        pack.method.noise.off()
 
 
 class _Member:
@@ -397,40 +417,3 @@ def _ending(member: _Member, answer: Answer) -> Ending | None:
     if member.over:
         return Ending("finished")
     return Ending("stopped") if answer else None
-
-
-def running_statistics(method: nn.Module) -> dict[str, Tensor]:
-    """Buffers that training moves: means and variances of the batch norms that it trains."""
-    return {
-        f"{name}.{buffer}": values
-        for name, module in method.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters())
-        for buffer, values in module.named_buffers(recurse=False)
-    }
-
-
-def load_weights(method: Method, weights: dict[str, Tensor], where: object) -> None:
-    """Put a checkpoint's trained tensors into a method of one slot.
-
-    Raises:
-        UserError: the checkpoint is of another architecture; names the first tensor that does not fit.
-    """
-    own = values_of(method) | running_statistics(method)
-    for name in sorted(own.keys() ^ weights.keys()):
-        side = "lacks" if name in own else "holds an unknown"
-        raise UserError(
-            f"a checkpoint of another architecture: it {side} tensor",
-            file=where,
-            key=name,
-            expected="the tensors that its study.yaml trains",
-        )
-    for name, value in own.items():
-        if value.shape != weights[name].shape:
-            raise UserError(
-                "a checkpoint of another architecture",
-                file=where,
-                key=name,
-                found=tuple(weights[name].shape),
-                expected=str(tuple(value.shape)),
-            )
-        value.copy_(weights[name])

@@ -150,7 +150,7 @@ def rows(found: list[dict[str, Any]], limit: float) -> list[list[str | None]]:
                 str(S),
                 f"{1000 * step:,.1f} ms",
                 f"{1000 * min(seconds):,.1f} ms",
-                f"{S / step:,.1f}",
+                f"{S / step:,.3g}",
                 f"{S / step * median(first['seconds']):.2f}" if first else None,
                 f"{entry['flop'] / 1e12:.3g}",
                 f"{rate / 1e12:.3g}",

@@ -260,8 +260,8 @@ class Warm:
     ) -> None:
         """Train jobs of one `pack_key` from wherever they stand to their ends, or until `report` ends them.
 
-        All calls are made on every rank, and all ranks must get the same answers. A loss that is not finite marks a job failed.
-        A job of kind `final` that reaches its end is evaluated on test.
+        All calls are made on every rank, and all ranks must get the same answers. A loss that is not finite marks a job
+        failed. A job of kind `final` that reaches its end is evaluated on test.
 
         Args:
             report: called after each epoch with all jobs' reports, when checkpoints and report lines are on disk;
@@ -282,9 +282,7 @@ class Warm:
                 except UserError as own:
                     problem = own
                 if self._anywhere(problem is not None):
-                    over(
-                        job, problem or UserError("another rank could not set it up", hint="That rank's log says why.")
-                    )
+                    over(job, problem or UserError("another rank could not set it up; its log says why"))
                 elif slot is not None:
                     served[id(slot)] = job, study
                     found.append(slot)

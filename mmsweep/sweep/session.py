@@ -56,7 +56,8 @@ class Session:
         self.problem: UserError | None = None
         self._keys = importlib.import_module(warm.split(":")[0])
         self._folder, self._packing = folder, Packing.load(folder)
-        self._expected, self._slots, self._written = True, {}, 0
+        self._expected, self._written = True, 0
+        self._slots: dict[str, int] = {}
         self._reports: dict[str, list[Mapping[str, float]]] = {}
 
     @classmethod

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -73,6 +74,34 @@ def parts_of(epochs: Sequence[PackEpoch], ran: Ran) -> dict[str, Any]:
     }
 
 
+def stages_of(out: Path, epochs: Sequence[PackEpoch], ran: Ran) -> dict[str, float]:
+    """Where start and end go, in seconds: from the host's log lines (the first host to train) and the report's files."""
+    first = min(epochs, key=lambda e: e.ended - e.seconds)
+    log = (out / "logs" / f"{first.host}-rank-0.log").read_text(encoding="utf-8").splitlines()
+    times = {word: _time(line) for word in ("slots on", "warm for") for line in log if word in line}
+    report = [path.stat().st_mtime for path in (out / "report").rglob("*") if path.is_file()]
+    steps = [
+        ("to the host's process", times.get("warm for")),
+        ("loading and counting slots", times.get("slots on")),
+        ("to the first epoch", first.ended - first.seconds),
+        ("training", max(e.ended for e in epochs)),
+        ("to the report's first file", min(report, default=None)),
+        ("the report", max(report, default=None)),
+        ("to the command's end", ran.ended),
+    ]
+    found, before = {}, ran.began
+    for name, until in steps:
+        if until is not None:
+            found[name], before = until - before, until
+    return found
+
+
+def _time(line: str) -> float:
+    """Of a log line, seconds since 1970."""
+    moment, milliseconds = line[:23].split(",")
+    return time.mktime(time.strptime(moment, "%Y-%m-%d %H:%M:%S")) + int(milliseconds) / 1000
+
+
 def measure(path: Path, out: Path, changes: Sequence[str]) -> dict[str, Any]:
     ran = tune(path, out, changes)
     epochs = [epoch for epoch in Packing.load(out).epochs if epoch.kind == "trial"]
@@ -82,6 +111,7 @@ def measure(path: Path, out: Path, changes: Sequence[str]) -> dict[str, Any]:
     lengths = [sum(report.seconds for report in folder.reports()) for folder in folders]
     return {
         **parts_of(epochs, ran),
+        "stages": stages_of(out, epochs, ran),
         "trials": len(folders),
         "trial_seconds": lengths,
         "slots": max(epoch.slots for epoch in epochs),
@@ -94,8 +124,8 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="quickstart")
     parser.add_argument("--study", type=Path, help="a study file of yours instead of a size")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the study")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[5, 40], help="of a trial: one sweep for each")
-    parser.add_argument("--trials", type=int, default=6)
+    parser.add_argument("--epochs", type=int, nargs="+", default=[5, 30], help="of a trial: one sweep for each")
+    parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--slots", default="auto", help="resources.slots")
     parser.add_argument("--hosts", default="auto", help="resources.hosts")
     parser.add_argument("--gpus", type=float, default=0.0, help="resources.gpus")
@@ -133,10 +163,12 @@ def main() -> None:
         )
         if trial > 60:
             word = "within" if one["overhead"] <= ALLOWED else "NOT within"
-            verdicts.append(f"Trials of {trial:.0f} s: overhead {one['overhead']:.1%}, {word} {ALLOWED:.0%}.")
+            verdict = f"{one['overhead']:.1%}, {word} {ALLOWED:.0%}"
         else:
             seconds = one["overhead"] * (1 - one["waiting"]) * one["wall"]
-            verdicts.append(f"Trials of {trial:.0f} s, shorter than a minute: overhead {seconds:.1f} s in all.")
+            verdict = f"{seconds:.1f} s in all (they are shorter than a minute)"
+        stages = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in one["stages"].items())
+        verdicts.append(f"- Overhead for trials of {trial:.0f} s: {verdict}. One after the other: {stages}.")
     columns = ["epochs", "a trial", "trials", "wall", *PARTS, "overhead", "over the epochs", "gap: median, longest"]
     lines = [*table(columns, rows), "", *verdicts]
     hand_over("What a sweep costs beside training", lines, machine.facts(), found, options.out)

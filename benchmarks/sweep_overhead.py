@@ -75,7 +75,7 @@ def parts_of(epochs: Sequence[PackEpoch], ran: Ran) -> dict[str, Any]:
 
 
 def stages_of(out: Path, epochs: Sequence[PackEpoch], ran: Ran) -> dict[str, float]:
-    """Where start and end go, in seconds: from the host's log lines (the first host to train) and the report's files."""
+    """Where start and end go, in seconds: from the host's log lines (the first to train) and the report's files."""
     first = min(epochs, key=lambda e: e.ended - e.seconds)
     log = (out / "logs" / f"{first.host}-rank-0.log").read_text(encoding="utf-8").splitlines()
     times = {word: _time(line) for word in ("slots on", "warm for") for line in log if word in line}

@@ -65,9 +65,8 @@ class TimedWarm(Warm):
 
 def study(trials: int) -> Study:
     given = [f"sweep.trials={trials}", "sweep.final=null", "train.epochs=1", "train.schedule.warmup_epochs=0"]
-    return Study.load(
-        ROOT / "search_spaces" / "quickstart.yaml", [*given, "sweep.scheduler.name=none", "resources.slots=1"]
-    )
+    given += ["sweep.scheduler.name=none", "resources.slots=1"]
+    return Study.load(ROOT / "search_spaces" / "quickstart.yaml", given)
 
 
 def on_warm_hosts(trials: int, out: Path) -> tuple[list[float], int]:

@@ -26,7 +26,7 @@ from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
 from mmsweep.errors import UNSET, UserError
 from mmsweep.jobs import Job, count_trials, largest_rank, warm_key
-from mmsweep.jobs import pack_key as pack_key  # a host's module offers Job, warm_key and pack_key
+from mmsweep.jobs import pack_key as pack_key  # a host's module offers both keys
 from mmsweep.methods import METHODS, Method
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
 from mmsweep.models.backbones import BACKBONES
@@ -327,12 +327,15 @@ class Warm:
             return 1, reason
         if study.resources.slots != "auto":
             return study.resources.slots, None
+        most = min(MOST_SLOTS, count_trials(study)) if study.search else 1
+        if most == 1:
+            return 1, None
 
         def steps(slots: int) -> Iterator[None]:
             some = [self.slot(study.with_values({"train.seed": seed}), nowhere) for seed in range(slots)]
             yield from rehearse(some, self.ready(study)[0], self.device, self.world)
 
-        return measure(steps, min(MOST_SLOTS, count_trials(study) if study.search else 1), self.device, agree, reached)
+        return measure(steps, most, self.device, self.world.size, agree, reached)
 
     def _anywhere(self, here: bool) -> bool:
         """Whether it is so on some rank."""

@@ -13,7 +13,7 @@ from mmsweep.availability import BoolArray, availability_table, pattern_name, pa
 from mmsweep.check import check
 from mmsweep.jobs import count_trials
 from mmsweep.methods import Method
-from mmsweep.models.packing import trained
+from mmsweep.models.packing import alone, trained
 from mmsweep.study import Study
 
 
@@ -38,11 +38,21 @@ def dry_run(study: Study) -> dict[str, Any]:
         else None,
         "trials": count_trials(study),
         "hosts": study.resources.hosts,
+        "slots": _slots(study, method),
         "search": {
             k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
             for k, d in study.search.items()
         },
     }
+
+
+def _slots(study: Study, method: Method) -> dict[str, Any]:
+    """How many trials a host trains in one pass: {"asked", "reason"}; the reason says why, or how it is found."""
+    asked = study.resources.slots
+    if reason := alone(method):
+        return {"asked": 1, "reason": reason}
+    measured = "each host measures, with a few steps of 1, 2, 4, … throw-away trials, how many make it faster and fit"
+    return {"asked": asked, "reason": measured if asked == "auto" else None}
 
 
 def _natural(study: Study, modalities: tuple[str, ...]) -> dict[str, BoolArray]:

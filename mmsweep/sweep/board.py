@@ -102,6 +102,7 @@ class _Host:
     jobs: list[str] = field(default_factory=list)
     slots: int | None = None  # of the pack that it trains or trained last; None: it has not found that out yet
     trying: Capacity | None = None  # what it was measuring with when it was heard of last, and came through
+    measured_in_vain: int = 0
     free: int = 0  # slots that it waits to fill
     idle: bool = False  # waits for a first trial
     fruitless_starts: int = 0  # since the last report
@@ -217,8 +218,10 @@ class Board:
         host.token += 1
         host.placement_group = placement_group
         host.fruitless_starts += 1
-        if host.trying is not None:  # measuring ended it, not its trial
-            self._packing.capacities.append(host.trying)
+        if host.trying is not None:  # it was measuring: its trial did not end it
+            host.measured_in_vain += 1
+            if host.measured_in_vain > 1:  # once may be anything, twice is the memory
+                self._packing.capacities.append(host.trying)
         else:
             for entry in map(self._entries.__getitem__, host.jobs):
                 entry.crashes += entry.state == "running"

@@ -130,8 +130,7 @@ class Session:
             log.warning("how full the packs were is not known: %s", error)
             return
         Packing(found.capacities, self._packing.epochs + found.epochs).write(self._folder)
-        if self._expected:
-            self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])
+        self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])
 
     def must_end(self) -> bool:
         """Whether Ctrl-C was pressed or the hosts cannot go on (`problem`). Cheap."""

@@ -25,6 +25,7 @@ def measure(
     rehearse: Callable[[int], Iterator[None]],
     most: int,
     device: torch.device,
+    ranks: int = 1,
     agree: Callable[[Any], Any] = lambda word: word,
     reached: Callable[[int], None] = lambda slots: None,
 ) -> tuple[int, str]:
@@ -33,6 +34,7 @@ def measure(
     Args:
         rehearse: gives the training steps of a pack of so many throw-away slots, one at each `next`.
         most: no more than this.
+        ranks: that train each pack together.
         agree: rank 0's word on every rank: all must try the same.
         reached: called with 0 before anything is tried, and with each number of slots that fits before the next.
 
@@ -50,7 +52,7 @@ def measure(
         try:
             seconds = _step_seconds(rehearse(slots), device)
         except torch.OutOfMemoryError:
-            if slots == 1 or agree(None) is not None:
+            if slots == 1 or ranks > 1:  # the others wait for this one's gradients
                 raise
             reason = f"the memory does not suffice for {slots}"
             break

@@ -26,41 +26,47 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from mmsweep.assembly import Job, Warm, pack_key, prepare_data, warm_key
+from mmsweep.assembly import Warm, prepare_data
+from mmsweep.jobs import Job, pack_key, warm_key
 from mmsweep.study import Study
 from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
-__all__ = ["TimedWarm", "pack_key", "warm_key"]
+__all__ = ["Job", "TimedWarm", "pack_key", "warm_key"]
 FIRST_STEP = "first_step"
 
 
 class TimedWarm(Warm):
     """The real thing, which writes down when the first optimiser step of each job was made."""
 
-    def run_pack(self, jobs: Sequence[Job], *more: Any, **named: Any) -> None:
-        path = Path(jobs[0].folder) / FIRST_STEP  # hosts have one slot here
+    def run_pack(self, jobs: Sequence[Job], report: Any, refill: Any = tuple, over: Any = None) -> None:
+        waiting = [Path(job.folder) / FIRST_STEP for job in jobs]
+
+        def refilled() -> Sequence[Job]:
+            joining = refill()
+            waiting.extend(Path(job.folder) / FIRST_STEP for job in joining)
+            return joining
 
         step = PackedAdamW.step
 
         def stepped(optimizer: PackedAdamW, lr_S: Any) -> None:
             step(optimizer, lr_S)
-            if not path.exists():
-                path.write_text(str(time.time()))
+            while waiting:
+                waiting.pop().write_text(str(time.time()))
 
         PackedAdamW.step = stepped  # type: ignore[method-assign]
         try:
-            super().run_pack(jobs, *more, **named)
+            super().run_pack(jobs, report, refilled, over or (lambda job, problem: None))
         finally:
             PackedAdamW.step = step  # type: ignore[method-assign]
 
 
 def study(trials: int) -> Study:
     given = [f"sweep.trials={trials}", "sweep.final=null", "train.epochs=1", "train.schedule.warmup_epochs=0"]
-    given += ["resources.slots=1"]
-    return Study.load(ROOT / "search_spaces" / "quickstart.yaml", [*given, "sweep.scheduler.name=none"])
+    given += ["sweep.scheduler.name=none", "resources.slots=1"]
+    return Study.load(ROOT / "search_spaces" / "quickstart.yaml", given)
 
 
 def on_warm_hosts(trials: int, out: Path) -> tuple[list[float], int]:

@@ -59,6 +59,7 @@ def drive(out: Path, resume: bool) -> int:
         sweep__sampler__name="tpe",
         sweep__scheduler__reduction_factor=2,
         resources__workers=2,
+        resources__slots=1,  # ASHA and TPE hear of trials that train side by side in no fixed order
     )
     return (
         0 if run_sweep(study, out, resume=resume, live=False, warm="sleeping:SleepingWarm").state == "finished" else 1

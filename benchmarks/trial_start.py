@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from mmsweep.assembly import Job, Warm, prepare_data, warm_key
+from mmsweep.assembly import Job, Warm, pack_key, prepare_data, warm_key
 from mmsweep.study import Study
 from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
-__all__ = ["Job", "TimedWarm", "warm_key"]
+__all__ = ["TimedWarm", "pack_key", "warm_key"]
 FIRST_STEP = "first_step"
 
 
 class TimedWarm(Warm):
     """The real thing, which writes down when the first optimiser step of each job was made."""
 
-    def run(self, job: Job, report: Any) -> None:
-        path = Path(job.folder) / FIRST_STEP
+    def run_pack(self, jobs: Sequence[Job], *more: Any, **named: Any) -> None:
+        path = Path(jobs[0].folder) / FIRST_STEP  # hosts have one slot here
 
         step = PackedAdamW.step
 
@@ -51,13 +52,14 @@ class TimedWarm(Warm):
 
         PackedAdamW.step = stepped  # type: ignore[method-assign]
         try:
-            super().run(job, report)
+            super().run_pack(jobs, *more, **named)
         finally:
             PackedAdamW.step = step  # type: ignore[method-assign]
 
 
 def study(trials: int) -> Study:
     given = [f"sweep.trials={trials}", "sweep.final=null", "train.epochs=1", "train.schedule.warmup_epochs=0"]
+    given += ["resources.slots=1"]
     return Study.load(ROOT / "search_spaces" / "quickstart.yaml", [*given, "sweep.scheduler.name=none"])
 
 

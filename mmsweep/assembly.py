@@ -8,10 +8,9 @@ Study ─► builder, formats ─► prepared data      (warm: kept by a host fr
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,20 @@ from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
 from mmsweep.errors import UNSET, UserError
+from mmsweep.jobs import Job, count_trials, largest_rank, warm_key
+from mmsweep.jobs import pack_key as pack_key  # a host's module offers both keys
 from mmsweep.methods import METHODS, Method
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.models.mult import MulTOptions
+from mmsweep.models.packing import alone
 from mmsweep.study import ScenarioSpec, Study
 from mmsweep.tasks import MultiLabel, make_task
-from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint
-from mmsweep.training.engine import Ending, EvaluationPlan, Slot, fit, generator, load_weights
+from mmsweep.training.capacity import MOST_SLOTS, measure
+from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint, load_weights
+from mmsweep.training.engine import Answer, Ending, EvaluationPlan, Slot, fit, generator, rehearse
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from
@@ -45,66 +48,6 @@ from mmsweep.views import make_augmentation, make_inference, raster_window
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a host is asked to train.
-
-    Args:
-        id: the trial's id, `0003` or `final/best/seed-101`.
-        kind: `trial`, or `final`: evaluated on test at its end.
-        folder: the trial's folder, absolute.
-        study: its resolved study.
-        key: `warm_key` of the study: equal keys share prepared data and frozen backbone.
-    """
-
-    id: str
-    kind: str
-    folder: str
-    study: dict[str, Any]
-    key: str
-
-
-def warm_key(study: Study) -> str:
-    """Studies with equal keys may train on the same host without it loading anything anew."""
-    data = study.data.model_dump(mode="json", exclude={"augmentation"})
-    data["window"] = study.data.augmentation.window  # decides the training grid, and so the shapes of tokens
-    networks = study.model.model_dump(mode="json", include={"backbone", "encoders"})
-    return _digest([data, networks, study.resources.cpus])
-
-
-FUSIBLE = (
-    *("train.optimizer.lr", "train.optimizer.weight_decay", "train.schedule", "train.clip_norm", "train.seed"),
-    *("method.align_weight", "method.masking", "model.lora.rank", "model.lora.alpha", "model.lora.dropout"),
-)
-"""What may differ between the slots of a pack."""
-
-
-def pack_key(study: Study) -> str:
-    """Studies with equal keys may train in one pass, if `models.packing.alone` finds nothing against it."""
-    values: dict[str, Any] = study.resolved()
-    for key in FUSIBLE:
-        *parents, last = key.split(".")
-        place: Any = values
-        for parent in parents:
-            place = (place or {}).get(parent)
-        if place:
-            place.pop(last, None)
-    parts = {name: values[name] for name in ("data", "model", "method", "train", "scenarios")}
-    return _digest([warm_key(study), parts, largest_rank(study)])
-
-
-def largest_rank(study: Study) -> int | None:
-    """The largest LoRA rank of a study's search: what all its trials' are padded to, so that they compute alike."""
-    if study.model.lora is None:
-        return None
-    searched = study.search.get("model.lora.rank")
-    return max([study.model.lora.rank, *(int(rank) for rank in (searched.edges() if searched else []))])
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
@@ -274,9 +217,11 @@ class Warm:
             builder = make_builder(study)
             backbone = make_backbone(study, builder)
             formats = backbone.formats
-            if self.world.first:  # one rank decodes, the others map what it wrote
-                prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
-            self.world.barrier()
+            try:
+                if self.world.first:  # one rank decodes, the others map what it wrote
+                    prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
+            finally:
+                self.world.barrier()
             data = prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
             self.key, self.data, self.backbone = key, data, backbone.to(self.device)
         return self.data, self.backbone
@@ -303,24 +248,25 @@ class Warm:
     def run(self, job: Job, report: Callable[[Report], bool]) -> None:
         """Train one job, as `run_pack` does; an error that is the job's own is raised."""
         problems: list[Exception | None] = []
-        self.run_pack([job], lambda _, record: report(record), over=lambda _, problem: problems.append(problem))
+        self.run_pack([job], lambda told: [report(told[0][1])], over=lambda _, problem: problems.append(problem))
         if problems[0] is not None:
             raise problems[0]
 
     def run_pack(
         self,
         jobs: Sequence[Job],
-        report: Callable[[Job, Report], bool],
+        report: Callable[[Sequence[tuple[Job, Report]]], Sequence[Answer]],
         refill: Callable[[], Sequence[Job]] = tuple,
         over: Callable[[Job, Exception | None], None] = lambda job, problem: None,
     ) -> None:
-        """Train jobs of one `pack_key` from wherever they stand to their ends, or until `report` answers True.
+        """Train jobs of one `pack_key` from wherever they stand to their ends, or until `report` ends them.
 
-        All calls are made on every rank. A loss that is not finite marks a job failed. A job of kind `final` that
-        reaches its end is evaluated on test.
+        All calls are made on every rank, and all ranks must get the same answers. A loss that is not finite marks a job
+        failed. A job of kind `final` that reaches its end is evaluated on test.
 
         Args:
-            report: called after each epoch of a job, when checkpoint and report line are on disk.
+            report: called after each epoch with all jobs' reports, when checkpoints and report lines are on disk;
+                answers for each whether it stops, or with the error that it failed by.
             refill: asked after every epoch of the pack for jobs that are to join it.
             over: called when a job has left and its folder is marked, with what ended it where that is its own error.
         """
@@ -330,14 +276,17 @@ class Warm:
             found = []
             for job in some:
                 self.world.barrier()  # rank 0 holds the folder's lock from here on: all ranks read the same checkpoint
+                slot, problem = None, None
                 try:
                     study = Study.parse(job.study)
                     slot = self.slot(study, TrialFolder(job.folder))
-                except UserError as problem:
-                    over(job, problem)
-                    continue
-                served[id(slot)] = job, study
-                found.append(slot)
+                except UserError as own:
+                    problem = own
+                if self._anywhere(problem is not None):
+                    over(job, problem or UserError("another rank could not set it up; its log says why"))
+                elif slot is not None:
+                    served[id(slot)] = job, study
+                    found.append(slot)
             return found
 
         def ended(slot: Slot, ending: Ending) -> None:
@@ -359,12 +308,39 @@ class Warm:
             first,
             data,
             plan,
-            lambda slot, record: report(served[id(slot)][0], record),
+            lambda told: report([(served[id(slot)][0], record) for slot, record in told]),
             self.device,
             self.world,
             refill=lambda: slots(refill()),
             ended=ended,
         )
+
+    def slots_for(
+        self, job: Job, agree: Callable[[Any], Any] = lambda word: word, reached: Callable[[int], None] = lambda n: None
+    ) -> tuple[int, str | None]:
+        """How many slots there are for packs of a job's kind, and why no more; called on every rank.
+
+        `resources.slots: auto` measures (`training.capacity.measure`, which says what `agree` and `reached` are) with
+        throw-away slots of the job's study: nothing of the job itself is touched.
+        """
+        nowhere, study = TrialFolder(f"{job.folder}.rehearsal"), Study.parse(job.study)
+        if reason := alone(self.slot(study, nowhere).method):
+            return 1, reason
+        if study.resources.slots != "auto":
+            return study.resources.slots, None
+        most = min(MOST_SLOTS, count_trials(study)) if study.search else 1
+        if most == 1:
+            return 1, None
+
+        def steps(slots: int) -> Iterator[None]:
+            some = [self.slot(study.with_values({"train.seed": seed}), nowhere) for seed in range(slots)]
+            yield from rehearse(some, self.ready(study)[0], self.device, self.world)
+
+        return measure(steps, most, self.device, self.world.size, agree, reached)
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so on some rank."""
+        return bool(self.world.all_reduce_sum_(torch.tensor([float(here)], device=self.device)).item())
 
     def _finish(self, job: Job, study: Study, slot: Slot) -> None:
         """A job has reached its end."""

@@ -347,6 +347,8 @@ def _print_plan(study: Study, as_json: bool) -> None:
     parameters = plan["parameters"]
     steps = plan["steps_per_trial"] or "?"
     out.print(f"[bold]{plan['name']}[/bold]: {plan['trials']} trials on {plan['hosts']} host(s), {steps} steps each")
+    slots = plan["slots"]
+    out.print(f"slots of a host: {slots['asked']}" + (f" ({slots['reason']})" if slots["reason"] else ""))
     table = Table(title=f"{parameters['total']:,} parameters, {parameters['trainable']:,} trainable")
     table.add_column("part")
     table.add_column("parameters", justify="right")
@@ -372,6 +374,8 @@ def _print_record(record: Any) -> None:
         out.print(groups_table(record).to_rich())
     for group in finals:
         out.print(scenario_table(group).to_rich())
+    if packs := record.packing.sentence():
+        print(packs)
     for group, run in _failed_finals(record):
         print(f"final/{group}/seed-{run.seed} failed: {run.error}")
 

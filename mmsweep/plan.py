@@ -11,10 +11,10 @@ import torch
 from mmsweep.assembly import card_of, make_backbone, make_builder, make_method, make_scenarios
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
 from mmsweep.check import check
+from mmsweep.jobs import count_trials
 from mmsweep.methods import Method
-from mmsweep.models.packing import trained
+from mmsweep.models.packing import alone, trained
 from mmsweep.study import Study
-from mmsweep.study_search import Conditions
 
 
 def dry_run(study: Study) -> dict[str, Any]:
@@ -36,13 +36,23 @@ def dry_run(study: Study) -> dict[str, Any]:
         "steps_per_trial": -(-card.rows["train"] // study.train.batch_size) * study.train.epochs
         if card.rows.get("train")
         else None,
-        "trials": _trials(study),
+        "trials": count_trials(study),
         "hosts": study.resources.hosts,
+        "slots": _slots(study, method),
         "search": {
             k: d.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
             for k, d in study.search.items()
         },
     }
+
+
+def _slots(study: Study, method: Method) -> dict[str, Any]:
+    """How many trials a host trains in one pass: {"asked", "reason"}; the reason says why, or how it is found."""
+    asked = study.resources.slots
+    if reason := alone(method):
+        return {"asked": 1, "reason": reason}
+    measured = "each host measures, with a few steps of 1, 2, 4, … throw-away trials, how many make it faster and fit"
+    return {"asked": asked, "reason": measured if asked == "auto" else None}
 
 
 def _natural(study: Study, modalities: tuple[str, ...]) -> dict[str, BoolArray]:
@@ -53,12 +63,6 @@ def _natural(study: Study, modalities: tuple[str, ...]) -> dict[str, BoolArray]:
     return {
         s: np.array([[r.values.get(m) is not None for m in modalities] for r in rows]) for s, rows in splits.items()
     }
-
-
-def _trials(study: Study) -> int:
-    if study.sweep.sampler.name != "grid":
-        return study.sweep.trials
-    return len(Conditions(study.search, study.value).grid())
 
 
 def _count(method: Method) -> dict[str, Any]:

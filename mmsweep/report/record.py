@@ -14,6 +14,7 @@ from typing import Any
 
 from mmsweep.errors import UserError
 from mmsweep.report.finals import Evaluation, FinalGroup, FinalRun
+from mmsweep.report.packing import Packing
 from mmsweep.study import Study
 from mmsweep.study_search import Objective
 from mmsweep.training.checkpoint import TrialFolder
@@ -106,6 +107,11 @@ class SweepRecord:
         ]
         groups = _groups(root / "final", study, state)
         return cls(root, str(meta.get("name", study.name)), state, study, tuple(trials), groups, tracking, meta)
+
+    @cached_property
+    def packing(self) -> Packing:
+        """How full its packs were."""
+        return Packing.load(self.folder)
 
     @property
     def objective(self) -> Objective:

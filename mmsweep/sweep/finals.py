@@ -93,8 +93,10 @@ def run_jobs(jobs: Sequence[FinalJob], session: Session) -> bool:
         Whether all ended; False after Ctrl-C or when the hosts cannot go on (`session.problem`).
     """
     ids = [job.folder.trial()["id"] for job in jobs]
+    session.expect(True)
     for job in jobs:
         session.post(job.folder, job.study, judged=False)
+    session.expect(False)
     last = dict.fromkeys(ids, 0)
     waiting = dict(zip(ids, jobs, strict=True))
     while waiting:

@@ -23,7 +23,7 @@ from mmsweep.sweep.trial import trial_id
 from mmsweep.training.checkpoint import TrialFolder, write_whole
 
 # What may differ when a sweep goes on: where and how long it runs, not what it computes.
-FREE_ON_RESUME = ("resources.hosts", "sweep.budget", "tracking")
+FREE_ON_RESUME = ("resources.hosts", "resources.slots", "sweep.budget", "tracking")
 
 
 class SweepFolder:

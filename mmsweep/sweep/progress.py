@@ -46,7 +46,7 @@ class Progress:
         self._console = Console(file=sys.stdout if live else sys.stderr, highlight=False, soft_wrap=True)
         self.title, self.total, self.objective, self.mode = title, total, objective, mode
         self._rows: dict[str, _Row] = {}
-        self._phase = "starting Ray"
+        self._phase, self._slots, self._reasons = "starting Ray", "", set[str]()
         self._started = time.monotonic()
         shown = live and self._console.is_terminal
         self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=2) if shown else None
@@ -65,6 +65,27 @@ class Progress:
         if text != self._phase:
             self._phase = text
             self._say(text)
+
+    def slots(self, slots: Mapping[str, int]) -> None:
+        """Hosts have found out how many trials they train in one pass."""
+        if any(number > 1 for number in slots.values()):
+            equal = len(set(slots.values())) == 1
+            count = f"{len(slots)} host{'s' if len(slots) > 1 else ''}"
+            text = (
+                f"{count}, {next(iter(slots.values()))} slots each"
+                if equal
+                else ", ".join(f"{host}: {number} slots" for host, number in sorted(slots.items()))
+            )
+            if text != self._slots:
+                self._slots = text
+                self._say(text)
+
+    def reasons(self, reasons: Sequence[str]) -> None:
+        """Why hosts have a single slot; each is said once."""
+        for reason in dict.fromkeys(reasons):
+            if reason not in self._reasons:
+                self._reasons.add(reason)
+                self._say(f"one slot a host: {reason}")
 
     def line(self, text: str) -> None:
         """An event worth a line of its own, in a terminal too."""
@@ -115,6 +136,7 @@ class Progress:
         head = Text(f"{self.title}: {self._phase}", "bold")
         head.append(f"   {done} of {max(self.total, len(self._rows))} ended", "")
         head.append("".join(f", {n} {state}" for state, n in counts.items() if n), "")
+        head.append(f"   {self._slots}" if self._slots else "")
         head.append(f"   {time.monotonic() - self._started:.0f} s", "dim")
         return Group(head, table)
 

@@ -6,13 +6,14 @@ what they recorded is replayed, so Tune's scheduler is rebuilt, and Optuna is to
 Optuna is asked for new ones.
 
 Optuna's sampler is seeded anew for every trial with the sweep's seed and the trial's number: with one host, a sweep
-that was killed suggests exactly what an undisturbed one would have.
+of one slot that was killed suggests exactly what an undisturbed one would have.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -114,11 +115,6 @@ def starting_points(study: Study) -> list[dict[str, Any]]:
     return [space.point({**current, **(point if isinstance(point, dict) else {})}) for point in study.sweep.start_from]
 
 
-def count_trials(study: Study) -> int:
-    """How many trials a study asks for: `sweep.trials`, or every combination of a grid."""
-    return len(SearchSpace(study).grid()) if study.sweep.sampler.name == "grid" else study.sweep.trials
-
-
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Optuna's sampler by its name in the study (a grid is enqueued, so its sampler never draws)."""
     with warnings.catch_warnings():
@@ -194,6 +190,7 @@ class TrialSearch(OptunaSearch):
             hears of it.
         ended: called with a trial's folder when Tune is done with the trial.
         total: how many trials there are to be.
+        room: how many may be open at a time, as far as is known by now.
     """
 
     _ot_study: Any  # OptunaSearch declares None
@@ -207,11 +204,12 @@ class TrialSearch(OptunaSearch):
         post: Post,
         ended: Callable[[TrialFolder], None],
         total: int,
+        room: Callable[[], int] = lambda: sys.maxsize,
     ) -> None:
         super().__init__(space=None, metric=OBJECTIVE, mode=study.sweep.objectives[0].mode)
         self._space, self._ot_study = SearchSpace(study), optuna_study
         self._study, self._folder, self._post, self._ended = study, folder, post, ended
-        self._to_serve, self._total, self._most = deque(served), total, total
+        self._to_serve, self._total, self._most, self._room = deque(served), total, total, room
         self._losses: Counter[str] = Counter()
         self._next = max(served, default=-1) + 1
         self._live: dict[str, TrialFolder] = {}
@@ -229,10 +227,15 @@ class TrialSearch(OptunaSearch):
         self._most = max_concurrent
         return True
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether all trials were given out (one that is lost is given out again)."""
+        return self._next >= self._total and not self._to_serve
+
     def suggest(self, trial_id: str) -> Any:
-        if len(self._live) >= self._most:
+        if len(self._live) >= min(self._most, self._room()):
             return None
-        if self._next >= self._total and not self._to_serve:
+        if self.exhausted:
             # Not yet the end while a trial is under way: it may be lost and have to be served again.
             return None if self._live else Searcher.FINISHED
         if self._to_serve:

@@ -22,6 +22,7 @@ from uuid import uuid4
 import ray
 
 from mmsweep.errors import UserError
+from mmsweep.report.packing import FILE, Packing
 from mmsweep.study import Study
 from mmsweep.sweep.board import Posting
 from mmsweep.sweep.cluster import Interrupt, connect
@@ -29,7 +30,7 @@ from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.trial import score
 from mmsweep.tracking import Tracker
-from mmsweep.training.checkpoint import TrialFolder, deciding_report
+from mmsweep.training.checkpoint import TrialFolder, deciding_report, write_whole
 
 WARM = "mmsweep.assembly:Warm"
 
@@ -45,6 +46,7 @@ class Session:
         board: Any,
         pool: HostPool,
         warm: str,
+        folder: Path,
         tracker: Tracker,
         progress: Progress,
         interrupt: Interrupt,
@@ -52,7 +54,10 @@ class Session:
         self.study, self.board, self.pool, self.tracker, self.progress = study, board, pool, tracker, progress
         self.interrupt = interrupt
         self.problem: UserError | None = None
-        self._key = importlib.import_module(warm.split(":")[0]).warm_key
+        self._keys = importlib.import_module(warm.split(":")[0])
+        self._folder, self._packing = folder, Packing.load(folder)
+        self._expected, self._written = True, 0
+        self._slots: dict[str, int] = {}
         self._reports: dict[str, list[Mapping[str, float]]] = {}
 
     @classmethod
@@ -63,13 +68,19 @@ class Session:
         *,
         trials: int,
         warm: str,
+        folder: Path,
         storage: Path,
         logs: Path,
         tracker: Tracker,
         progress: Progress,
         interrupt: Interrupt,
     ) -> Iterator[Session]:
-        """Connect to Ray, start hosts for so many trials; at the end, tell the hosts to end and disconnect."""
+        """Connect to Ray, start hosts for so many trials; at the end, tell the hosts to end and disconnect.
+
+        Args:
+            folder: the sweep's; what hosts find out about their slots is written there.
+            storage: for Ray's own files.
+        """
         resources = study.resources
         with connect():
             size = HostSize(resources.workers, resources.cpus, resources.gpus)
@@ -78,20 +89,54 @@ class Session:
             pool = HostPool(board, size, count, warm, storage, logs)
             pool.start()
             progress.phase(f"{count} host{'s' if count > 1 else ''} starting, logs in {logs}")
-            session = cls(study, board, pool, warm, tracker, progress, interrupt)
+            session = cls(study, board, pool, warm, folder, tracker, progress, interrupt)
+            ray.get(board.recall.remote(session._packing.capacities))
             try:
                 yield session
             finally:
+                session._write_packing()
                 pool.close(seconds=1.0 if interrupt.asked else 5.0)
 
     @property
     def hosts(self) -> int:
         return len(self.pool.names)
 
+    def room(self) -> int:
+        """How many trials may be open: one for each slot; a host that has not counted its slots yet gets what was asked
+        for, or one."""
+        asked, told = self.study.resources.slots, self.pool.status.get("slots", {})
+        return sum(told.get(name, 1 if asked == "auto" else asked) for name in self.pool.names)
+
+    def expect(self, more: bool) -> None:
+        """Tell the hosts whether it pays to wait for further trials. Cheap."""
+        if more != self._expected:
+            self._expected = more
+            self.board.expect.remote(more)
+
+    def _notice(self) -> None:
+        """Show and keep what hosts have found out."""
+        status = self.pool.status
+        if status.get("slots", {}) != self._slots:
+            self._slots = status["slots"]
+            self.progress.slots(self._slots)
+        if status.get("capacities", 0) != self._written:
+            self._written = status["capacities"]
+            self._write_packing()
+
+    def _write_packing(self) -> None:
+        try:
+            found = ray.get(self.board.packing.remote(), timeout=10)
+        except ray.exceptions.RayError as error:
+            log.warning("how full the packs were is not known: %s", error)
+            return
+        write_whole(self._folder / FILE, Packing(found.capacities, self._packing.epochs + found.epochs).text())
+        self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])
+
     def must_end(self) -> bool:
         """Whether Ctrl-C was pressed or the hosts cannot go on (`problem`). Cheap."""
         try:
             self.pool.check()
+            self._notice()
         except UserError as problem:
             self.problem = problem
         if self.interrupt.asked:
@@ -108,7 +153,14 @@ class Session:
         self._reports[id] = []
         kind: Literal["trial", "final"] = "final" if about["kind"] == "final" else "trial"
         posting = Posting(
-            id, kind, str(folder.path.absolute()), own.resolved(), self._key(own), own.train.epochs, judged
+            id,
+            kind,
+            str(folder.path.absolute()),
+            own.resolved(),
+            self._keys.warm_key(own),
+            self._keys.pack_key(own),
+            own.train.epochs,
+            judged,
         )
         ray.get(self.board.submit.remote(posting, [asdict(r) for r in reports], done))
 

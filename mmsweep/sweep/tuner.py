@@ -23,16 +23,18 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 import mmsweep.sweep.cluster as cluster
 from mmsweep.errors import UserError
+from mmsweep.jobs import count_trials
 from mmsweep.report.page import write_report
 from mmsweep.report.record import SweepRecord
 from mmsweep.study import Study
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
 from mmsweep.sweep.folder import SweepFolder, check_lasting
 from mmsweep.sweep.progress import Progress
-from mmsweep.sweep.search import TrialSearch, count_trials, open_optuna, starting_points, tell
+from mmsweep.sweep.search import TrialSearch, open_optuna, starting_points, tell
 from mmsweep.sweep.session import WARM, Session
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow, trial_id
 from mmsweep.tracking import Tracker, environment_tags
+from mmsweep.training.capacity import MOST_SLOTS
 from mmsweep.training.checkpoint import TrialFolder, write_whole
 
 log = logging.getLogger("mmsweep.sweep")
@@ -188,6 +190,7 @@ class _Sweep:
             study,
             trials=most,
             warm=self.warm,
+            folder=folder.path,
             storage=attempt,
             logs=folder.logs,
             tracker=tracker,
@@ -249,7 +252,7 @@ class _Sweep:
             study, optuna_study, folder.path / "trials", served,
             post=lambda trial, own: session.post(trial, own, judged=True),
             ended=lambda trial: session.ended(trial.trial()["id"], trial),
-            total=max(folder.trials, len(served)),
+            total=max(folder.trials, len(served)), room=session.room,
         )  # fmt: skip
         watch = _Watch(session, search, study.sweep.budget.hours)
         trainable = tune.with_resources(
@@ -264,7 +267,7 @@ class _Sweep:
                 search_alg=search,
                 scheduler=make_scheduler(study),
                 num_samples=-1,  # the searcher knows when all are served; one that Tune loses is served again
-                max_concurrent_trials=session.hosts,
+                max_concurrent_trials=min(MOST_SLOTS * session.hosts, max(folder.trials, len(served))),
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -338,6 +341,7 @@ class _Watch(tune.Callback):
         for trial in trials:
             if trial.status == "ERROR":  # Tune does not always tell its searcher; telling twice changes nothing
                 self._search.on_trial_complete(trial.trial_id, error=True)
+        self._session.expect(not self._search.exhausted)
 
     def must_end(self) -> bool:
         self.out_of_time = self._until is not None and time.monotonic() > self._until

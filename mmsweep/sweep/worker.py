@@ -1,14 +1,21 @@
 """The train function of a host: every rank of a Ray Train worker group runs `serve` until the board closes.
 
-Rank 0 talks to the board and tells the other ranks; all ranks train every trial together. What is warm (prepared
-data, frozen backbone) is kept from trial to trial as long as the trials' keys are equal.
+Rank 0 talks to the board and tells the other ranks; all ranks train every pack together. What is warm (prepared data,
+frozen backbone) is kept from pack to pack as long as the trials' keys are equal.
+
+    next_job ─► how many slots? ─► more ─► run_pack ─┬─► report, after every epoch of the pack
+                                                     ├─► more, where slots have become free
+                                                     └─► over, for each trial
 
 What can go wrong, and what then happens
-    A trial raises: it is marked failed with the message, the host goes on with the next. With several ranks, an
-    exception may also be the echo of another rank's death, so only a `UserError` is taken as the trial's own;
-    anything else ends the worker group, Ray Train starts it again, and the board gives the trial back (and fails it
-    when that happens again and again).
-    A rank or the worker group is killed: likewise; the trial goes on from its last checkpoint.
+    A trial raises: it is marked failed with the message, the others of its pack go on.
+    The pack raises: with one trial in it, the trial is marked failed and the host goes on with the next. With several,
+    one of them may be to blame: all are given back, and each goes on alone until it has reported. With several ranks,
+    an exception may also be the echo of another rank's death, so only a `UserError` is taken as a trial's own;
+    anything else ends the worker group, Ray Train starts it again, and the board gives the trials back (and fails one
+    with which that happens again and again).
+    The device's memory does not suffice for a pack: it has half as many slots from then on.
+    A rank or the worker group is killed: Ray Train starts it again; the trials go on from their last checkpoints.
     The board is gone: the driver is; end.
 """
 
@@ -23,7 +30,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +40,28 @@ import torch
 import torch.distributed as dist
 
 from mmsweep.errors import UserError
+from mmsweep.jobs import Job
+from mmsweep.report.packing import Capacity
 from mmsweep.study import Study
 from mmsweep.sweep.board import Posting, StaleHost
 from mmsweep.training.checkpoint import Report, TrialFolder
+from mmsweep.training.engine import Answer
 from mmsweep.training.world import World
 
 POLL_SECONDS = 1.0
 LOCK_SECONDS = 60.0
+COHORT_SECONDS = 5.0  # a pack waits so long for its slots to fill, as long as the driver has trials to give
+PATIENCE = 0.5  # of an epoch's seconds: what waiting may cost the slots at work, for each that is free
 
 log = logging.getLogger("mmsweep.host")
+
+
+class FolderHeldError(Exception):
+    """Another process trains this trial, and does not end."""
+
+
+# The board is gone, this group was replaced, or an older one lives on: the worker group ends.
+NOT_A_TRIALS = (ray.exceptions.RayError, StaleHost, FolderHeldError)
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Place:
     Args:
         board: handle of the board's actor.
         host: the host's name, "host-0".
-        warm: import path "module:Class" of what is kept warm; the module also holds `Job` and `warm_key`.
+        warm: import path "module:Class" of what is kept warm; the module also holds `warm_key` and `pack_key`.
         threads: CPU threads a rank.
         gpus: GPUs a rank; 0: the CPU, also where there is a GPU.
         logs: folder for the ranks' log files.
@@ -84,6 +104,11 @@ class _Host:
         self.warm: Any = None
         self.key: str | None = None
         self.token = 0
+        self.capacity = Capacity("", "", 1)
+        self.served: dict[str, Posting] = {}  # the pack's
+        self.metrics: dict[str, list[str]] = {}  # that must be in their reports
+        self.locks: dict[str, contextlib.ExitStack] = {}  # on rank 0
+        self.epoch_seconds = 0.0
 
     def run(self) -> None:
         self.token = self._share(self._register() if self.world.first else None)
@@ -99,13 +124,13 @@ class _Host:
 
     def _register(self) -> Any:
         group = ray.get_runtime_context().get_placement_group_id() or ""
-        return self._ask(self.board.register, self.place.host, group)
+        return ray.get(self.board.register.remote(self.place.host, group))
 
     def _next(self) -> Any:
-        return self._ask(self.board.next_job, self.place.host, self.token, self.key, POLL_SECONDS)
+        return self._ask(self.board.next_job, self.key, POLL_SECONDS)
 
     def _ask(self, method: Any, *args: Any) -> Any:
-        return ray.get(method.remote(*args))
+        return ray.get(method.remote(self.place.host, self.token, *args))
 
     def _share(self, word: Any) -> Any:
         """Rank 0's word, on every rank."""
@@ -115,40 +140,107 @@ class _Host:
         dist.broadcast_object_list(words, src=0, group=self.control)
         return words[0]
 
-    def _train(self, posting: Posting) -> None:
-        folder, error = TrialFolder(posting.folder), None
-        log.info("%s starts on %s", posting.id, self.device)
-        with _alone(folder) if self.world.first else contextlib.nullcontext():
-            if self.world.first:
-                recorded = [asdict(r) for r in folder.reports()]
-                self._ask(self.board.replay, self.place.host, self.token, posting.id, recorded)
-            try:
-                self._warm(posting.key).run(self._job(posting), self._reporter(posting))
-            except (ray.exceptions.RayError, StaleHost):
-                raise  # the board is gone, or this group was replaced: not the trial's doing
-            except Exception as problem:
-                error = self._failed(posting, folder, problem)
-        if self.world.first:
-            done = folder.done() or {}
-            self._ask(self.board.over, self.place.host, self.token, posting.id, error or done.get("error"))
-        log.info("%s ends%s", posting.id, f": {error}" if error else "")
+    # ------------------------------------------------------------------ a pack
 
-    def _failed(self, posting: Posting, folder: TrialFolder, problem: Exception) -> str:
-        """The message of a trial that failed by itself; raises where the worker group must start anew."""
+    def _train(self, first: Posting) -> None:
+        self.served, self.metrics = {first.id: first}, {}
+        try:
+            self.capacity = self._find_capacity(first)
+            jobs = self._joined([first], COHORT_SECONDS)
+            self._warm(first.key).run_pack(jobs, self._report, self._refill, self._over)
+        except NOT_A_TRIALS:
+            raise
+        except Exception as problem:
+            self._broke_off(problem)
+
+    def _joined(self, postings: Sequence[Posting], seconds: float) -> list[Job]:
+        """Postings and as many more as there are slots for, as jobs whose folders are held."""
+        if self.world.first:
+            free = self.capacity.slots - len(self.served)
+            more = self._ask(self.board.more, list(self.served), free, seconds) if free > 0 else []
+            postings = [*postings, *more]
+            for posting in postings:
+                self._hold(posting)
+        jobs = []
+        for posting in self._share(list(postings)):
+            log.info("%s starts on %s", posting.id, self.device)
+            self.served[posting.id] = posting
+            judged = Study.parse(posting.study).sweep.objectives if posting.judged else []
+            self.metrics[posting.id] = [objective.metric for objective in judged]
+            jobs.append(_job(posting))
+        return jobs
+
+    def _hold(self, posting: Posting) -> None:
+        folder, lock = TrialFolder(posting.folder), contextlib.ExitStack()
+        lock.enter_context(_alone(folder))
+        self.locks[posting.id] = lock
+        self._ask(self.board.replay, posting.id, [asdict(r) for r in folder.reports()])
+
+    def _refill(self) -> Sequence[Job]:
+        """Trials for the slots that are free. A pack that is empty ends: the next one may be of another kind."""
+        busy = len(self.served)
+        free = self.capacity.slots - busy
+        if not busy or free <= 0:
+            return ()
+        # A trial that stops reaches Tune, which asks for the next one: that takes a moment. Waiting costs the slots at
+        # work what an epoch without the free ones would cost those.
+        patience = self.epoch_seconds * max(0.1, PATIENCE * free / busy)
+        return self._joined([], min(patience, COHORT_SECONDS))
+
+    def _report(self, told: Sequence[tuple[Job, Report]]) -> Sequence[Answer]:
+        self.epoch_seconds = max(record.seconds for _, record in told)
+        answers: dict[str, Answer] = {}
+        if self.world.first:
+            for job, record in told:
+                problems = [_objective_problem(record, metric) for metric in self.metrics[job.id]]
+                if problem := next(filter(None, problems), None):
+                    answers[job.id] = problem
+            good = {job.id: asdict(record) for job, record in told if job.id not in answers}
+            answers |= self._ask(self.board.report, good) if good else {}
+        answers = self._share(answers)  # an error too: all ranks must part with the trial
+        return [answers[job.id] for job, _ in told]
+
+    def _over(self, job: Job, problem: Exception | None) -> None:
+        error = str(problem) if problem is not None else None
+        del self.served[job.id]
+        if self.world.first:
+            folder = TrialFolder(job.folder)
+            if error is not None:
+                folder.mark_done("failed", error)
+            self._ask(self.board.over, job.id, error or (folder.done() or {}).get("error"))
+            self.locks.pop(job.id).close()
+        log.info("%s ends%s", job.id, f": {error}" if error else "")
+
+    def _broke_off(self, problem: Exception) -> None:
+        """A pack ended by an exception; raises where the worker group must start anew."""
         own = isinstance(problem, UserError)
         text = str(problem) if own else f"{type(problem).__name__}: {problem}"
-        log.error("%s: %s\n%s", posting.id, text, traceback.format_exc())
+        log.error("%s: %s\n%s", ", ".join(self.served), text, traceback.format_exc())
         if self.world.size > 1 and not own:
-            self._ask(self.board.trouble, self.place.host, f"rank {self.world.rank}: {text}")
+            ray.get(self.board.trouble.remote(self.place.host, f"rank {self.world.rank}: {text}"))
             raise problem
-        folder.mark_done("failed", text)
+        ids = list(self.served)
+        if len(ids) == 1:
+            posting = self.served[ids[0]]
+            TrialFolder(posting.folder).mark_done("failed", text)
+            self._ask(self.board.over, posting.id, text)
+        else:
+            short = isinstance(problem, torch.OutOfMemoryError)
+            if short:
+                known = self.capacity
+                half = Capacity(known.pack, known.on, max(1, len(ids) // 2), "the memory did not suffice for more")
+                self._ask(self.board.capacity, half)
+            self._ask(self.board.give_back, ids, not short)
+        for lock in self.locks.values():
+            lock.close()
+        self.served, self.locks = {}, {}
         if self.world.size > 1 or "CUDA error" in text:
             # It may have struck one rank alone while the others wait for it, and a process whose CUDA context broke
             # can train nothing more: only a new group is surely sound.
-            self._ask(self.board.over, self.place.host, self.token, posting.id, text)
             raise problem
         self.warm = self.key = None  # its state is unknown after an exception
-        return text
+
+    # ------------------------------------------------------------------ what is warm, and how much of it
 
     def _warm(self, key: str) -> Any:
         if self.warm is None or self.key != key:
@@ -162,33 +254,53 @@ class _Host:
             log.info("warm for %s after %.1f s", key, time.time() - started)
         return self.warm
 
-    def _job(self, posting: Posting) -> Any:
-        return self.module.Job(
-            id=posting.id, kind=posting.kind, folder=posting.folder, study=dict(posting.study), key=posting.key
-        )
+    def _find_capacity(self, first: Posting) -> Capacity:
+        """How many slots there are for packs of a trial's kind; measured once for all."""
+        asked = Study.parse(first.study).resources.slots
+        name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"cpu, {self.place.threads} threads"
+        on = f"{name}, {self.world.size} ranks, slots {asked}"
+        known = self._share(self._ask(self.board.known_capacity, first.pack, on) if self.world.first else None)
+        if known is None:
+            try:
+                known = self._measured(_job(first), first.pack, on)
+            except NOT_A_TRIALS:
+                raise
+            except Exception as problem:
+                if self.world.size > 1:
+                    raise
+                # If it is the trial's own, training it will say so; if not, a single slot is what is known to work.
+                log.warning("%s: slots could not be counted: %s", first.id, problem, exc_info=True)
+                self._ask(self.board.trying, None)
+                return Capacity(first.pack, on, 1)
+            log.info("%d slots on %s%s", known.slots, on, f": {known.reason}" if known.reason else "")
+        if self.world.first:
+            self._ask(self.board.capacity, known)
+        return known
 
-    def _reporter(self, posting: Posting) -> Any:
-        objectives = Study.parse(posting.study).sweep.objectives
-
-        def report(report: Report) -> bool:
-            stop = False
+    def _measured(self, job: Job, pack: str, on: str) -> Capacity:
+        def reached(slots: int) -> None:
+            """Tell the board, before the next size is tried: that may be the end of this process."""
             if self.world.first:
-                for objective in objectives if posting.judged else []:
-                    _check_objective(report, objective.metric)
-                stop = self._ask(self.board.report, self.place.host, self.token, posting.id, asdict(report))
-            return bool(self._share(stop))
+                reason = f"a host died when it tried {max(1, 2 * slots)} slots"
+                self._ask(self.board.trying, Capacity(pack, on, max(1, slots), reason))
 
-        return report
+        slots, reason = self._warm(job.key).slots_for(job, self._share, reached)
+        return Capacity(pack, on, slots, reason)
 
 
-def _check_objective(report: Report, metric: str) -> None:
+def _job(posting: Posting) -> Job:
+    return Job(posting.id, posting.kind, posting.folder, dict(posting.study), posting.key)
+
+
+def _objective_problem(report: Report, metric: str) -> UserError | None:
     if metric not in report.metrics:
         known = ", ".join(sorted(m for m in report.metrics if m.startswith("val/")))
-        raise UserError(
+        return UserError(
             "no such metric is computed", key="sweep.objective.metric", found=metric, expected=f"one of {known}"
         )
     if math.isnan(report.metrics[metric]):
-        raise UserError(f"{metric} is not a number at epoch {report.epoch}")
+        return UserError(f"{metric} is not a number at epoch {report.epoch}")
+    return None
 
 
 @contextlib.contextmanager
@@ -203,7 +315,7 @@ def _alone(folder: TrialFolder) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    raise UserError("another process trains this trial", file=folder.path) from None
+                    raise FolderHeldError(f"another process trains {folder.path}") from None
                 time.sleep(0.2)
         yield
 

@@ -25,8 +25,10 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from mmsweep.errors import UserError
+from mmsweep.models.packing import values_of
 
 State = Literal["finished", "stopped", "failed"]
 
@@ -218,3 +220,40 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, to
         raise UserError(
             f"the checkpoint cannot be read ({error})", file=folder, expected="a checkpoint folder"
         ) from error
+
+
+def running_statistics(method: nn.Module) -> dict[str, Tensor]:
+    """Buffers that training moves: means and variances of the batch norms that it trains."""
+    return {
+        f"{name}.{buffer}": values
+        for name, module in method.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters())
+        for buffer, values in module.named_buffers(recurse=False)
+    }
+
+
+def load_weights(method: nn.Module, weights: dict[str, Tensor], where: object) -> None:
+    """Put a checkpoint's trained tensors into a method of one slot.
+
+    Raises:
+        UserError: the checkpoint is of another architecture; names the first tensor that does not fit.
+    """
+    own = values_of(method) | running_statistics(method)
+    for name in sorted(own.keys() ^ weights.keys()):
+        side = "lacks" if name in own else "holds an unknown"
+        raise UserError(
+            f"a checkpoint of another architecture: it {side} tensor",
+            file=where,
+            key=name,
+            expected="the tensors that its study.yaml trains",
+        )
+    for name, value in own.items():
+        if value.shape != weights[name].shape:
+            raise UserError(
+                "a checkpoint of another architecture",
+                file=where,
+                key=name,
+                found=tuple(weights[name].shape),
+                expected=str(tuple(value.shape)),
+            )
+        value.copy_(weights[name])

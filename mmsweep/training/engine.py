@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsweep.availability import BoolArray, Scenario
 from mmsweep.data.augmentation import Augmentation
@@ -30,10 +31,13 @@ from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.study import Train
 from mmsweep.tasks.task import Task
 from mmsweep.training.batches import Drawn, Share, depth, gather_share, made_ahead
-from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint, load_weights, running_statistics
 from mmsweep.training.evaluation import autocast, predict_slots, scenario_metrics
 from mmsweep.training.optimization import PackedAdamW, lr_factor
 from mmsweep.training.world import World
+
+Answer = bool | UserError
+"""To a report: True where the slot stops, an error where it has failed."""
 
 
 class Diverged(Exception):
@@ -93,21 +97,22 @@ def fit(
     slots: Sequence[Slot],
     data: PreparedData,
     plan: EvaluationPlan,
-    report: Callable[[Slot, Report], bool],
+    report: Callable[[Sequence[tuple[Slot, Report]]], Sequence[Answer]],
     device: torch.device,
     world: World | None = None,
     *,
     refill: Callable[[], Sequence[Slot]] = tuple,
     ended: Callable[[Slot, Ending], None] = lambda slot, ending: None,
 ) -> None:
-    """Train every slot to its end, or until `report` answers True for it; continue from its last checkpoint.
+    """Train every slot to its end, or until `report` answers that it ends; continue from its last checkpoint.
 
     All calls are made on every rank, and all ranks must get the same answers.
 
     Args:
         slots: of one pack: their studies may differ in what a pack allows (`assembly.pack_key`) and in nothing else.
-        report: called after each epoch of a slot, when its checkpoint and report line are on disk. A UserError that it
-            raises ends the slot, as one does that its checkpoint raises when it joins.
+        report: called after each epoch with all slots' reports, when their checkpoints and report lines are on disk;
+            gives an answer to each: whether the slot stops, or the error that ends it, as one does that its checkpoint
+            raises when it joins.
         refill: asked at every epoch's end for slots that are to join the pack.
         ended: called when a slot has left; the others go on.
 
@@ -136,6 +141,27 @@ def fit(
         waiting = list(refill())
         if not waiting and not pack.members:
             return
+
+
+def rehearse(slots: Sequence[Slot], data: PreparedData, device: torch.device, world: World) -> Iterator[None]:
+    """Train slots for as many steps as are asked for, and write nothing: what a step costs is what there is to see.
+
+    Raises:
+        UserError: a slot cannot be trained.
+    """
+    pack = _Pack(data, EvaluationPlan((), 0), device, world)
+    pack.join([_Member(slot, data) for slot in slots])
+    for member in pack.members:
+        member.begin(device)
+    pack.method.train()
+    whole = max(1, len(pack.members[0].rows) // slots[0].train.batch_size)
+    try:
+        with made_ahead(lambda step: pack._share(step % whole), sys.maxsize, depth(device)) as shares:
+            for step, share in enumerate(shares):
+                pack._step(step % whole, share)
+                yield
+    finally:
+        pack.method.noise.off()
 
 
 class _Member:
@@ -265,7 +291,9 @@ class _Pack:
         self.terms = list(own[0])
         self.weights_SK = torch.tensor([[w[name] for name in self.terms] for w in own], device=self.device)
 
-    def epoch(self, report: Callable[[Slot, Report], bool]) -> list[tuple[_Member, Ending]]:
+    def epoch(
+        self, report: Callable[[Sequence[tuple[Slot, Report]]], Sequence[Answer]]
+    ) -> list[tuple[_Member, Ending]]:
         """Train and evaluate an epoch, write checkpoints and reports; who leaves, and why."""
         started, leaving = time.monotonic(), []
         losses = dict(zip(self.members, self._train_epoch(), strict=True))
@@ -295,7 +323,8 @@ class _Pack:
                 weights = values_of(self.method, slot) | self.statistics
                 member.write(records[-1], weights, self.optimizer.state(slot))
         self.world.barrier()
-        gone = [(m, e) for m, r in zip(self.members, records, strict=True) if (e := _told(m, r, report))]
+        answers = report([(m.slot, r) for m, r in zip(self.members, records, strict=True)])
+        gone = [(m, e) for m, answer in zip(self.members, answers, strict=True) if (e := _ending(m, answer))]
         self.drop([member for member, _ in gone])
         return leaving + gone
 
@@ -380,49 +409,10 @@ def _check_pair(one: _Member, other: _Member) -> None:
         raise ValueError("slots of one pack have the same rows, batch sizes and precision")
 
 
-def _told(member: _Member, record: Report, report: Callable[[Slot, Report], bool]) -> Ending | None:
-    """Tell the world about an epoch; an Ending where it was the slot's last."""
-    try:
-        stopped = report(member.slot, record)
-    except UserError as problem:
-        return Ending("failed", problem)
+def _ending(member: _Member, answer: Answer) -> Ending | None:
+    """What a report's answer means; None where the slot goes on."""
+    if isinstance(answer, UserError):
+        return Ending("failed", answer)
     if member.over:
         return Ending("finished")
-    return Ending("stopped") if stopped else None
-
-
-def running_statistics(method: nn.Module) -> dict[str, Tensor]:
-    """Buffers that training moves: means and variances of the batch norms that it trains."""
-    return {
-        f"{name}.{buffer}": values
-        for name, module in method.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters())
-        for buffer, values in module.named_buffers(recurse=False)
-    }
-
-
-def load_weights(method: Method, weights: dict[str, Tensor], where: object) -> None:
-    """Put a checkpoint's trained tensors into a method of one slot.
-
-    Raises:
-        UserError: the checkpoint is of another architecture; names the first tensor that does not fit.
-    """
-    own = values_of(method) | running_statistics(method)
-    for name in sorted(own.keys() ^ weights.keys()):
-        side = "lacks" if name in own else "holds an unknown"
-        raise UserError(
-            f"a checkpoint of another architecture: it {side} tensor",
-            file=where,
-            key=name,
-            expected="the tensors that its study.yaml trains",
-        )
-    for name, value in own.items():
-        if value.shape != weights[name].shape:
-            raise UserError(
-                "a checkpoint of another architecture",
-                file=where,
-                key=name,
-                found=tuple(weights[name].shape),
-                expected=str(tuple(value.shape)),
-            )
-        value.copy_(weights[name])
+    return Ending("stopped") if answer else None

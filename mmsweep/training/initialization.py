@@ -19,8 +19,7 @@ from mmsweep.errors import UserError
 from mmsweep.methods.method import Method
 from mmsweep.models.packing import trained
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder, deciding_report
-from mmsweep.training.engine import running_statistics
+from mmsweep.training.checkpoint import TrialFolder, deciding_report, running_statistics
 
 KEY = "train.init_from"
 

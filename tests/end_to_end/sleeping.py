@@ -8,15 +8,15 @@ kills and resumes can be tested by the dozen. Every epoch that was really traine
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from mmsweep.errors import UserError
+from mmsweep.jobs import Job
 from mmsweep.study import Study
 from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
 from mmsweep.training.world import World
@@ -24,17 +24,11 @@ from mmsweep.training.world import World
 METRIC = "val/mean_missing/f1_macro"
 
 
-@dataclass(frozen=True)
-class Job:
-    id: str
-    kind: str
-    folder: str
-    study: dict[str, Any]
-    key: str
-
-
 def warm_key(study: Study) -> str:
     return study.data.dataset + study.model.encoders["image"].name
+
+
+pack_key = warm_key
 
 
 def sleep_seconds() -> float:
@@ -42,40 +36,96 @@ def sleep_seconds() -> float:
 
 
 class SleepingWarm:
-    """Trains by sleeping. align_weight > 9 raises, 8 < align_weight <= 9 gives NaN; small values score high."""
+    """Trains by sleeping, all slots at once. Small values of align_weight score high; 8 to 9 gives NaN, 9 to 10 is
+    refused, 10 to 11 raises in its second epoch, and more kills the process then."""
 
     def __init__(self, device: str, world: World) -> None:
         self.world = world
 
-    def run(self, job: Job, report: Callable[[Report], bool]) -> None:
-        study, folder = Study.parse(job.study), TrialFolder(job.folder)
-        weight, state, first = study.method.alignment, torch.zeros(1), 1
-        if weight > 9:
-            raise UserError("this configuration cannot be trained", key="method.align_weight", found=weight)
-        if last := folder.last_checkpoint():
-            weights, _, resume = load_checkpoint(last)
-            state, first = weights["state"], int(resume["epoch"]) + 1
-        for epoch in range(first, study.train.epochs + 1):
-            for step in range(4):
-                time.sleep(sleep_seconds() / 4)
-                gradient = torch.full((1,), 1.0 / (1 + step + self.world.rank * 0 + study.train.seed))
-                state = state + self.world.all_reduce_sum_(gradient) / self.world.size
-            score = float(epoch / study.train.epochs - abs(weight - 0.3) + 1e-3 * state.item())
-            if weight > 8:
+    def slots_for(
+        self, job: Job, agree: Callable[[Any], Any], reached: Callable[[int], None]
+    ) -> tuple[int, str | None]:
+        asked = Study.parse(job.study).resources.slots
+        if asked != "auto":
+            return asked, None
+        reached(1)
+        return 2, "sleeping measures nothing"
+
+    def run_pack(
+        self,
+        jobs: Sequence[Job],
+        report: Callable[[Sequence[tuple[Job, Report]]], Sequence[bool | UserError]],
+        refill: Callable[[], Sequence[Job]],
+        over: Callable[[Job, Exception | None], None],
+    ) -> None:
+        pack: list[_Slot] = []
+        while jobs or pack:
+            for job in jobs:
+                slot = _Slot(job)
+                if slot.weight > 9 and slot.weight <= 10:
+                    found = slot.weight
+                    over(job, UserError("this configuration cannot be trained", key="method.align_weight", found=found))
+                elif slot.epoch >= slot.study.train.epochs:
+                    self._end(slot, over)
+                else:
+                    pack.append(slot)
+            told = self._epoch(pack)
+            for slot in [slot for slot in pack if slot.job.id not in {job.id for job, _ in told}]:
+                pack.remove(slot)
+                over(slot.job, None)
+            answers = dict(zip([job.id for job, _ in told], report(told) if told else [], strict=True))
+            for slot in list(pack):
+                answer = answers[slot.job.id]
+                if isinstance(answer, UserError) or answer:
+                    pack.remove(slot)
+                    over(slot.job, answer if isinstance(answer, UserError) else None)
+                elif slot.epoch >= slot.study.train.epochs:
+                    pack.remove(slot)
+                    self._end(slot, over)
+            jobs = list(refill())
+
+    def _end(self, slot: _Slot, over: Callable[[Job, Exception | None], None]) -> None:
+        if self.world.first:
+            slot.folder.mark_done("finished")
+        over(slot.job, None)
+
+    def _epoch(self, pack: Sequence[_Slot]) -> list[tuple[Job, Report]]:
+        for step in range(4 if pack else 0):
+            time.sleep(sleep_seconds() / 4)
+            for slot in pack:
+                gradient = torch.full((1,), 1.0 / (1 + step + self.world.rank * 0 + slot.study.train.seed))
+                slot.state = slot.state + self.world.all_reduce_sum_(gradient) / self.world.size
+        told = []
+        for slot in pack:
+            slot.epoch += 1
+            epoch, weight, folder = slot.epoch, slot.weight, slot.folder
+            if weight > 10 and epoch == 2:
+                if weight > 11:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise RuntimeError(f"{weight:.1f} is too much")
+            score = float(epoch / slot.study.train.epochs - abs(weight - 0.3) + 1e-3 * slot.state.item())
+            if 8 < weight <= 9:
                 if self.world.first:
                     folder.mark_done("failed", f"the loss is not a number at epoch {epoch}")
-                return
+                continue
             said = Report(epoch, {METRIC: score, "train/loss": -score}, seconds=sleep_seconds())
             if self.world.first:
-                checkpoint = folder.save_checkpoint(epoch, {"state": state}, {}, {"epoch": epoch})
+                checkpoint = folder.save_checkpoint(epoch, {"state": slot.state}, {}, {"epoch": epoch})
                 said = Report(epoch, said.metrics, checkpoint, said.seconds)
-                with open(Path(job.folder) / "trained.log", "a") as file:
+                with open(folder.path / "trained.log", "a") as file:
                     file.write(f"{epoch} {os.getpid()} {time.time()}\n")
                 folder.append(said)  # after the log: tests kill as soon as they see a report
-            if report(said):
-                return
-        if self.world.first:
-            folder.mark_done("finished")
+            told.append((slot.job, said))
+        return told
+
+
+class _Slot:
+    def __init__(self, job: Job) -> None:
+        self.job, self.study, self.folder = job, Study.parse(job.study), TrialFolder(job.folder)
+        self.weight, self.state, self.epoch = self.study.method.alignment, torch.zeros(1), 0
+        if last := self.folder.last_checkpoint():
+            weights, _, resume = load_checkpoint(last)
+            self.state, self.epoch = weights["state"], int(resume["epoch"])
 
 
 def study(name: str = "sleeping", **values: Any) -> Study:

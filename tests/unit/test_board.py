@@ -17,7 +17,7 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 def posting(id: str, key: str = "a", epochs: int = 3, judged: bool = True) -> Posting:
-    return Posting(id, "trial", f"/nowhere/{id}", {}, key, epochs, judged)
+    return Posting(id, "trial", f"/nowhere/{id}", {}, key, key, epochs, judged)
 
 
 def report(epoch: int) -> dict[str, Any]:
@@ -71,10 +71,10 @@ def test_a_host_that_starts_anew_gets_its_trial_first_and_the_old_one_is_refused
         for n in "01":
             await board.submit(posting(n, judged=False), [], False)
         assert await taken(board, old) == "0"
-        await board.report("h", old, "0", report(1))
+        await board.report("h", old, {"0": report(1)})
         new = await board.register("h", "group")
         with pytest.raises(StaleHost):
-            await board.report("h", old, "0", report(2))
+            await board.report("h", old, {"0": report(2)})
         assert await taken(board, new, None) == "0"
         await board.replay("h", new, "0", [report(1), report(2)])  # the folder was ahead of the board
         assert await board.follow("0", 0, 0.01) == ([report(1), report(2)], False)
@@ -88,16 +88,16 @@ def test_a_report_waits_for_its_judgement_and_the_last_one_for_nobody() -> None:
         token = await board.register("h", "group")
         await board.submit(posting("0", epochs=3), [], False)
         await taken(board, token)
-        first = asyncio.create_task(board.report("h", token, "0", report(1)))
+        first = asyncio.create_task(board.report("h", token, {"0": report(1)}))
         await asyncio.sleep(0.05)
         assert not first.done()
         await board.judged("0", 1)
-        assert await first is False
-        second = asyncio.create_task(board.report("h", token, "0", report(2)))
+        assert await first == {"0": False}
+        second = asyncio.create_task(board.report("h", token, {"0": report(2)}))
         await asyncio.sleep(0.05)
         await board.stop("0")
-        assert await second is True
-        assert await board.report("h", token, "0", report(3)) is False
+        assert await second == {"0": True}
+        assert await board.report("h", token, {"0": report(3)}) == {"0": False}
 
     run(scene())
 
@@ -143,7 +143,7 @@ def test_a_host_that_only_ever_starts_is_fatal_and_a_report_clears_it() -> None:
         assert "again and again" in (await board.status())["fatal"]
         await board.submit(posting("0", judged=False), [], False)
         await taken(board, token)
-        await board.report("h", token, "0", report(1))
+        await board.report("h", token, {"0": report(1)})
         assert (await board.status())["fatal"] is None
 
     run(scene())

@@ -14,8 +14,8 @@ from mmsweep.assembly import Job, Warm, warm_key
 from mmsweep.errors import UserError
 from mmsweep.json_text import json_text
 from mmsweep.study import Schedule, Study
-from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, load_checkpoint
-from mmsweep.training.engine import generator, load_weights
+from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, load_checkpoint, load_weights
+from mmsweep.training.engine import generator
 from mmsweep.training.optimization import lr_factor
 from mmsweep.training.world import World
 

@@ -16,8 +16,7 @@ from mmsweep.models.cmnext import CMNeXt
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import values_of
 from mmsweep.study import MethodSpec
-from mmsweep.training.checkpoint import TrialFolder
-from mmsweep.training.engine import running_statistics
+from mmsweep.training.checkpoint import TrialFolder, running_statistics
 from mmsweep.training.initialization import digest, start_from, weights_file
 from mmsweep.training.world import World
 

@@ -51,8 +51,11 @@ def job(study, path):
 
 
 def run_pack(jobs, report=lambda job, record: False, later=(), **more):
+    def told(some):
+        return [report(job, record) for job, record in some]
+
     waiting = list(later)
-    Warm("cpu", World()).run_pack(jobs, report, lambda: waiting.pop(0) if waiting else (), **more)
+    Warm("cpu", World()).run_pack(jobs, told, lambda: waiting.pop(0) if waiting else (), **more)
     return [TrialFolder(j.folder) for j in [*jobs, *(j for some in later for j in some)]]
 
 
@@ -97,7 +100,9 @@ def _rank(rank, size, studies, path, port):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
     jobs = [Job(str(i), "trial", str(path / str(i)), values, "") for i, values in enumerate(studies)]
-    Warm("cpu", World.current()).run_pack(jobs, lambda job, record: job.id == "1" and record.epoch == 1)
+    Warm("cpu", World.current()).run_pack(
+        jobs, lambda told: [job.id == "1" and record.epoch == 1 for job, record in told]
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -134,7 +139,7 @@ def test_an_error_of_one_slot_ends_that_slot(studies, tmp_path):
 
     def report(job, record):
         if job.id == "picky":
-            raise UserError("no such metric is computed")
+            return UserError("no such metric is computed")
         return False
 
     ends = {}

@@ -12,8 +12,9 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mmsweep.errors import UserError
+from mmsweep.jobs import count_trials
 from mmsweep.study import Study
-from mmsweep.sweep.search import MAX_LOSSES, SearchSpace, TrialSearch, count_trials, open_optuna, starting_points, tell
+from mmsweep.sweep.search import MAX_LOSSES, SearchSpace, TrialSearch, open_optuna, starting_points, tell
 from mmsweep.sweep.trial import score
 from mmsweep.training.checkpoint import Report, TrialFolder
 

@@ -9,9 +9,9 @@ import pytest
 from mmsweep.assembly import card_of
 from mmsweep.check import check
 from mmsweep.errors import UserError
+from mmsweep.jobs import count_trials
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
-from mmsweep.sweep.search import count_trials
 
 FROM_SCRATCH = ("mult",)  # backbones without any pretrained part
 STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))

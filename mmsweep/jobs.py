@@ -1,0 +1,78 @@
+"""What a host is asked to train, and what may share its warm data and its passes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mmsweep.study import Study
+from mmsweep.study_search import Conditions
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a host is asked to train.
+
+    Args:
+        id: the trial's id, `0003` or `final/best/seed-101`.
+        kind: `trial`, or `final`: evaluated on test at its end.
+        folder: the trial's folder, absolute.
+        study: its resolved study.
+        key: `warm_key` of the study: equal keys share prepared data and frozen backbone.
+    """
+
+    id: str
+    kind: str
+    folder: str
+    study: dict[str, Any]
+    key: str
+
+
+def warm_key(study: Study) -> str:
+    """Studies with equal keys may train on the same host without it loading anything anew."""
+    data = study.data.model_dump(mode="json", exclude={"augmentation"})
+    data["window"] = study.data.augmentation.window  # decides the training grid, and so the shapes of tokens
+    networks = study.model.model_dump(mode="json", include={"backbone", "encoders"})
+    return _digest([data, networks, study.resources.cpus])
+
+
+FUSIBLE = (
+    *("train.optimizer.lr", "train.optimizer.weight_decay", "train.schedule", "train.clip_norm", "train.seed"),
+    *("method.align_weight", "method.masking", "model.lora.rank", "model.lora.alpha", "model.lora.dropout"),
+)
+"""What may differ between the slots of a pack."""
+
+
+def pack_key(study: Study) -> str:
+    """Studies with equal keys may train in one pass, if `models.packing.alone` finds nothing against it."""
+    values: dict[str, Any] = study.resolved()
+    for key in FUSIBLE:
+        *parents, last = key.split(".")
+        place: Any = values
+        for parent in parents:
+            place = (place or {}).get(parent)
+        if place:
+            place.pop(last, None)
+    parts = {name: values[name] for name in ("data", "model", "method", "train", "scenarios")}
+    return _digest([warm_key(study), parts, largest_rank(study)])
+
+
+def largest_rank(study: Study) -> int | None:
+    """The largest LoRA rank of a study's search: what all its trials' are padded to, so that they compute alike."""
+    if study.model.lora is None:
+        return None
+    searched = study.search.get("model.lora.rank")
+    return max([study.model.lora.rank, *(int(rank) for rank in (searched.edges() if searched else []))])
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def count_trials(study: Study) -> int:
+    """How many trials a study asks for: `sweep.trials`, or every combination of a grid."""
+    if study.sweep.sampler.name != "grid":
+        return study.sweep.trials
+    return len(Conditions(study.search, study.value).grid())

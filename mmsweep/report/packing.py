@@ -1,0 +1,103 @@
+"""How full a sweep's packs were: `packing.json` in its folder, which the driver writes and everyone else reads.
+
+Imported by the board, whose process is to start fast: no torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mmsweep.errors import UserError
+
+FILE = "packing.json"
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many slots a host has for the packs of a key.
+
+    Args:
+        pack: their `jobs.pack_key`.
+        on: the kind of host: device, ranks, and what `resources.slots` asked for.
+        slots: how many.
+        reason: why it is one, or why no more were tried.
+    """
+
+    pack: str
+    on: str
+    slots: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class PackEpoch:
+    """One epoch of a pack.
+
+    Args:
+        host, pack: who trained what.
+        kind: `trial` or `final`.
+        ended: when (seconds since 1970).
+        seconds: training and validation.
+        width: slots that reported.
+        slots: how many the host has for this pack.
+        tail: nothing was left to give when it ended: no posting of this pack waited, and the search had given out all.
+    """
+
+    host: str
+    pack: str
+    kind: str
+    ended: float
+    seconds: float
+    width: int
+    slots: int
+    tail: bool
+
+
+@dataclass
+class Packing:
+    """Capacities found, and every epoch that a pack trained."""
+
+    capacities: list[Capacity] = field(default_factory=list)
+    epochs: list[PackEpoch] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: Path) -> Packing:
+        """What a sweep's folder holds; empty where there is nothing. Raises UserError where the file is damaged."""
+        path = folder / FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls([Capacity(**c) for c in values["capacities"]], [PackEpoch(**e) for e in values["epochs"]])
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, TypeError, KeyError) as error:
+            hint = "It may be deleted: capacities are measured anew."
+            raise UserError("not what mmsweep wrote", file=path, hint=hint) from error
+
+    def text(self) -> str:
+        """The file's text."""
+        return json.dumps(asdict(self), indent=1)
+
+    def width(self) -> tuple[float, float] | None:
+        """Mean (width, slots) of the search's epochs until the tail, weighted by their seconds; None without any."""
+        return _mean([e for e in self.epochs if e.kind == "trial" and not e.tail])
+
+    def sentence(self) -> str | None:
+        """What `mmsweep show` says; None where no host had more than one slot."""
+        if all(epoch.slots == 1 for epoch in self.epochs):
+            return None
+        until = self.width()
+        if until is None:
+            return None
+        return f"packs: {until[0]:.1f} of {until[1]:g} slots filled until the tail"
+
+
+def _mean(epochs: Sequence[PackEpoch]) -> tuple[float, float] | None:
+    seconds = sum(e.seconds for e in epochs)
+    if not seconds:
+        return None
+    width, slots = (sum(n * e.seconds for n, e in zip(ns, epochs, strict=True)) / seconds for ns in
+                    ([e.width for e in epochs], [e.slots for e in epochs]))  # fmt: skip
+    return width, round(slots, 1)

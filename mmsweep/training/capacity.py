@@ -1,0 +1,140 @@
+"""How many slots a host has: packs of 1, 2, 4, … slots are trained for a few steps, as long as that pays."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MOST_SLOTS = 64
+WORTH = 1.1  # doubling goes on while it brings so many times the slots per second
+WARM_UP, STEPS = 2, 5  # steps before the clock starts, and at least on it
+SECONDS = 1.0  # on the clock at most, unless STEPS take longer; a single step is enough where it takes as long
+DEVICE_SHARE, MEMORY_SHARE = 0.9, 0.5  # of a GPU's memory in all; of what a CPU's machine has left
+
+
+def measure(
+    rehearse: Callable[[int], Iterator[None]],
+    most: int,
+    device: torch.device,
+    ranks: int = 1,
+    agree: Callable[[Any], Any] = lambda word: word,
+    reached: Callable[[int], None] = lambda slots: None,
+) -> tuple[int, str]:
+    """The number of slots from which on doubling it brings less than a tenth more slots per second, or no room is left.
+
+    Args:
+        rehearse: gives the training steps of a pack of so many throw-away slots, one at each `next`.
+        most: no more than this.
+        ranks: that train each pack together.
+        agree: rank 0's word on every rank: all must try the same.
+        reached: called with 0 before anything is tried, and with each number of slots that fits before the next.
+
+    Returns:
+        The slots, and why there are no more.
+
+    Raises:
+        torch.OutOfMemoryError: already for one slot; with several ranks for any number.
+    """
+    best, rate, reason = 1, 0.0, f"no more than {most} were asked for"
+    reached(0)
+    slots = 1
+    while slots <= most:
+        memory = _Memory(device)
+        try:
+            seconds = _step_seconds(rehearse(slots), device)
+        except torch.OutOfMemoryError:
+            if slots == 1 or ranks > 1:  # the others wait for this one's gradients
+                raise
+            reason = f"the memory does not suffice for {slots}"
+            break
+        finally:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        seconds, fits = agree((seconds, memory.doubles()))
+        if slots / seconds < WORTH * rate:
+            reason = f"{slots} are only {slots / seconds / rate:.2f} times as fast as {best}"
+            break
+        best, rate = slots, slots / seconds
+        reached(best)
+        if not fits:
+            reason = f"the memory would not suffice for {2 * slots}"
+            break
+        slots *= 2
+    return best, reason
+
+
+def _step_seconds(steps: Iterator[None], device: torch.device) -> float:
+    """The median step's seconds."""
+    with contextlib.closing(steps):  # type: ignore[type-var]
+        for _ in range(WARM_UP):
+            began = time.perf_counter()
+            next(steps)
+            _finish(device)
+            if time.perf_counter() - began > SECONDS:
+                break
+        found: list[float] = []
+        while sum(found) < SECONDS if len(found) >= STEPS else sum(found) < 2 * SECONDS:
+            began = time.perf_counter()
+            next(steps)
+            _finish(device)
+            found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _Memory:
+    """What a pack takes beyond what was there before it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
+            self.before, self.left = _resident(), _available()
+
+    def doubles(self) -> bool:
+        """Whether a pack of twice the slots has room."""
+        if self.device.type == "cuda":
+            taken = torch.cuda.max_memory_allocated(self.device) - self.before
+            free, total = torch.cuda.mem_get_info(self.device)
+            others = total - free - torch.cuda.memory_reserved(self.device)
+            return others + self.before + 2 * taken < DEVICE_SHARE * total
+        return 2 * max(0, _peak() - self.before) < MEMORY_SHARE * self.left
+
+
+def _field(path: str, name: str) -> int | None:
+    """Bytes of a line such as `VmHWM:  123 kB` of a file of Linux's; None elsewhere."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
+
+
+def _peak() -> int:
+    return _field("/proc/self/status", "VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _resident() -> int:
+    return _field("/proc/self/status", "VmRSS") or _peak()
+
+
+def _available() -> int:
+    return _field("/proc/meminfo", "MemAvailable") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

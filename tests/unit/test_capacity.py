@@ -1,0 +1,112 @@
+"""How many slots a host has: doubled while that pays and fits, and found without touching a trial."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mmsweep.assembly import Job, Warm, warm_key
+from mmsweep.training import capacity
+from mmsweep.training.capacity import measure
+from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.training.world import World
+
+CPU = torch.device("cpu")
+
+
+class Bench:
+    """A clock that steps move by what they cost, and a memory of so many slots."""
+
+    def __init__(self, monkeypatch, cost, room=10**6):
+        self.now, self.tried, self.cost, self.room = 0.0, [], cost, room
+        self.size = 0
+        monkeypatch.setattr(capacity, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(capacity._Memory, "doubles", lambda memory: 2 * self.size <= self.room)
+
+    def rehearse(self, slots):
+        self.tried.append(slots)
+        self.size = slots
+        while True:
+            self.now += self.cost(slots)
+            yield
+
+
+def test_doubling_ends_where_it_pays_no_more(monkeypatch):
+    bench = Bench(monkeypatch, lambda s: 0.1 + 0.05 * s)  # 15, 20, 30, 50, 90, 170 … ms for 1, 2, 4 … slots
+    reached = []
+    slots, reason = measure(bench.rehearse, 64, CPU, reached=reached.append)
+    rates = {s: s / bench.cost(s) for s in (1, 2, 4, 8, 16, 32, 64)}
+    best = next(s for s in rates if rates.get(2 * s, 0) < 1.1 * rates[s])
+    assert slots == best == 16 and "32 are only 1.0" in reason
+    assert bench.tried == [1, 2, 4, 8, 16, 32] and reached == [0, 1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize(("cost", "expected"), [(lambda s: 1.0 * s, 1), (lambda s: 1e-3, 64)])
+def test_its_ends(cost, expected, monkeypatch):
+    assert measure(Bench(monkeypatch, cost).rehearse, 64, CPU)[0] == expected
+
+
+def test_no_more_than_trials_and_room(monkeypatch):
+    bench = Bench(monkeypatch, lambda s: 1e-3)
+    assert measure(bench.rehearse, 6, CPU)[0] == 4 and max(bench.tried) == 4
+    bench = Bench(monkeypatch, lambda s: 1e-3, room=8)
+    slots, reason = measure(bench.rehearse, 64, CPU)
+    assert slots == 8 and "memory would not suffice for 16" in reason and max(bench.tried) == 8
+
+
+def test_memory_that_ends_ends_the_doubling(monkeypatch):
+    def cost(slots):
+        if slots > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1e-3
+
+    slots, reason = measure(Bench(monkeypatch, cost).rehearse, 64, CPU)
+    assert slots == 4 and "memory does not suffice for 8" in reason
+    with pytest.raises(torch.OutOfMemoryError):  # not even one
+        measure(Bench(monkeypatch, lambda s: cost(9)).rehearse, 64, CPU)
+    with pytest.raises(torch.OutOfMemoryError):  # other ranks wait: their group starts anew
+        measure(Bench(monkeypatch, cost).rehearse, 64, CPU, ranks=2)
+
+
+def test_a_machines_memory_can_be_read():
+    memory = capacity._Memory(CPU)
+    before = capacity._peak()
+    kept = torch.ones(30_000_000)
+    assert capacity._peak() > before and capacity._available() > 0 and kept.numel()
+    assert memory.left > 0 and isinstance(memory.doubles(), bool)
+
+
+@pytest.fixture()
+def job(tiny_study, tmp_path):
+    def make(**changes):
+        study = tiny_study.with_values({key.replace("__", "."): value for key, value in changes.items()})
+        folder = TrialFolder(tmp_path / "trials" / f"{len(list(tmp_path.glob('trials/*'))):04d}")
+        folder.create({"id": folder.path.name, "params": {}}, study.to_yaml())
+        return Job(folder.path.name, "trial", str(folder.path), study.resolved(), warm_key(study))
+
+    return make
+
+
+def test_measuring_touches_nothing_of_the_trial(job, tmp_path, monkeypatch):
+    """Neither its folder nor a random number of it: it trains to the same metrics afterwards."""
+    monkeypatch.setattr(capacity, "SECONDS", 0.05)
+    first, second = job(resources__slots="auto"), job()
+    warm, before = Warm("cpu", World()), sorted(tmp_path.rglob("*"))
+    state, sizes = torch.get_rng_state(), []
+    slots, reason = warm.slots_for(first, reached=sizes.append)
+    assert slots in (1, 2, 4, 8, 16, 32, 64) and reason and sizes[:2] == [0, 1]
+    assert sorted(tmp_path.rglob("*")) == before and torch.equal(torch.get_rng_state(), state)
+    warm.run(first, lambda record: False)
+    Warm("cpu", World()).run(second, lambda record: False)
+    assert [r.metrics for r in TrialFolder(first.folder).reports()] == [
+        r.metrics for r in TrialFolder(second.folder).reports()
+    ]
+
+
+def test_what_is_asked_for_is_taken_and_a_trained_backbone_has_one_slot(job):
+    warm = Warm("cpu", World())
+    assert warm.slots_for(job(resources__slots=5)) == (5, None)
+    slots, reason = warm.slots_for(job(resources__slots=5, model__encoders__text__trainable=True))
+    assert slots == 1 and "trials cannot share it" in str(reason)

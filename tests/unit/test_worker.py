@@ -1,0 +1,211 @@
+"""A host's loop with the real board and real training, without Ray: packs fill, and what breaks is the trial's own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+import ray
+import torch
+
+from mmsweep.assembly import Warm, pack_key, warm_key
+from mmsweep.sweep import worker
+from mmsweep.sweep.board import Board, Posting
+from mmsweep.training import engine
+from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.training.world import World
+
+
+class Handle:
+    """The board as an actor's handle: it lives in a loop of its own, and `ray.get` has nothing left to wait for."""
+
+    def __init__(self):
+        self.board, self.loop = Board(), asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def __getattr__(self, name):
+        method = getattr(self.board, name)
+        call = lambda *a: asyncio.run_coroutine_threadsafe(method(*a), self.loop).result(60)  # noqa: E731
+        return SimpleNamespace(remote=call)
+
+
+@pytest.fixture()
+def board(monkeypatch):
+    context = SimpleNamespace(get_placement_group_id=lambda: "group")
+    stand_in = SimpleNamespace(get=lambda x: x, exceptions=ray.exceptions, get_runtime_context=lambda: context)
+    monkeypatch.setattr(worker, "ray", stand_in)
+    handle = Handle()
+    yield handle
+    handle.loop.call_soon_threadsafe(handle.loop.stop)
+
+
+@pytest.fixture()
+def studies(tiny_study):
+    base = tiny_study.with_values({"train.epochs": 3, "resources.slots": 3})
+    return [base.with_values({"train.seed": n, "train.optimizer.lr": 0.002 * (n + 1)}) for n in range(5)]
+
+
+def post(board, studies, path, kind="trial", judged=True):
+    """Post trials, and judge them as a scheduler would that stops none; their folders."""
+    folders = []
+    for n, study in enumerate(studies):
+        folder = TrialFolder(path / f"{n:04d}")
+        folder.create({"id": folder.path.name, "params": {}}, study.to_yaml())
+        posting = Posting(folder.path.name, kind, str(folder.path), study.resolved(), warm_key(study), pack_key(study),
+                          study.train.epochs, judged)  # fmt: skip
+        board.submit.remote(posting, [], False)
+        folders.append(folder)
+    board.expect.remote(False)
+    return folders
+
+
+def serve(board, folders):
+    """One host trains until all are over."""
+
+    def drive(folder):
+        last, over, reports = 0, False, []
+        while not over or reports:
+            reports, over = board.follow.remote(folder.path.name, last, 1.0)
+            for report in reports:
+                last = report["epoch"]
+                board.judged.remote(folder.path.name, last)
+
+    def close():
+        for follower in followers:
+            follower.join()
+        board.close.remote()
+
+    followers = [threading.Thread(target=drive, args=(folder,), daemon=True) for folder in folders]
+    for thread in (*followers, threading.Thread(target=close, daemon=True)):
+        thread.start()
+    place = worker.Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, "")
+    worker._Host(place, World()).run()
+
+
+def widths(board):
+    return [epoch.width for epoch in board.packing.remote().epochs]
+
+
+def errors(folders):
+    return {folder.path.name: (folder.done() or {}).get("error") for folder in folders}
+
+
+def test_what_a_trial_computes_does_not_depend_on_the_slots(board, studies, tmp_path):
+    folders = post(board, studies, tmp_path / "packed")
+    serve(board, folders)
+    assert widths(board) == [3, 3, 3, 2, 2, 2]
+    for n, study in enumerate(studies):
+        single = TrialFolder(tmp_path / "single" / str(n))
+        single.create({"id": str(n), "params": {}}, study.to_yaml())
+        Warm("cpu", World()).run(worker._job(Posting(str(n), "trial", str(single.path), study.resolved(), "", "", 3,
+                                                     True)), lambda record: False)  # fmt: skip
+        assert [r.metrics for r in folders[n].reports()] == [r.metrics for r in single.reports()]
+        assert (folders[n].done() or {})["state"] == "finished"
+
+
+def test_slots_that_become_free_are_filled_at_the_next_epoch(board, studies, tmp_path):
+    folders = post(board, studies, tmp_path)
+    board.stop.remote("0001")
+    stop = board.board.report
+
+    async def report(name, token, reports):
+        if "0002" in reports:
+            await board.board.stop("0002")  # after its first epoch
+        return await stop(name, token, reports)
+
+    board.board.report = report
+    serve(board, folders)
+    assert widths(board) == [3, 3, 3, 1] and [len(f.reports()) for f in folders] == [3, 0, 1, 3, 3]
+
+
+def test_an_objective_that_one_lacks_ends_that_one(board, studies, tmp_path):
+    studies[1] = studies[1].with_values({"sweep.objective": {"metric": "val/complete/rmse", "mode": "min"}})
+    better = Warm.slot
+    folders = post(board, studies[:3], tmp_path)
+    with pytest.MonkeyPatch.context() as patch:  # which metric is better is not asked here, but by the driver's check
+        patch.setattr(Warm, "slot", lambda self, study, folder: _indifferent(better(self, study, folder)))
+        serve(board, folders)
+    found = errors(folders)
+    assert "no such metric" in str(found["0001"]) and found["0000"] is None and found["0002"] is None
+    assert [(f.done() or {})["state"] for f in folders] == ["finished", "failed", "finished"]
+
+
+def _indifferent(slot):
+    slot.better = lambda new, best: False
+    return slot
+
+
+@pytest.mark.parametrize("where", ["joining", "training"])
+def test_an_exception_of_one_fails_that_one(where, board, studies, tmp_path, monkeypatch):
+    """The pack breaks off, since nobody knows whose it was; each goes on alone until it is cleared."""
+    slot, draw = Warm.slot, engine._Member.draw
+
+    def joins(self, study, folder):
+        if study.train.seed == 1 and where == "joining":
+            raise RuntimeError("it is this one")
+        return slot(self, study, folder)
+
+    def draws(member, step):
+        if member.slot.train.seed == 1 and member.done == 1:
+            raise RuntimeError("it is this one")
+        return draw(member, step)
+
+    monkeypatch.setattr(Warm, "slot", joins)
+    monkeypatch.setattr(engine._Member, "draw", draws)
+    folders = post(board, studies, tmp_path)
+    serve(board, folders)
+    found = errors(folders)
+    assert "RuntimeError: it is this one" in str(found.pop("0001")) and set(found.values()) == {None}
+    assert [(f.done() or {})["state"] for f in folders] == ["finished", "failed", *["finished"] * 3]
+    assert [len(f.reports()) for f in folders] == [3, 0 if where == "joining" else 1, 3, 3, 3]
+
+
+def test_memory_that_does_not_suffice_halves_the_slots(board, studies, tmp_path, monkeypatch):
+    run_pack, sizes = Warm.run_pack, []
+
+    def tight(self, jobs, report, refill, over):
+        sizes.append(len(jobs))
+        if len(jobs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run_pack(self, jobs, report, refill, over)
+
+    monkeypatch.setattr(Warm, "run_pack", tight)
+    folders = post(board, studies, tmp_path)
+    serve(board, folders)
+    assert sizes[0] == 3 and max(sizes[1:]) == 1 and {(f.done() or {})["state"] for f in folders} == {"finished"}
+    capacities = board.packing.remote().capacities
+    assert [c.slots for c in capacities] == [3, 1] and "memory" in str(capacities[-1].reason)
+
+
+def test_finals_of_several_seeds_share_a_pack(board, studies, tmp_path):
+    folders = post(board, studies[:3], tmp_path, kind="final", judged=False)
+    serve(board, folders)
+    assert widths(board) == [3, 3, 3] and all((f.path / "evaluation.json").exists() for f in folders)
+
+
+def test_slots_are_measured_once_for_all_packs(board, studies, tmp_path, monkeypatch):
+    asked = []
+
+    def slots_for(self, job, agree, reached):
+        asked.append(job.id)
+        reached(1)
+        return 2, "4 are only 1.01 times as fast as 2"
+
+    monkeypatch.setattr(Warm, "slots_for", slots_for)
+    studies = [study.with_values({"resources.slots": "auto"}) for study in studies]
+    serve(board, post(board, studies, tmp_path))
+    assert asked == ["0000"] and max(widths(board)) == 2
+
+
+def test_a_measurement_that_fails_leaves_one_slot(board, studies, tmp_path, monkeypatch):
+    def slots_for(self, job, agree, reached):
+        reached(0)
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr(Warm, "slots_for", slots_for)
+    folders = post(board, studies[:2], tmp_path)
+    serve(board, folders)
+    assert widths(board) == [1] * 6 and {(f.done() or {})["state"] for f in folders} == {"finished"}
+    assert board.packing.remote().capacities == []

@@ -26,8 +26,9 @@ from mmsweep.models.encoder import CompileMode
 from mmsweep.models.lora import PackedLoRALinear
 
 KEY = "train.compile"
-MOST_SHAPES = 16
-"""Kinds of calls that are compiled: encoder, rows, tokens, slots, whether something before it is trained."""
+MOST_SHAPES = 64
+"""Kinds of calls that are compiled: encoder, rows, tokens, slots, whether something before it is trained. A pack's
+width has about two an encoder, and `slots: auto` tries up to seven widths before the first epoch."""
 
 
 class BlockCompiler:

@@ -12,8 +12,8 @@ Ours: the same encoders, rows, ranks, alphas, dropout, head and precision as met
 Neither evaluates nor writes anything. Both get a constant learning rate, no clipping, no class weights.
 
 First they are checked to be the same model: without dropout, from the same initial values and on the same rows, the
-losses of --check steps must agree within 1e-4 (fp32; on CUDA 1e-3), or the run ends with an error. Then they take turns; a step's
-time is the median of blocks. "trials' steps a second" is S / step time.
+losses of --check steps must agree within 1e-4 (fp32; on CUDA 1e-3), or the run ends with an error. Then they take
+turns; a step's time is the median of blocks. "trials' steps a second" is S / step time.
 """
 
 from __future__ import annotations

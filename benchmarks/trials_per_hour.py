@@ -20,7 +20,8 @@ before. Each is a command in a process of its own, timed from its start to its e
 training, evaluating, writing checkpoints and, for mmsweep alone, tracking in MLflow and the report. "to the last
 trial" ends when the last trial's folder is marked done. With --repeats the variants take turns, in another order each
 time, and seconds are medians. The shorter trials are, the more their starting counts: the page says how many steps one
-has, and --rows and --set train.epochs=… decide it. Every variant's metrics of every epoch are compared with those of the first.
+has, and --rows and --set train.epochs=… decide it. Every variant's metrics of every epoch are compared with those of
+the first.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmsweep.assembly import Warm
 from mmsweep.models.packing import alone
-from mmsweep.study import Study
+from mmsweep.study import Study, Train
 from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 
@@ -73,11 +73,15 @@ def _measure(warm: Warm, study: Study, entry: dict[str, Any], options: argparse.
     if device.type == "cuda":
         level = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-    pack = PackSteps(warm, slot_studies(study, entry["slots"]))
     if "flop" not in entry:
+        # Counted without train.compile: a replayed graph shows the counter nothing.
+        plain = study.with_values({"train.compile": None} if "compile" in Train.model_fields else {})
+        counted = PackSteps(warm, slot_studies(plain, entry["slots"]))
         with FlopCounterMode(display=False) as counter:
-            pack.step()
-        entry["flop"], entry["rows"] = counter.get_total_flops(), pack.rows
+            counted.step()
+        entry["flop"], entry["rows"] = counter.get_total_flops(), counted.rows
+        del counted
+    pack = PackSteps(warm, slot_studies(study, entry["slots"]))
     entry["seconds"] += seconds_of(pack.step, device, options.seconds, options.blocks)
     if device.type == "cuda":
         entry["peak"] = torch.cuda.max_memory_allocated() - level

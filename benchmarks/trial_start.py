@@ -1,18 +1,18 @@
 """How long from Tune's start of a trial to its first training step: on a warm host, and with one TorchTrainer per
 trial.
 
-    python benchmarks/trial_start.py --trials 12 --baseline 3 [--write]
+    python benchmarks/trial_start.py --trials 12 --baseline 3 [--out FILE]
 
 Both train the quickstart study (Open Clip Art, the shipped encoders, one epoch) in the same run on the same
 machine. The clock starts when Tune's searcher is asked for the trial (warm host) or when Tune reports the trial as
 started (one trainer per trial, which is later and so in the baseline's favour), and stops when the optimiser has
-made its first step. The first trial of each warm host waits for the host's own start; it is listed apart.
+made its first step. The first trial of each warm host waits for the host's own start; it is listed apart. Hosts have
+one slot: with more, a trial waits for its pack's epoch to end, which is no cost of starting.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from ran_on import Machine, hand_over, out_option, table
 
 from mmsweep.assembly import Warm, prepare_data
 from mmsweep.jobs import Job, pack_key, warm_key
@@ -139,34 +140,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--baseline", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write docs/results/trial_start.md")
+    out_option(parser)
     options = parser.parse_args()
     prepare_data(study(1))
+    machine, home = Machine(), Path.cwd()
     with tempfile.TemporaryDirectory(prefix="start-") as place:
         os.chdir(place)
-        load = os.getloadavg()[0]
         warm, hosts = on_warm_hosts(options.trials, Path(place) / "warm")
         cold = one_trainer_per_trial(options.baseline, Path(place) / "cold")
+        os.chdir(home)
     rest = sorted(warm[hosts:])
     p95 = rest[min(len(rest) - 1, round(0.95 * (len(rest) - 1)))]
+    rows = [
+        ["warm host", f"{statistics.median(rest):.2f} s", f"{p95:.2f} s", _list(warm[hosts:])],
+        ["one TorchTrainer per trial", f"{statistics.median(cold):.1f} s", None, _list(cold)],
+    ]
     lines = [
-        "# From Tune's start of a trial to its first step",
+        f"The quickstart study, one slot a host, {hosts} host(s); how the clock runs stands in the script.",
         "",
-        f"`python benchmarks/trial_start.py --trials {options.trials} --baseline {options.baseline}` on "
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, load average {load:.1f} before and "
-        f"{os.getloadavg()[0]:.1f} after. The quickstart study; how the clock runs stands in the script.",
-        "",
-        "| | median | 95th percentile | each |",
-        "|---|---|---|---|",
-        f"| warm host | {statistics.median(rest):.2f} s | {p95:.2f} s | {_list(warm[hosts:])} |",
-        f"| one TorchTrainer per trial | {statistics.median(cold):.1f} s | | {_list(cold)} |",
+        *table(["", "median", "95th percentile", "each"], rows),
         "",
         f"The hosts' own start, paid once and left out above: {_list(warm[:hosts])} s to their first step.",
     ]
-    print("\n".join(lines))
-    print(json.dumps({"warm": warm, "cold": cold}))
-    if options.write:
-        (ROOT / "docs" / "results" / "trial_start.md").write_text("\n".join(lines) + "\n")
+    facts, found = machine.facts(threads=1), {"warm": warm, "cold": cold, "hosts": hosts}
+    hand_over("From Tune's start of a trial to its first step", lines, facts, found, options.out)
 
 
 def _list(values: list[float]) -> str:

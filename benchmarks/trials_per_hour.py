@@ -2,7 +2,7 @@
 """Trials per hour of one and the same list of trials, in every way that there is to run them.
 
     python benchmarks/trials_per_hour.py                                              # CPU, quickstart, 16 trials
-    python benchmarks/trials_per_hour.py --size base --device cuda --trials 16        # ViT-B/16 + BERT-base, bf16
+    python benchmarks/trials_per_hour.py --size base --device cuda --rows 4096        # ViT-B/16 + BERT-base, bf16
     python benchmarks/trials_per_hour.py --size tiny --trials 4 --slots 2             # whether it runs
 
 packed-N, packed-auto   `mmsweep tune` with resources.slots=N, or auto
@@ -19,12 +19,15 @@ study's seeds, no scheduler, no final runs, the same number of hosts with the sa
 before. Each is a command in a process of its own, timed from its start to its end as its user sees it: starting,
 training, evaluating, writing checkpoints and, for mmsweep alone, tracking in MLflow and the report. "to the last
 trial" ends when the last trial's folder is marked done. With --repeats the variants take turns, in another order each
-time, and seconds are medians. Every variant's metrics of every epoch are compared with those of the first.
+time, and seconds are medians. The shorter trials are, the more their starting counts: the page says how many steps one
+has, and --rows and --set train.epochs=… decide it. Every variant's metrics of every epoch are compared with those of
+the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -268,6 +271,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--study", type=Path, help="a study file of yours instead of a size")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the study")
     parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--rows", type=int, help="training rows of tiny and base: how long a trial is")
     parser.add_argument("--variants", nargs="+", help="some of those above; default: all that can run here")
     parser.add_argument(
         "--slots", nargs="+", default=["auto", "4"], metavar="N", help="of packed-N, if not in --variants"
@@ -285,11 +289,11 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(options: argparse.Namespace, place: Path) -> Path:
-    """The study file with all its trials and resources in it, its data prepared."""
+def prepare(options: argparse.Namespace, place: Path) -> tuple[Path, int]:
+    """The study file with all its trials and resources in it, its data prepared, and the steps of an epoch."""
     gpu = options.device.startswith("cuda")
     source = place / "study"
-    path = study_file(options.size, source, options.set) if options.study is None else options.study
+    path = options.study or study_file(options.size, source, options.set, options.rows)
     study = Study.load(path, options.set if options.study else [])
     cpus = options.cpus or (min(4, cores()) if gpu else study.resources.cpus)
     at_once = options.at_once or (1 if gpu else max(1, int(cores() // cpus)))
@@ -305,10 +309,10 @@ def prepare(options: argparse.Namespace, place: Path) -> Path:
             "resources": {"hosts": min(at_once, options.trials), "workers": 1, "cpus": cpus, "gpus": int(gpu)},
         }
     )
-    prepare_data(study)
+    train = prepare_data(study).splits["train"]
     path = place / "trials.yaml"
     path.write_text(study.to_yaml(), encoding="utf-8")
-    return path
+    return path, math.ceil(len(train) / study.train.batch_size)
 
 
 def main() -> None:
@@ -322,7 +326,7 @@ def main() -> None:
     device_of(options.device)
     names, machine = chosen(options), Machine()
     with place_of(options.place, own_cache=options.size != "quickstart" and options.study is None) as place:
-        path = prepare(options, place)
+        path, steps = prepare(options, place)
         study = Study.load(path)
         hosts = int(study.resources.hosts)
         variants = Variants(path, options.device, hosts, options.fractions)
@@ -360,7 +364,7 @@ def main() -> None:
         f"metrics, to {names[0]}",
     ]
     about = (
-        f"{options.trials} trials of {study.train.epochs} epochs, batch {study.train.batch_size}, "
+        f"{options.trials} trials of {study.train.epochs} epochs of {steps} steps, batch {study.train.batch_size}, "
         f"{study.train.precision} asked for, {hosts} host(s) with {study.resources.cpus:g} CPU(s) and "
         f"{study.resources.gpus:g} GPU(s) each, {options.repeats} repeat(s)."
     )

@@ -208,3 +208,19 @@ def test_telling_twice_changes_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         tell(told, folder, study().sweep.objectives)
     assert [t.value for t in told.get_trials()] == [0.4]
+
+
+def test_no_more_trials_are_open_than_the_hosts_have_slots_for(tmp_path: Path) -> None:
+    """Also where that becomes known only later; the last one is known as such at once."""
+    room = [1]
+    _, told = searcher(searched(), tmp_path)
+    search = TrialSearch(searched(), told, tmp_path / "trials", [], post, ended, total=4, room=lambda: room[0])
+    search.set_max_concurrency(64)
+    assert search.suggest("a") and search.suggest("b") is None
+    room[0] = 3
+    assert search.suggest("b") and search.suggest("c") and search.suggest("d") is None and not search.exhausted
+    train(tmp_path, 0, [0.5])
+    search.on_trial_complete("a")
+    assert search.suggest("d") and search.exhausted
+    search.on_trial_complete("b", error=True)  # lost: served again
+    assert not search.exhausted

@@ -16,6 +16,7 @@ from mmsweep.jobs import count_trials
 from mmsweep.study import Study
 from mmsweep.sweep.search import MAX_LOSSES, SearchSpace, TrialSearch, open_optuna, starting_points, tell
 from mmsweep.sweep.trial import score
+from mmsweep.sweep.tuner import judged_epochs, make_scheduler
 from mmsweep.training.checkpoint import Report, TrialFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
@@ -224,3 +225,13 @@ def test_no_more_trials_are_open_than_the_hosts_have_slots_for(tmp_path: Path) -
     assert search.suggest("d") and search.exhausted
     search.on_trial_complete("b", error=True)  # lost: served again
     assert not search.exhausted
+
+
+@pytest.mark.parametrize(("grace", "factor", "epochs"), [(1, 3, 30), (2, 2, 16), (4, 4, 10), (5, 3, 4), (1, 2, 1)])
+def test_the_epochs_that_are_waited_for_are_those_at_which_asha_stops(grace: int, factor: int, epochs: int) -> None:
+    asked = study(sweep__scheduler={"name": "asha", "grace_epochs": grace, "reduction_factor": factor},
+                  train__epochs=epochs)  # fmt: skip
+    rungs = [milestone for milestone, _ in make_scheduler(asked)._brackets[0]._rungs]  # type: ignore[attr-defined]
+    assert judged_epochs(asked) == sorted(rungs)
+    assert judged_epochs(asked.with_values({"sweep.scheduler.name": "none"})) == []
+    assert judged_epochs(asked.with_values({"sweep.scheduler.name": "median"})) == list(range(1, epochs + 1))

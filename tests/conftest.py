@@ -157,3 +157,8 @@ def tiny_tasks(tiny_study):
         "sweep.objective": {"metric": "val/mean_missing/mae", "mode": "min"},
     }
     return {"multi_label": tiny_study.with_values(multi), "regression": tiny_study.with_values(number)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that start Ray go last: it leaves signal handlers and threads of its own in this process."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -1,4 +1,7 @@
-"""How full a sweep's packs were: `packing.json` in its folder, which the driver writes and everyone else reads."""
+"""How full a sweep's packs were: `packing.json` in its folder, which the driver writes and everyone else reads.
+
+Imported by the board, whose process is to start fast: no torch here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmsweep.errors import UserError
-from mmsweep.training.checkpoint import write_whole
+
+FILE = "packing.json"
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Packing:
     @classmethod
     def load(cls, folder: Path) -> Packing:
         """What a sweep's folder holds; empty where there is nothing. Raises UserError where the file is damaged."""
-        path = folder / "packing.json"
+        path = folder / FILE
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls([Capacity(**c) for c in values["capacities"]], [PackEpoch(**e) for e in values["epochs"]])
@@ -72,9 +76,9 @@ class Packing:
             hint = "It may be deleted: capacities are measured anew."
             raise UserError("not what mmsweep wrote", file=path, hint=hint) from error
 
-    def write(self, folder: Path) -> None:
-        """Write `packing.json`, whole or not at all."""
-        write_whole(folder / "packing.json", json.dumps(asdict(self), indent=1))
+    def text(self) -> str:
+        """The file's text."""
+        return json.dumps(asdict(self), indent=1)
 
     def width(self) -> tuple[float, float] | None:
         """Mean (width, slots) of the search's epochs until the tail, weighted by their seconds; None without any."""

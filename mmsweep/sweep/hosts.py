@@ -25,6 +25,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
+from mmsweep.sweep.cluster import logged_to  # the import also sets Ray's switches in the keeper's process
 from mmsweep.sweep.worker import Place, serve
 
 # Trials take 0.01 CPU each while hosts may fill a node: each worker asks for a little less than its CPUs, so that
@@ -91,10 +92,13 @@ def count_hosts(size: HostSize, wanted: int | str, trials: int, nodes: list[dict
 
 def open_board(name: str) -> Any:
     """Start a board on this node. It ends with this process's connection to Ray."""
+    return _on_this_node(Board, 1000).options(name=name, namespace="mmsweep").remote()
+
+
+def _on_this_node(actor: type, concurrency: int) -> Any:
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "label_selector": here}
-    actor: Any = ray.remote(**options)(Board)
-    return actor.options(name=name, namespace="mmsweep").remote()
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": concurrency, "label_selector": here}
+    return ray.remote(**options)(actor)
 
 
 class _Trouble(UserCallback):
@@ -109,7 +113,7 @@ class _Trouble(UserCallback):
 
 
 class HostPool:
-    """All hosts of a sweep.
+    """All hosts of a sweep, as the driver sees them; a `Keeper` keeps them.
 
     Args:
         board: the board's actor.
@@ -121,20 +125,19 @@ class HostPool:
     """
 
     def __init__(self, board: Any, size: HostSize, count: int, warm: str, storage: Path, logs: Path) -> None:
-        self.board, self.size, self.warm, self.storage, self.logs = board, size, warm, storage, logs
+        self.board, self.logs = board, logs
         self.names = [f"host-{i}" for i in range(count)]
-        self._closing = threading.Event()
+        self._made_of = (board, size, self.names, warm, storage, logs)
+        self._keeper: Any = None
+        self._kept: Any = None
         self._fatal: str | None = None
-        self._threads = [
-            threading.Thread(target=self._keep, args=(name,), name=name, daemon=True) for name in self.names
-        ]
         self.status: dict[str, Any] = {}  # what the board said last
         self._status: Any = None
         self._asked = 0.0
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        self._keeper = _on_this_node(Keeper, 2).remote(*self._made_of)
+        self._kept = self._keeper.keep.remote()
 
     def check(self) -> None:
         """Cheap; to be called often.
@@ -145,13 +148,15 @@ class HostPool:
         if self._fatal is None and time.monotonic() - self._asked > 1.0:
             self._asked = time.monotonic()
             try:
+                if ray.wait([self._kept], timeout=0)[0]:
+                    self._fatal = ray.get(self._kept)
                 if self._status is not None and ray.wait([self._status], timeout=0)[0]:
                     self.status, self._status = ray.get(self._status), None
-                    self._fatal = self.status["fatal"]
+                    self._fatal = self._fatal or self.status["fatal"]
                 if self._status is None:
                     self._status = self.board.status.remote()
             except ray.exceptions.RayError as error:
-                self._fatal = f"the board is gone ({_last_line(error)})"
+                self._fatal = f"the board or the hosts' keeper is gone ({_last_line(error)})"
         if self._fatal is not None:
             raise UserError(
                 f"the hosts cannot go on: {self._fatal}", file=self.logs, hint="The log files in this folder say more."
@@ -159,14 +164,41 @@ class HostPool:
 
     def close(self, seconds: float) -> None:
         """Tell the hosts to end, and wait so long for those that do so at once (the others end with Ray)."""
-        self._closing.set()
         try:
-            ray.get(self.board.close.remote(), timeout=5)
-        except Exception as error:  # it is gone already
-            log.info("closing the board: %s", error)
-        until = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            ray.get([self._keeper.close.remote(), self.board.close.remote()], timeout=5)
+            ray.wait([self._kept], timeout=seconds)
+        except Exception as error:  # they are gone already
+            log.info("closing the hosts: %s", error)
+
+
+class Keeper:
+    """Runs Ray Train for every host of a sweep, as one 0-CPU actor on the driver's node.
+
+    `TorchTrainer.fit` blocks until a host ends, which after a sweep takes Ray Train seconds or for ever. In threads of
+    the driver that cannot be waited for: one that still uses Ray when `ray.shutdown` was called ends the whole process
+    ("The core worker has already been shutdown"), before reports are written. This process ends with Ray.
+
+    Args: as HostPool's; names: of the hosts.
+    """
+
+    def __init__(self, board: Any, size: HostSize, names: list[str], warm: str, storage: Path, logs: Path) -> None:
+        self.board, self.size, self.names, self.warm, self.storage, self.logs = board, size, names, warm, storage, logs
+        self._closing = threading.Event()
+        self._fatal: str | None = None
+
+    def keep(self) -> str | None:
+        """Keep the hosts alive until `close`; what is wrong if they cannot be kept."""
+        with logged_to(self.logs / "keeper.log"):
+            threads = [threading.Thread(target=self._keep, args=(n,), name=n, daemon=True) for n in self.names]
+            for thread in threads:
+                thread.start()
+            while self._fatal is None and any(thread.is_alive() for thread in threads):
+                time.sleep(0.05)
+        return self._fatal
+
+    def close(self) -> None:
+        """Start no host again."""
+        self._closing.set()
 
     def _keep(self, name: str) -> None:
         for _ in range(MAX_RUNS):

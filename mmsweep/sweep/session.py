@@ -22,7 +22,7 @@ from uuid import uuid4
 import ray
 
 from mmsweep.errors import UserError
-from mmsweep.report.packing import Packing
+from mmsweep.report.packing import FILE, Packing
 from mmsweep.study import Study
 from mmsweep.sweep.board import Posting
 from mmsweep.sweep.cluster import Interrupt, connect
@@ -30,7 +30,7 @@ from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.trial import score
 from mmsweep.tracking import Tracker
-from mmsweep.training.checkpoint import TrialFolder, deciding_report
+from mmsweep.training.checkpoint import TrialFolder, deciding_report, write_whole
 
 WARM = "mmsweep.assembly:Warm"
 
@@ -129,7 +129,7 @@ class Session:
         except ray.exceptions.RayError as error:
             log.warning("how full the packs were is not known: %s", error)
             return
-        Packing(found.capacities, self._packing.epochs + found.epochs).write(self._folder)
+        write_whole(self._folder / FILE, Packing(found.capacities, self._packing.epochs + found.epochs).text())
         self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])
 
     def must_end(self) -> bool:

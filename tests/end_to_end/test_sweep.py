@@ -188,9 +188,9 @@ print(out.state)
 """
 
 
-def drive(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def drive(folder: Path, *arguments: str, epoch: str = "0.6") -> subprocess.Popen[str]:
     path = f"{HERE}{os.pathsep}{HERE.parents[1]}"
-    environment = {**os.environ, "PYTHONPATH": path, "SLEEPING_EPOCH": "0.6"}
+    environment = {**os.environ, "PYTHONPATH": path, "SLEEPING_EPOCH": epoch}
     command = [sys.executable, "-c", DRIVER, str(folder), *arguments]
     return subprocess.Popen(
         command, env=environment, cwd=folder.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -230,3 +230,16 @@ def test_a_killed_and_then_interrupted_sweep_goes_on_where_it_was(place: Path) -
     states = Counter(trial.state for trial in record.trials)
     assert told(folder, "killed") == Counter(COMPLETE=states["finished"], PRUNED=states["stopped"])
     assert set(mlflow_runs(place, folder).values()) == {"FINISHED", "KILLED"}
+
+
+def test_ctrl_c_in_an_epoch_of_minutes_still_ends_in_good_order(place: Path) -> None:
+    """The host is left behind in its epoch when Ray ends; that must not end the driver before it has reported."""
+    ray.shutdown()
+    folder = place / "s"
+    driver = drive(folder, epoch="240")
+    wait_for(driver, folder, "trials/*/.lock", 1)
+    driver.send_signal(signal.SIGINT)
+    text = driver.communicate(timeout=100)[0]
+    assert driver.returncode == 0 and text.strip().endswith("interrupted"), text
+    assert json.loads((folder / "sweep.json").read_text())["state"] == "interrupted"
+    assert "already been shutdown" not in text and "Traceback" not in (folder / "logs" / "driver.log").read_text()

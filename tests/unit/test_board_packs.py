@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -233,3 +235,10 @@ def test_how_full_packs_were_is_written_down_until_the_tail() -> None:
         assert packing.sentence() == "packs: 2.7 of 4 slots filled until the tail"
 
     run(scene())
+
+
+def test_a_board_starts_without_torch() -> None:
+    """It is waited for at every sweep's start; torch would take seconds and half a gigabyte."""
+    found = subprocess.run([sys.executable, "-c", "import sys, mmsweep.sweep.board; print('torch' in sys.modules)"],
+                           capture_output=True, text=True, check=True)  # fmt: skip
+    assert found.stdout.strip() == "False"

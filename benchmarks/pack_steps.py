@@ -58,7 +58,8 @@ class PackSteps:
     def step(self) -> torch.Tensor:
         """Move every slot once: what its loss and the loss's terms were [S, 1 + K]."""
         self._next()
-        return self._pack._step(self._at - 1)
+        at = self._at - 1
+        return self._pack._step(at, self._pack._share(at))
 
     def next_rows(self) -> np.ndarray:
         """Which training rows the next step of a pack of one will see [B]."""

@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmsweep.assembly import Warm
 from mmsweep.models.packing import alone
-from mmsweep.study import Study, Train
+from mmsweep.study import Study
 from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 
@@ -75,7 +75,7 @@ def _measure(warm: Warm, study: Study, entry: dict[str, Any], options: argparse.
         torch.cuda.reset_peak_memory_stats()
     if "flop" not in entry:
         # Counted without train.compile: a replayed graph shows the counter nothing.
-        plain = study.with_values({"train.compile": None} if "compile" in Train.model_fields else {})
+        plain = study.with_values({"train.compile": "off"})
         counted = PackSteps(warm, slot_studies(plain, entry["slots"]))
         with FlopCounterMode(display=False) as counter:
             counted.step()

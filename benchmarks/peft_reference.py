@@ -73,8 +73,9 @@ class TwoEncoders(nn.Module):
             config = LoraConfig(
                 r=lora.rank, lora_alpha=int(lora.alpha), lora_dropout=lora.dropout, target_modules=linears[modality]
             )
-            pooling = {"add_pooling_layer": False}
-            self.encoders[modality] = get_peft_model(AutoModel.from_pretrained(folder, **pooling), config)
+            # As ours: no pooler, and no dropout but the adapters'.
+            same = dict(add_pooling_layer=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+            self.encoders[modality] = get_peft_model(AutoModel.from_pretrained(folder, **same), config)
         widths = {encoder.config.hidden_size for encoder in self.encoders.values()}
         assert len(widths) == 1, "encoders of one width"
         self.head = nn.Linear(widths.pop(), classes)

@@ -46,7 +46,7 @@ from ran_on import Machine, cores, device_of, hand_over, out_option, table
 from sizes import SIZES, study_file
 
 from mmsweep.assembly import Job, Warm, prepare_data, warm_key
-from mmsweep.study import Study, Train
+from mmsweep.study import Study
 from mmsweep.study_search import Conditions
 from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.world import World
@@ -229,7 +229,7 @@ def difference(some: list[list[dict[str, float]]], others: list[list[dict[str, f
     same = [len(trial) for trial in some] == [len(trial) for trial in others]
     for one, other in zip(some, others, strict=False):
         for a, b in zip(one, other, strict=False):
-            same = same and a.keys() == b.keys()
+            same = same and a.keys() == b.keys() and a["train/lr"] == b["train/lr"]  # which the trial alone decides
             for key in a.keys() & b.keys():
                 kind = "validation" if key.startswith("val/") else "loss" if key.startswith("train/loss") else None
                 if kind:
@@ -254,8 +254,6 @@ def chosen(options: argparse.Namespace) -> list[str]:
         problem = None
         if name in ONLY_GPU and not options.device.startswith("cuda"):
             problem = "it needs --device cuda"
-        elif name == "graphs" and "compile" not in Train.model_fields:
-            problem = "this version of mmsweep has no train.compile"
         if problem and options.variants:
             sys.exit(f"--variants {name}: {problem}")
         if problem:

@@ -25,7 +25,7 @@ from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
 from mmsweep.errors import UNSET, UserError
-from mmsweep.jobs import Job, count_trials, largest_rank, warm_key
+from mmsweep.jobs import Job, largest_rank, warm_key
 from mmsweep.jobs import pack_key as pack_key  # a host's module offers both keys
 from mmsweep.methods import METHODS, Method
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
@@ -34,9 +34,9 @@ from mmsweep.models.families import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.models.mult import MulTOptions
 from mmsweep.models.packing import alone
-from mmsweep.study import ScenarioSpec, Study
+from mmsweep.study import MOST_SLOTS, ScenarioSpec, Study
 from mmsweep.tasks import MultiLabel, make_task
-from mmsweep.training.capacity import MOST_SLOTS, measure
+from mmsweep.training.capacity import measure
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint, load_weights
 from mmsweep.training.engine import Answer, Ending, EvaluationPlan, Slot, fit, generator, rehearse
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
@@ -316,19 +316,25 @@ class Warm:
         )
 
     def slots_for(
-        self, job: Job, agree: Callable[[Any], Any] = lambda word: word, reached: Callable[[int], None] = lambda n: None
+        self,
+        job: Job,
+        most: int,
+        agree: Callable[[Any], Any] = lambda word: word,
+        reached: Callable[[int], None] = lambda n: None,
     ) -> tuple[int, str | None]:
         """How many slots there are for packs of a job's kind, and why no more; called on every rank.
 
         `resources.slots: auto` measures (`training.capacity.measure`, which says what `agree` and `reached` are) with
         throw-away slots of the job's study: nothing of the job itself is touched.
+
+        Args:
+            most: jobs that there may be of its kind: more slots are of no use.
         """
         nowhere, study = TrialFolder(f"{job.folder}.rehearsal"), Study.parse(job.study)
         if reason := alone(self.slot(study, nowhere).method):
             return 1, reason
         if study.resources.slots != "auto":
             return study.resources.slots, None
-        most = min(MOST_SLOTS, count_trials(study)) if study.search else 1
         if most == 1:
             return 1, None
 
@@ -336,7 +342,7 @@ class Warm:
             some = [self.slot(study.with_values({"train.seed": seed}), nowhere) for seed in range(slots)]
             yield from rehearse(some, self.ready(study)[0], self.device, self.world)
 
-        return measure(steps, most, self.device, self.world.size, agree, reached)
+        return measure(steps, min(most, MOST_SLOTS), self.device, self.world.size, agree, reached)
 
     def _anywhere(self, here: bool) -> bool:
         """Whether it is so on some rank."""

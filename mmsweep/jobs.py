@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,15 @@ def pack_key(study: Study) -> str:
             place.pop(last, None)
     parts = {name: values[name] for name in ("data", "model", "method", "train", "scenarios")}
     return _digest([warm_key(study), parts, largest_rank(study)])
+
+
+def company(study: Study, trials: int) -> int:
+    """How many of a search's trials may be of one pack, as a mean: those whose other values are equal; 1 at least."""
+    kinds = 1.0
+    for key, dimension in study.search.items():
+        if not any(key == known or key.startswith(f"{known}.") for known in FUSIBLE):
+            kinds *= dimension.count
+    return max(1, math.ceil(trials / kinds))
 
 
 def largest_rank(study: Study) -> int | None:

@@ -236,6 +236,10 @@ class Scenarios(_Section):
     )
 
 
+MOST_SLOTS = 64
+"""Of a host: Tune follows each of its trials by a process of its own."""
+
+
 class Resources(_Section):
     hosts: int | Literal["auto"] = Field(
         "auto", description="worker groups that train at once, each with its own backbone; auto: all there is room for"
@@ -251,8 +255,8 @@ class Resources(_Section):
 
     @model_validator(mode="after")
     def _some_slot(self) -> Resources:
-        if self.slots != "auto" and self.slots < 1:
-            raise misfit("a host without slots trains nothing", "auto, or at least 1", "slots", self.slots)
+        if self.slots != "auto" and not 1 <= self.slots <= MOST_SLOTS:
+            raise misfit("no such number of slots", f"auto, or 1 to {MOST_SLOTS}", "slots", self.slots)
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -34,6 +35,14 @@ class Dimension(Section):
         if kinds[0].startswith("log") and self.low <= 0:
             raise misfit("a logarithmic range that reaches 0", "a lower bound above 0")
         return self
+
+    @property
+    def count(self) -> float:
+        """How many values there are; infinitely many of a continuous one."""
+        if self.choice is not None:
+            return len(self.choice)
+        step = self.step or (1 if self.kind in ("int", "log_int") else 0)
+        return 1 + (self.high - self.low) // step if step else math.inf
 
     @property
     def kind(self) -> Literal["uniform", "log_uniform", "int", "log_int", "choice"]:

@@ -98,7 +98,8 @@ class CMPT(Method):
         With two modalities this is the paper's sum of two terms, counted on complete samples only.
         """
         target_BMD = class_BMD.detach() if self.spec.detach_target else class_BMD  # B4
-        error_BST = (proxy_BSTD - target_BMD[:, None]).square().mean(-1)
+        exact = torch.promote_types(proxy_BSTD.dtype, torch.float32)  # a mean of squares is never taken in bf16
+        error_BST = (proxy_BSTD.to(exact) - target_BMD.to(exact)[:, None]).square().mean(-1)
         eye = torch.eye(len(self.backbone.modalities), dtype=torch.bool, device=present_BM.device)
         pair_BST = present_BM[:, :, None] & present_BM[:, None, :] & ~eye
         sources_BT = pair_BST.sum(1).clamp(min=1)

@@ -24,12 +24,18 @@ class Capacity:
         on: the kind of host: device, ranks, and what `resources.slots` asked for.
         slots: how many.
         reason: why it is one, or why no more were tried.
+        most: no more could be of use where this was found.
     """
 
     pack: str
     on: str
     slots: int
     reason: str | None = None
+    most: int = 64
+
+    def holds(self, most: int) -> bool:
+        """Whether it says enough for where up to `most` could be of use: it was not that use that ended the search."""
+        return 2 * self.slots <= self.most or most <= self.most
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Posting:
         study: the resolved study.
         key: postings with equal keys share a warm host as it is.
         pack: postings with equal packs may train in one pass.
+        company: how many of one pack there may be in all, itself included: no host needs more slots.
         epochs: how many epochs it has; the last one's report waits for nobody.
         judged: epochs at which a scheduler may stop it, in order; a report waits for the judgement of the last of these
             that it has reached.
@@ -63,6 +64,7 @@ class Posting:
     study: dict[str, Any]
     key: str
     pack: str
+    company: int
     epochs: int
     judged: tuple[int, ...]
 
@@ -236,7 +238,7 @@ class Board:
         return host.token
 
     def _give_back(self, host: _Host, ids: Sequence[str]) -> None:
-        back = [id for id in ids if self._entries[id].state == "running"]
+        back = [id for id in ids if id in host.jobs and self._entries[id].state == "running"]
         for id in back:
             self._entries[id].state = "over" if self._entries[id].stop else "waiting"
         self._queue[:0] = [id for id in back if self._entries[id].state == "waiting"]
@@ -245,7 +247,7 @@ class Board:
     async def give_back(self, name: str, token: int, ids: Sequence[str], suspected: bool) -> None:
         """A pack broke off, and the host goes on. Where one of its trials may be to blame, each goes on alone."""
         host = self._host(name, token)
-        for id in ids:
+        for id in set(ids) & set(host.jobs):  # what a repeated call names may be another host's by now
             self._entries[id].suspected |= suspected and self._entries[id].state == "running"
         self._give_back(host, ids)
         await self._notify()
@@ -291,8 +293,9 @@ class Board:
         pack = self._entries[host.jobs[0]].posting.pack
 
         def rivals() -> int:
-            """Slots of others that want to be filled from the same postings."""
-            return sum(h.free for h in self._hosts.values() if h is not host and h.free and self._pack_of(h) == pack)
+            """Slots of others that want to be filled from the same postings, or will when they have counted them."""
+            others = [h for h in self._hosts.values() if h is not host and self._pack_of(h) == pack]
+            return sum(free if h.slots is None else h.free for h in others)
 
         def ready() -> bool:
             if self._closed or self._starved(but=pack) or not self._may_come():
@@ -392,10 +395,11 @@ class Board:
         host.fruitless_starts = host.troubles = 0
         await self._notify()
 
-    async def known_capacity(self, name: str, token: int, pack: str, on: str) -> Capacity | None:
-        """What was found for packs of a key on hosts of a kind, the smallest where several measured; None: nothing."""
+    async def known_capacity(self, name: str, token: int, pack: str, on: str, most: int) -> Capacity | None:
+        """What was found for packs of a key on hosts of a kind, the smallest where several measured; None: nothing that
+        says enough for where up to `most` slots could be of use."""
         self._host(name, token)
-        found = [c for c in self._packing.capacities if (c.pack, c.on) == (pack, on)]
+        found = [c for c in self._packing.capacities if (c.pack, c.on) == (pack, on) and c.holds(most)]
         return min(found, key=lambda c: c.slots, default=None)
 
     async def trying(self, name: str, token: int, capacity: Capacity | None) -> None:
@@ -405,7 +409,7 @@ class Board:
     async def capacity(self, name: str, token: int, capacity: Capacity) -> None:
         """A host has so many slots for what it trains now."""
         host = self._host(name, token)
-        host.trying, host.slots = None, capacity.slots
+        host.trying, host.slots, host.measured_in_vain = None, capacity.slots, 0
         if capacity not in self._packing.capacities:
             self._packing.capacities.append(capacity)
         await self._notify()

@@ -28,8 +28,9 @@ from mmsweep.sweep.board import Board
 from mmsweep.sweep.cluster import logged_to  # the import also sets Ray's switches in the keeper's process
 from mmsweep.sweep.worker import Place, serve
 
-# Trials take 0.01 CPU each while hosts may fill a node: each worker asks for a little less than its CPUs, so that
-# both fit.
+# Hosts may fill a node, and every slot's light trial must run beside them (reports wait for its word), so each worker
+# asks for a little less than its CPUs: 200 times the least that Ray counts.
+LIGHT_TRIAL = {"CPU": 0.0001}
 CPU_FOR_TRIALS = 0.02
 MAX_RUNS = 20  # TorchTrainer runs of one host (a run ends when its controller dies)
 
@@ -46,7 +47,7 @@ class HostSize:
 
     @property
     def per_worker(self) -> dict[str, float]:
-        request = {"CPU": self.cpus - CPU_FOR_TRIALS if self.cpus >= 1 else self.cpus}
+        request = {"CPU": round(self.cpus - min(CPU_FOR_TRIALS, 0.1 * self.cpus), 4)}
         return {**request, "GPU": self.gpus} if self.gpus else request
 
 
@@ -228,7 +229,7 @@ class Keeper:
             settled = all(host in known for host in self.names if host != name)
             job = ray.get_runtime_context().get_job_id()  # a placement group's id ends with that of its job
             for id, group in ray.util.placement_group_table().items():
-                light = all(bundle == {"CPU": 0.01} for bundle in group["bundles"].values())
+                light = all(bundle == LIGHT_TRIAL for bundle in group["bundles"].values())
                 if (
                     id.endswith(job)
                     and group["state"] != "REMOVED"

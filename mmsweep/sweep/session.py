@@ -143,10 +143,11 @@ class Session:
             self.progress.phase("stopping cleanly, what is unfinished goes on with --resume (Ctrl-C again: at once)")
         return self.interrupt.asked or self.problem is not None
 
-    def post(self, folder: TrialFolder, study: Study | None, *, judged: Sequence[int]) -> None:
+    def post(self, folder: TrialFolder, study: Study | None, *, company: int, judged: Sequence[int]) -> None:
         """Hand a trial to the hosts; one that is done (or has no study) only replays what it recorded.
 
         Args:
+            company: how many of one pack there may be, itself included.
             judged: epochs at which a scheduler may stop it.
         """
         about, reports, done = folder.trial(), folder.reports(), folder.done() is not None
@@ -163,6 +164,7 @@ class Session:
             own.resolved(),
             self._keys.warm_key(own),
             self._keys.pack_key(own),
+            company,
             own.train.epochs,
             tuple(judged),
         )

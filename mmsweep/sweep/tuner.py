@@ -24,18 +24,18 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 import mmsweep.sweep.cluster as cluster
 from mmsweep.errors import UserError
-from mmsweep.jobs import count_trials
+from mmsweep.jobs import company, count_trials
 from mmsweep.report.page import write_report
 from mmsweep.report.record import SweepRecord
-from mmsweep.study import Study
+from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
 from mmsweep.sweep.folder import SweepFolder, check_lasting
+from mmsweep.sweep.hosts import LIGHT_TRIAL
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.search import TrialSearch, open_optuna, starting_points, tell
 from mmsweep.sweep.session import WARM, Session
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow, trial_id
 from mmsweep.tracking import Tracker, environment_tags
-from mmsweep.training.capacity import MOST_SLOTS
 from mmsweep.training.checkpoint import TrialFolder, write_whole
 
 log = logging.getLogger("mmsweep.sweep")
@@ -249,15 +249,17 @@ class _Sweep:
         study, folder = self.study, self.folder
         # Those that are done first: the scheduler has then seen everything when it judges one that goes on.
         served = sorted(folder.numbers(), key=lambda n: (folder.trial(n).done() is None, n))
+        total, judged = max(folder.trials, len(served)), judged_epochs(study)
+        fellows = company(study, total)
         search = TrialSearch(
             study, optuna_study, folder.path / "trials", served,
-            post=lambda trial, own: session.post(trial, own, judged=judged_epochs(study)),
+            post=lambda trial, own: session.post(trial, own, company=fellows, judged=judged),
             ended=lambda trial: session.ended(trial.trial()["id"], trial),
-            total=max(folder.trials, len(served)), room=session.room,
+            total=total, room=session.room,
         )  # fmt: skip
         watch = _Watch(session, search, study.sweep.budget.hours)
         trainable = tune.with_resources(
-            tune.with_parameters(follow, board=session.board, objective=self.objectives[0]), {"CPU": 0.01}
+            tune.with_parameters(follow, board=session.board, objective=self.objectives[0]), LIGHT_TRIAL
         )
         session.progress.phase("searching")
         tuner = tune.Tuner(
@@ -268,7 +270,7 @@ class _Sweep:
                 search_alg=search,
                 scheduler=make_scheduler(study),
                 num_samples=-1,  # the searcher knows when all are served; one that Tune loses is served again
-                max_concurrent_trials=min(MOST_SLOTS * session.hosts, max(folder.trials, len(served))),
+                max_concurrent_trials=min(MOST_SLOTS * session.hosts, total),
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,

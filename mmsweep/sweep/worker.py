@@ -31,7 +31,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ import torch.distributed as dist
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
 from mmsweep.report.packing import Capacity
-from mmsweep.study import Study
+from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.board import Posting, StaleHost
 from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.engine import Answer
@@ -60,8 +60,12 @@ class FolderHeldError(Exception):
     """Another process trains this trial, and does not end."""
 
 
-# The board is gone, this group was replaced, or an older one lives on: the worker group ends.
-NOT_A_TRIALS = (ray.exceptions.RayError, StaleHost, FolderHeldError)
+class BrokenDeviceError(Exception):
+    """A CUDA context broke before a trial had begun."""
+
+
+# The board is gone, this group was replaced, an older one lives on, or its device broke: the worker group ends.
+NOT_A_TRIALS = (ray.exceptions.RayError, StaleHost, FolderHeldError, BrokenDeviceError)
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,9 @@ class _Host:
             free = self.capacity.slots - len(self.served)
             more = self._ask(self.board.more, list(self.served), free, seconds) if free > 0 else []
             postings = [*postings, *more]
+            self.served |= {
+                posting.id: posting for posting in postings
+            }  # all, before the folder of one is found damaged
             for posting in postings:
                 self._hold(posting)
         jobs = []
@@ -216,20 +223,20 @@ class _Host:
         own = isinstance(problem, UserError)
         text = str(problem) if own else f"{type(problem).__name__}: {problem}"
         log.error("%s: %s\n%s", ", ".join(self.served), text, traceback.format_exc())
+        ids = list(self.served)
+        short = isinstance(problem, torch.OutOfMemoryError) and len(ids) > 1
+        if short:
+            known = self.capacity
+            reason = "the memory did not suffice for more"
+            self._ask(self.board.capacity, replace(known, slots=max(1, len(ids) // 2), reason=reason, most=MOST_SLOTS))
         if self.world.size > 1 and not own:
             ray.get(self.board.trouble.remote(self.place.host, f"rank {self.world.rank}: {text}"))
             raise problem
-        ids = list(self.served)
         if len(ids) == 1:
             posting = self.served[ids[0]]
             TrialFolder(posting.folder).mark_done("failed", text)
             self._ask(self.board.over, posting.id, text)
         else:
-            short = isinstance(problem, torch.OutOfMemoryError)
-            if short:
-                known = self.capacity
-                half = Capacity(known.pack, known.on, max(1, len(ids) // 2), "the memory did not suffice for more")
-                self._ask(self.board.capacity, half)
             self._ask(self.board.give_back, ids, not short)
         for lock in self.locks.values():
             lock.close()
@@ -259,15 +266,18 @@ class _Host:
         asked = Study.parse(first.study).resources.slots
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"cpu, {self.place.threads} threads"
         on = f"{name}, {self.world.size} ranks, slots {asked}"
-        known = self._share(self._ask(self.board.known_capacity, first.pack, on) if self.world.first else None)
+        asking = self.world.first
+        known = self._share(self._ask(self.board.known_capacity, first.pack, on, first.company) if asking else None)
         if known is None:
             try:
-                known = self._measured(_job(first), first.pack, on)
+                known = self._measured(first, on)
             except NOT_A_TRIALS:
                 raise
             except Exception as problem:
                 if self.world.size > 1:
                     raise
+                if "CUDA error" in str(problem):  # nothing can be trained in this process any more
+                    raise BrokenDeviceError(f"while slots were counted: {problem}") from problem
                 # If it is the trial's own, training it will say so; if not, a single slot is what is known to work.
                 log.warning("%s: slots could not be counted: %s", first.id, problem, exc_info=True)
                 self._ask(self.board.trying, None)
@@ -277,15 +287,16 @@ class _Host:
             self._ask(self.board.capacity, known)
         return known
 
-    def _measured(self, job: Job, pack: str, on: str) -> Capacity:
+    def _measured(self, first: Posting, on: str) -> Capacity:
         def reached(slots: int) -> None:
             """Tell the board, before the next size is tried: that may be the end of this process."""
             if self.world.first:
                 reason = f"a host died when it tried {max(1, 2 * slots)} slots"
-                self._ask(self.board.trying, Capacity(pack, on, max(1, slots), reason))
+                self._ask(self.board.trying, Capacity(first.pack, on, max(1, slots), reason))
 
-        slots, reason = self._warm(job.key).slots_for(job, self._share, reached)
-        return Capacity(pack, on, slots, reason)
+        warm = self._warm(first.key)
+        slots, reason = warm.slots_for(_job(first), first.company, self._share, reached)
+        return Capacity(first.pack, on, slots, reason, first.company)
 
 
 def _job(posting: Posting) -> Job:

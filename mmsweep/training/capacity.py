@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-MOST_SLOTS = 64
 WORTH = 1.1  # doubling goes on while it brings so many times the slots per second
 WARM_UP, STEPS = 2, 5  # steps before the clock starts, and at least on it
 SECONDS = 1.0  # on the clock at most, unless STEPS take longer; a single step is enough where it takes as long
@@ -49,7 +48,7 @@ def measure(
     while slots <= most:
         memory = _Memory(device)
         try:
-            seconds = _step_seconds(rehearse(slots), device)
+            seconds = _step_seconds(rehearse(slots), device, agree)
         except torch.OutOfMemoryError:
             if slots == 1 or ranks > 1:  # the others wait for this one's gradients
                 raise
@@ -72,17 +71,20 @@ def measure(
     return best, reason
 
 
-def _step_seconds(steps: Iterator[None], device: torch.device) -> float:
-    """The fastest step's seconds: what else the machine does only ever adds to them."""
+def _step_seconds(steps: Iterator[None], device: torch.device, agree: Callable[[Any], Any]) -> float:
+    """The fastest step's seconds: what else the machine does only ever adds to them.
+
+    A step is a collective of all ranks, so one clock decides for all of them whether there is another.
+    """
     with contextlib.closing(steps):  # type: ignore[type-var]
         for _ in range(WARM_UP):
             began = time.perf_counter()
             next(steps)
             _finish(device)
-            if time.perf_counter() - began > SECONDS:
+            if agree(time.perf_counter() - began > SECONDS):
                 break
         found: list[float] = []
-        while sum(found) < SECONDS if len(found) >= STEPS else sum(found) < 2 * SECONDS:
+        while agree(sum(found) < (SECONDS if len(found) >= STEPS else 2 * SECONDS)):
             began = time.perf_counter()
             next(steps)
             _finish(device)

@@ -43,13 +43,13 @@ class SleepingWarm:
         self.world = world
 
     def slots_for(
-        self, job: Job, agree: Callable[[Any], Any], reached: Callable[[int], None]
+        self, job: Job, most: int, agree: Callable[[Any], Any], reached: Callable[[int], None]
     ) -> tuple[int, str | None]:
         asked = Study.parse(job.study).resources.slots
         if asked != "auto":
             return asked, None
         reached(1)
-        return 2, "sleeping measures nothing"
+        return min(2, most), "sleeping measures nothing"
 
     def run_pack(
         self,

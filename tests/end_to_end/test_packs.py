@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from mmsweep.report.packing import Packing
 from mmsweep.report.record import SweepRecord
@@ -49,6 +50,7 @@ def reported(folder: Path) -> list[list[dict[str, float]]]:
 
 
 def test_packs_end_with_the_metrics_of_single_trials(tmp_path: Path) -> None:
+    """The driver's and the hosts' part of it: what packs compute is tested in test_packing.py and test_worker.py."""
     asked = pack_study([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], name="packs", resources__slots=3)
     assert run_sweep(asked, tmp_path / "s", live=False, warm=WARM).state == "finished"
     assert reported(tmp_path / "s") == undisturbed(tmp_path / "s", tmp_path / "single")
@@ -72,8 +74,8 @@ def test_a_host_killed_in_mid_pack_costs_no_trial_an_epoch(tmp_path: Path) -> No
     kill_one("RayTrainWorker")
     thread.join(200)
     assert outcomes == ["finished"] and reported(folder) == undisturbed(folder, tmp_path / "single")
-    for epochs in trained(folder).values():  # what was recorded was not trained again
-        assert epochs == sorted(epochs) and set(epochs) == set(range(1, 9))
+    for epochs in trained(folder).values():  # at most the epoch that was killed was trained again
+        assert sorted(set(epochs)) == list(range(1, 9)) and epochs == sorted(epochs) and len(epochs) <= 9
     pids = {line.split()[1] for line in (folder / "trials" / "0000" / "trained.log").read_text().splitlines()}
     assert len(pids) == 2  # it was killed in the middle
 
@@ -95,7 +97,9 @@ def test_a_trial_that_kills_its_host_takes_no_neighbour_with_it(tmp_path: Path) 
 
 
 def test_asha_s_stops_free_slots_that_others_take(tmp_path: Path) -> None:
-    asked = study("asha", sweep__trials=12, resources__slots=3, train__epochs=9, sweep__scheduler__reduction_factor=3)
+    everything = float(ray.cluster_resources()["CPU"])  # a host that fills the node: its light trials must run too
+    asked = study("asha", sweep__trials=12, resources__slots=4, train__epochs=9, sweep__scheduler__reduction_factor=3,
+                  resources__cpus=everything)  # fmt: skip
     assert run_sweep(asked, tmp_path / "s", live=False, warm=WARM).state == "finished"
     record = SweepRecord.load(tmp_path / "s")
     assert len(record.trials) == 12 and {t.state for t in record.trials} == {"finished", "stopped"}
@@ -103,6 +107,6 @@ def test_asha_s_stops_free_slots_that_others_take(tmp_path: Path) -> None:
         epochs = len(trained(tmp_path / "s")[f"trials/{trial.id}"])
         assert epochs == len(trial.curve) and epochs in ((9,) if trial.state == "finished" else (1, 3))
     widths = [e.width for e in Packing.load(tmp_path / "s").epochs if e.kind == "trial"]
-    assert max(widths) == 3 and sum(widths) == sum(len(t.curve) for t in record.trials)
+    assert max(widths) == 4 and sum(widths) == sum(len(t.curve) for t in record.trials)
     finals = [e.width for e in Packing.load(tmp_path / "s").epochs if e.kind == "final"]
     assert sum(finals) == 3 * 9 and max(finals) == 3  # seeds of the winner share packs too

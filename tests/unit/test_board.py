@@ -18,7 +18,7 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 def posting(id: str, key: str = "a", epochs: int = 3, judged: bool = True) -> Posting:
     at = tuple(range(1, epochs)) if judged else ()
-    return Posting(id, "trial", f"/nowhere/{id}", {}, key, key, epochs, at)
+    return Posting(id, "trial", f"/nowhere/{id}", {}, key, key, 64, epochs, at)
 
 
 def report(epoch: int) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def test_only_the_epochs_that_a_scheduler_judges_are_waited_for() -> None:
     async def scene() -> None:
         board = Board()
         token = await board.register("h", "group")
-        await board.submit(Posting("0", "trial", "/nowhere", {}, "a", "a", 9, (1, 3)), [], False)
+        await board.submit(Posting("0", "trial", "/nowhere", {}, "a", "a", 64, 9, (1, 3)), [], False)
         await taken(board, token)
         await board.replay("h", token, "0", [report(1)])
         second = asyncio.create_task(board.report("h", token, {"0": report(2)}))

@@ -75,7 +75,9 @@ def test_a_machines_memory_can_be_read():
     before = capacity._peak()
     kept = torch.ones(30_000_000)
     assert capacity._peak() > before and capacity._available() > 0 and kept.numel()
-    assert memory.left > 0 and isinstance(memory.doubles(), bool)
+    assert memory.left > 0 and memory.doubles()
+    memory.left = 1
+    assert not memory.doubles()
 
 
 @pytest.fixture()
@@ -95,7 +97,7 @@ def test_measuring_touches_nothing_of_the_trial(job, tmp_path, monkeypatch):
     first, second = job(resources__slots="auto"), job()
     warm, before = Warm("cpu", World()), sorted(tmp_path.rglob("*"))
     state, sizes = torch.get_rng_state(), []
-    slots, reason = warm.slots_for(first, reached=sizes.append)
+    slots, reason = warm.slots_for(first, 8, reached=sizes.append)
     assert slots in (1, 2, 4, 8, 16, 32, 64) and reason and sizes[:2] == [0, 1]
     assert sorted(tmp_path.rglob("*")) == before and torch.equal(torch.get_rng_state(), state)
     warm.run(first, lambda record: False)
@@ -107,6 +109,28 @@ def test_measuring_touches_nothing_of_the_trial(job, tmp_path, monkeypatch):
 
 def test_what_is_asked_for_is_taken_and_a_trained_backbone_has_one_slot(job):
     warm = Warm("cpu", World())
-    assert warm.slots_for(job(resources__slots=5)) == (5, None)
-    slots, reason = warm.slots_for(job(resources__slots=5, model__encoders__text__trainable=True))
+    assert warm.slots_for(job(resources__slots=5), 8) == (5, None)
+    slots, reason = warm.slots_for(job(resources__slots=5, model__encoders__text__trainable=True), 8)
     assert slots == 1 and "trials cannot share it" in str(reason)
+
+
+def test_ranks_take_equally_many_steps_though_their_clocks_differ(monkeypatch):
+    """Each step is a collective: rank 0's clock decides for all."""
+    taken, words = [], []
+    for tick in (0.3, 0.9):  # rank 0, then a rank whose clock runs faster
+        bench = Bench(monkeypatch, lambda s, tick=tick: tick)
+        told = iter(words)
+
+        def agree(word, told=told, leads=not taken):
+            return words.append(word) or word if leads else next(told)
+
+        steps = []
+
+        def rehearse(slots, bench=bench, steps=steps):
+            for _ in bench.rehearse(slots):
+                steps.append(slots)
+                yield
+
+        measure(rehearse, 4, CPU, ranks=2, agree=agree)
+        taken.append(steps)
+    assert taken[0] == taken[1] and len(taken[0]) > 3

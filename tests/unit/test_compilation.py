@@ -122,7 +122,7 @@ def test_every_family_draws_in_the_order_of_its_calls(family, encoder_folders, f
 def compilation_tokens(values, encoder):
     from mmsweep.models.encoder import Tokens
 
-    mask = torch.ones(values.shape[:2], dtype=torch.bool) if "ids" in str(encoder.format.kind) else None
+    mask = torch.ones(values.shape[:2], dtype=torch.bool) if encoder.format.kind == "text" else None
     return Tokens(values, mask, encoder.token_grid())
 
 

@@ -42,7 +42,7 @@ def test_a_dry_run_says_how_slots_are_found(tiny_study):
     assert dry_run(tiny_study.with_values({"resources.slots": 6}))["slots"] == {"asked": 6, "reason": None}
     whole = tiny_study.with_values({"model.encoders.text.trainable": True, "resources.slots": 6})
     assert dry_run(whole)["slots"]["asked"] == 1 and "cannot share it" in dry_run(whole)["slots"]["reason"]
-    with pytest.raises(UserError, match=r"resources.slots: a host without slots trains nothing; found 0"):
+    with pytest.raises(UserError, match=r"resources.slots: no such number of slots; found 0"):
         tiny_study.with_values({"resources.slots": 0})
 
 

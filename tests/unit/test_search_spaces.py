@@ -9,7 +9,7 @@ import pytest
 from mmsweep.assembly import card_of
 from mmsweep.check import check
 from mmsweep.errors import UserError
-from mmsweep.jobs import count_trials
+from mmsweep.jobs import company, count_trials
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
 
@@ -127,3 +127,24 @@ def test_the_earth_s_ablation_has_two_trials_a_rung():
     plan = dry_run(Study.load(next(p for p in STUDIES if p.stem == "mmp_earth_ablation")))
     assert plan["trials"] == 12
     assert len({pattern for counts in plan["scenarios"]["test"].values() for pattern in counts}) == 15
+
+
+def test_how_many_trials_may_share_a_pass():
+    lr = {"train.optimizer.lr": {"log_uniform": [1e-4, 1e-2]}, "model.lora.rank": {"choice": [1, 2]}}
+    base = Study.load(STUDIES[0].parent / "quickstart.yaml")
+
+    def searching(**more):
+        return Study.parse({**base.resolved(), "search": {**lr, **more}})
+
+    assert company(searching(), 16) == 16
+    assert company(searching(**{"train.batch_size": {"choice": [8, 16]}}), 16) == 8
+    assert company(searching(**{"train.batch_size": {"int": [8, 32], "step": 8}}), 16) == 4
+    assert (
+        company(
+            searching(
+                **{"data.augmentation.flip": {"choice": [0.0, 0.5]}, "method.proxy.std": {"uniform": [0.01, 0.1]}}
+            ),
+            16,
+        )
+        == 1
+    )

@@ -54,7 +54,7 @@ def post(board, studies, path, kind="trial", judged=True):
         folder = TrialFolder(path / f"{n:04d}")
         folder.create({"id": folder.path.name, "params": {}}, study.to_yaml())
         posting = Posting(folder.path.name, kind, str(folder.path), study.resolved(), warm_key(study), pack_key(study),
-                          study.train.epochs, (1, 2) if judged else ())  # fmt: skip
+                          len(studies), study.train.epochs, (1, 2) if judged else ())  # fmt: skip
         board.submit.remote(posting, [], False)
         folders.append(folder)
     board.expect.remote(False)
@@ -99,8 +99,8 @@ def test_what_a_trial_computes_does_not_depend_on_the_slots(board, studies, tmp_
     for n, study in enumerate(studies):
         single = TrialFolder(tmp_path / "single" / str(n))
         single.create({"id": str(n), "params": {}}, study.to_yaml())
-        Warm("cpu", World()).run(worker._job(Posting(str(n), "trial", str(single.path), study.resolved(), "", "", 3,
-                                                     ())), lambda record: False)  # fmt: skip
+        Warm("cpu", World()).run(worker._job(Posting(str(n), "trial", str(single.path), study.resolved(), "", "", 1,
+                                                     3, ())), lambda record: False)  # fmt: skip
         assert [r.metrics for r in folders[n].reports()] == [r.metrics for r in single.reports()]
         assert (folders[n].done() or {})["state"] == "finished"
 
@@ -188,7 +188,7 @@ def test_finals_of_several_seeds_share_a_pack(board, studies, tmp_path):
 def test_slots_are_measured_once_for_all_packs(board, studies, tmp_path, monkeypatch):
     asked = []
 
-    def slots_for(self, job, agree, reached):
+    def slots_for(self, job, most, agree, reached):
         asked.append(job.id)
         reached(1)
         return 2, "4 are only 1.01 times as fast as 2"
@@ -200,7 +200,7 @@ def test_slots_are_measured_once_for_all_packs(board, studies, tmp_path, monkeyp
 
 
 def test_a_measurement_that_fails_leaves_one_slot(board, studies, tmp_path, monkeypatch):
-    def slots_for(self, job, agree, reached):
+    def slots_for(self, job, most, agree, reached):
         reached(0)
         raise RuntimeError("no idea")
 
@@ -209,3 +209,25 @@ def test_a_measurement_that_fails_leaves_one_slot(board, studies, tmp_path, monk
     serve(board, folders)
     assert widths(board) == [1] * 6 and {(f.done() or {})["state"] for f in folders} == {"finished"}
     assert board.packing.remote().capacities == []
+
+
+def test_a_damaged_folder_fails_its_own_trial(board, studies, tmp_path):
+    folders = post(board, studies[:3], tmp_path)
+    (folders[1].path / "reports.jsonl").write_text("x\n")
+    serve(board, folders)
+    assert [(f.done() or {})["state"] for f in folders] == ["finished", "failed", "finished"]
+    assert "reports.jsonl" in str(errors(folders)["0001"])
+
+
+def test_a_device_that_breaks_while_slots_are_counted_fails_no_trial(board, studies, tmp_path, monkeypatch):
+    def slots_for(self, job, most, agree, reached):
+        reached(4)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Warm, "slots_for", slots_for)
+    folders = post(board, studies[:2], tmp_path)
+    for _ in range(2):  # the worker group starts anew
+        with pytest.raises(worker.BrokenDeviceError):
+            worker._Host(worker.Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, ""), World()).run()
+    serve(board, folders)  # what came through is taken from then on
+    assert [(f.done() or {})["state"] for f in folders] == ["finished"] * 2 and max(widths(board)) == 2

@@ -79,7 +79,7 @@ def on_warm_hosts(trials: int, out: Path) -> tuple[list[float], int]:
     hosts: list[int] = []
     post = Session.post
 
-    def timed(self: Session, folder: TrialFolder, own: Study | None, *, judged: bool) -> None:
+    def timed(self: Session, folder: TrialFolder, own: Study | None, *, judged: Sequence[int]) -> None:
         asked[folder.path.name] = time.time()
         hosts.append(self.hosts)
         post(self, folder, own, judged=judged)

@@ -89,8 +89,9 @@ class Packing:
         if all(epoch.slots == 1 for epoch in self.epochs):
             return None
         until = self.width()
-        if until is None:
-            return None
+        if until is None:  # there was nothing to wait for
+            widest = max(self.epochs, key=lambda e: e.width)
+            return f"packs: all trials were given out at once, up to {widest.width} in {widest.slots} slots"
         return f"packs: {until[0]:.1f} of {until[1]:g} slots filled until the tail"
 
 

@@ -9,8 +9,9 @@ killed before the answer came).
     trial    follow ──►└───────┘◄── judged                                    light Tune trial (trial.py)
 
 A host trains a pack: a first trial that it takes (`next_job`), and as many of the same pack as it has slots for
-(`more`). A report waits on the board until Tune has judged it, so that a stopped trial trains no epoch more than Tune
-allowed: what a trial computed never depends on how fast the driver was.
+(`more`). A report of an epoch at which Tune's scheduler may stop the trial waits on the board until Tune has judged it,
+so that a stopped trial trains no epoch more than Tune allowed: what a trial computed never depends on how fast the
+driver was.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Posting:
         key: postings with equal keys share a warm host as it is.
         pack: postings with equal packs may train in one pass.
         epochs: how many epochs it has; the last one's report waits for nobody.
-        judged: whether a Tune trial follows it and may stop it.
+        judged: epochs at which a scheduler may stop it, in order; a report waits for the judgement of the last of these
+            that it has reached.
     """
 
     id: str
@@ -62,7 +64,7 @@ class Posting:
     key: str
     pack: str
     epochs: int
-    judged: bool
+    judged: tuple[int, ...]
 
 
 @dataclass
@@ -359,10 +361,14 @@ class Board:
             await self._notify()
         # Nothing is left to stop of those that reached their last epoch: they end as finished.
         asked = {id: e for id, e in entries.items() if int(reports[id]["epoch"]) < e.posting.epochs}
-        judged = [(e, int(reports[id]["epoch"])) for id, e in asked.items() if e.posting.judged]
-        if judged:
+        awaited = [
+            (e, max((j for j in e.posting.judged if j <= int(reports[id]["epoch"])), default=0))
+            for id, e in asked.items()
+        ]
+        if any(epoch > e.judged_epoch for e, epoch in awaited):
             await self._wait(
-                lambda: self._closed or all(e.judged_epoch >= epoch or e.stop for e, epoch in judged), JUDGEMENT_SECONDS
+                lambda: self._closed or all(e.judged_epoch >= epoch or e.stop for e, epoch in awaited),
+                JUDGEMENT_SECONDS,
             )
             self._host(name, token)
         return {id: id in asked and (entries[id].stop or self._closed) for id in entries}

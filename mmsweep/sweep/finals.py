@@ -95,7 +95,7 @@ def run_jobs(jobs: Sequence[FinalJob], session: Session) -> bool:
     ids = [job.folder.trial()["id"] for job in jobs]
     session.expect(True)
     for job in jobs:
-        session.post(job.folder, job.study, judged=False)
+        session.post(job.folder, job.study, judged=())
     session.expect(False)
     last = dict.fromkeys(ids, 0)
     waiting = dict(zip(ids, jobs, strict=True))

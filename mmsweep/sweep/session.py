@@ -13,7 +13,7 @@ import importlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -143,8 +143,12 @@ class Session:
             self.progress.phase("stopping cleanly, what is unfinished goes on with --resume (Ctrl-C again: at once)")
         return self.interrupt.asked or self.problem is not None
 
-    def post(self, folder: TrialFolder, study: Study | None, *, judged: bool) -> None:
-        """Hand a trial to the hosts; one that is done (or has no study) only replays what it recorded."""
+    def post(self, folder: TrialFolder, study: Study | None, *, judged: Sequence[int]) -> None:
+        """Hand a trial to the hosts; one that is done (or has no study) only replays what it recorded.
+
+        Args:
+            judged: epochs at which a scheduler may stop it.
+        """
         about, reports, done = folder.trial(), folder.reports(), folder.done() is not None
         id, own = about["id"], study or self.study
         self.progress.trial(id, about["params"], own.train.epochs, replayed=done and bool(reports))
@@ -160,7 +164,7 @@ class Session:
             self._keys.warm_key(own),
             self._keys.pack_key(own),
             own.train.epochs,
-            judged,
+            tuple(judged),
         )
         ray.get(self.board.submit.remote(posting, [asdict(r) for r in reports], done))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -250,7 +251,7 @@ class _Sweep:
         served = sorted(folder.numbers(), key=lambda n: (folder.trial(n).done() is None, n))
         search = TrialSearch(
             study, optuna_study, folder.path / "trials", served,
-            post=lambda trial, own: session.post(trial, own, judged=True),
+            post=lambda trial, own: session.post(trial, own, judged=judged_epochs(study)),
             ended=lambda trial: session.ended(trial.trial()["id"], trial),
             total=max(folder.trials, len(served)), room=session.room,
         )  # fmt: skip
@@ -299,9 +300,7 @@ class _Sweep:
 
 def make_scheduler(study: Study) -> TrialScheduler:
     """The study's scheduler, counting epochs."""
-    options = study.sweep.scheduler
-    longest = study.search.get("train.epochs")
-    epochs = study.train.epochs if longest is None else int(max(longest.edges()))
+    options, epochs = study.sweep.scheduler, _longest(study)
     if options.name == "asha":
         return ASHAScheduler(
             time_attr=EPOCH,
@@ -312,6 +311,26 @@ def make_scheduler(study: Study) -> TrialScheduler:
     if options.name == "median":
         return MedianStoppingRule(time_attr=EPOCH, grace_period=options.grace_epochs)
     return FIFOScheduler()
+
+
+def judged_epochs(study: Study) -> list[int]:
+    """The epochs at which the study's scheduler may stop a trial: ASHA's rungs, none, or any (median)."""
+    options, epochs = study.sweep.scheduler, _longest(study)
+    if options.name == "none":
+        return []
+    if options.name != "asha":
+        return list(range(1, epochs + 1))
+    rungs: list[int] = []
+    grace = min(options.grace_epochs, epochs)
+    while (rung := math.ceil(grace * options.reduction_factor ** len(rungs))) <= epochs:
+        rungs.append(rung)
+    return rungs
+
+
+def _longest(study: Study) -> int:
+    """The epochs of a trial, the most where they are searched."""
+    longest = study.search.get("train.epochs")
+    return study.train.epochs if longest is None else int(max(longest.edges()))
 
 
 def _trial_name(trial: Any) -> str:

@@ -165,8 +165,8 @@ class _Host:
         for posting in self._share(list(postings)):
             log.info("%s starts on %s", posting.id, self.device)
             self.served[posting.id] = posting
-            judged = Study.parse(posting.study).sweep.objectives if posting.judged else []
-            self.metrics[posting.id] = [objective.metric for objective in judged]
+            objectives = Study.parse(posting.study).sweep.objectives if posting.kind == "trial" else []
+            self.metrics[posting.id] = [objective.metric for objective in objectives]
             jobs.append(_job(posting))
         return jobs
 

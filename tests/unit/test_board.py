@@ -17,7 +17,8 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 def posting(id: str, key: str = "a", epochs: int = 3, judged: bool = True) -> Posting:
-    return Posting(id, "trial", f"/nowhere/{id}", {}, key, key, epochs, judged)
+    at = tuple(range(1, epochs)) if judged else ()
+    return Posting(id, "trial", f"/nowhere/{id}", {}, key, key, epochs, at)
 
 
 def report(epoch: int) -> dict[str, Any]:
@@ -156,5 +157,29 @@ def test_a_done_trial_only_replays() -> None:
         token = await board.register("h", "group")
         assert await taken(board, token) == "idle"
         assert await board.follow("0", 1, 0.01) == ([report(2)], True)
+
+    run(scene())
+
+
+def test_only_the_epochs_that_a_scheduler_judges_are_waited_for() -> None:
+    """One that was passed meanwhile too: what its folder held may have been replayed and not judged yet."""
+
+    async def scene() -> None:
+        board = Board()
+        token = await board.register("h", "group")
+        await board.submit(Posting("0", "trial", "/nowhere", {}, "a", "a", 9, (1, 3)), [], False)
+        await taken(board, token)
+        await board.replay("h", token, "0", [report(1)])
+        second = asyncio.create_task(board.report("h", token, {"0": report(2)}))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        await board.judged("0", 1)
+        assert await second == {"0": False}
+        third = asyncio.create_task(board.report("h", token, {"0": report(3)}))
+        await asyncio.sleep(0.05)
+        assert not third.done()
+        await board.judged("0", 3)
+        assert await third == {"0": False}
+        assert await board.report("h", token, {"0": report(4)}) == {"0": False}  # at once
 
     run(scene())

@@ -16,6 +16,7 @@ from mmsweep.jobs import count_trials
 from mmsweep.study import Study
 from mmsweep.sweep.search import MAX_LOSSES, SearchSpace, TrialSearch, open_optuna, starting_points, tell
 from mmsweep.sweep.trial import score
+from mmsweep.sweep.tuner import judged_epochs, make_scheduler
 from mmsweep.training.checkpoint import Report, TrialFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
@@ -208,3 +209,29 @@ def test_telling_twice_changes_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         tell(told, folder, study().sweep.objectives)
     assert [t.value for t in told.get_trials()] == [0.4]
+
+
+def test_no_more_trials_are_open_than_the_hosts_have_slots_for(tmp_path: Path) -> None:
+    """Also where that becomes known only later; the last one is known as such at once."""
+    room = [1]
+    _, told = searcher(searched(), tmp_path)
+    search = TrialSearch(searched(), told, tmp_path / "trials", [], post, ended, total=4, room=lambda: room[0])
+    search.set_max_concurrency(64)
+    assert search.suggest("a") and search.suggest("b") is None
+    room[0] = 3
+    assert search.suggest("b") and search.suggest("c") and search.suggest("d") is None and not search.exhausted
+    train(tmp_path, 0, [0.5])
+    search.on_trial_complete("a")
+    assert search.suggest("d") and search.exhausted
+    search.on_trial_complete("b", error=True)  # lost: served again
+    assert not search.exhausted
+
+
+@pytest.mark.parametrize(("grace", "factor", "epochs"), [(1, 3, 30), (2, 2, 16), (4, 4, 10), (5, 3, 4), (1, 2, 1)])
+def test_the_epochs_that_are_waited_for_are_those_at_which_asha_stops(grace: int, factor: int, epochs: int) -> None:
+    asked = study(sweep__scheduler={"name": "asha", "grace_epochs": grace, "reduction_factor": factor},
+                  train__epochs=epochs)  # fmt: skip
+    rungs = [milestone for milestone, _ in make_scheduler(asked)._brackets[0]._rungs]  # type: ignore[attr-defined]
+    assert judged_epochs(asked) == sorted(rungs)
+    assert judged_epochs(asked.with_values({"sweep.scheduler.name": "none"})) == []
+    assert judged_epochs(asked.with_values({"sweep.scheduler.name": "median"})) == list(range(1, epochs + 1))

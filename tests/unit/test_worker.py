@@ -54,7 +54,7 @@ def post(board, studies, path, kind="trial", judged=True):
         folder = TrialFolder(path / f"{n:04d}")
         folder.create({"id": folder.path.name, "params": {}}, study.to_yaml())
         posting = Posting(folder.path.name, kind, str(folder.path), study.resolved(), warm_key(study), pack_key(study),
-                          study.train.epochs, judged)  # fmt: skip
+                          study.train.epochs, (1, 2) if judged else ())  # fmt: skip
         board.submit.remote(posting, [], False)
         folders.append(folder)
     board.expect.remote(False)
@@ -100,7 +100,7 @@ def test_what_a_trial_computes_does_not_depend_on_the_slots(board, studies, tmp_
         single = TrialFolder(tmp_path / "single" / str(n))
         single.create({"id": str(n), "params": {}}, study.to_yaml())
         Warm("cpu", World()).run(worker._job(Posting(str(n), "trial", str(single.path), study.resolved(), "", "", 3,
-                                                     True)), lambda record: False)  # fmt: skip
+                                                     ())), lambda record: False)  # fmt: skip
         assert [r.metrics for r in folders[n].reports()] == [r.metrics for r in single.reports()]
         assert (folders[n].done() or {})["state"] == "finished"
 

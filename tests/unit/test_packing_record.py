@@ -1,0 +1,57 @@
+"""What is kept and said of packs: `packing.json`, the sentence of `mmsweep show`, the dry run, the progress lines."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmsweep.errors import UserError
+from mmsweep.plan import dry_run
+from mmsweep.report.packing import FILE, Capacity, PackEpoch, Packing
+from mmsweep.sweep.progress import Progress
+
+
+def epoch(width, seconds=1.0, *, slots=4, tail=False, kind="trial"):
+    return PackEpoch("host-0", "p", kind, 0.0, seconds, width, slots, tail)
+
+
+def test_the_mean_is_over_time_and_ends_where_the_tail_begins():
+    packing = Packing([], [epoch(4, 3.0), epoch(2, 1.0), epoch(1, 9.0, tail=True), epoch(3, 9.0, kind="final")])
+    assert packing.width() == (3.5, 4.0)
+    assert packing.sentence() == "packs: 3.5 of 4 slots filled until the tail"
+
+
+def test_what_else_is_said():
+    assert Packing().sentence() is None
+    assert Packing([], [epoch(1, slots=1)]).sentence() is None
+    at_once = Packing([], [epoch(3, tail=True), epoch(1, tail=True)])
+    assert "up to 3 in 4 slots" in str(at_once.sentence())
+
+
+def test_the_file_gives_back_what_was_written(tmp_path):
+    assert Packing.load(tmp_path) == Packing()
+    packing = Packing([Capacity("p", "cpu", 4, "no room for 8")], [epoch(4)])
+    (tmp_path / FILE).write_text(packing.text())
+    assert Packing.load(tmp_path) == packing
+    (tmp_path / FILE).write_text(packing.text()[:-9])
+    with pytest.raises(UserError, match=r"packing.json: not what mmsweep wrote.*may be deleted"):
+        Packing.load(tmp_path)
+
+
+def test_a_dry_run_says_how_slots_are_found(tiny_study):
+    assert dry_run(tiny_study)["slots"]["asked"] == "auto" and "measures" in dry_run(tiny_study)["slots"]["reason"]
+    assert dry_run(tiny_study.with_values({"resources.slots": 6}))["slots"] == {"asked": 6, "reason": None}
+    whole = tiny_study.with_values({"model.encoders.text.trainable": True, "resources.slots": 6})
+    assert dry_run(whole)["slots"]["asked"] == 1 and "cannot share it" in dry_run(whole)["slots"]["reason"]
+    with pytest.raises(UserError, match=r"resources.slots: a host without slots trains nothing; found 0"):
+        tiny_study.with_values({"resources.slots": 0})
+
+
+def test_progress_says_slots_and_reasons_once(capsys):
+    progress = Progress("s", 4, "val/x", "max", live=False)
+    for _ in range(2):
+        progress.slots({"host-0": 4, "host-1": 4})
+        progress.reasons(["the backbone is trained"])
+    progress.slots({"host-0": 4, "host-1": 2})
+    told = [line.split("s] ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["2 hosts, 4 slots each", "one slot a host: the backbone is trained",
+                    "host-0: 4 slots, host-1: 2 slots"]  # fmt: skip

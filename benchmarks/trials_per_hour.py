@@ -8,9 +8,11 @@
 packed-N, packed-auto   `mmsweep tune` with resources.slots=N, or auto
 warm                    `mmsweep tune` with resources.slots=1: hosts stay warm, each trial has one to itself
 process                 one trial per process with the same engine and no Ray, as many processes at a time as hosts
-torchtrainer            plain Ray Tune as Ray's guide shows it (docs.ray.io, Train, "Hyperparameter Tuning with Ray
+guide                   plain Ray Tune as Ray's guide shows it (docs.ray.io, Train, "Hyperparameter Tuning with Ray
                         Tune"): each Tune trial is a function that starts a TorchTrainer of its own, whose worker runs
-                        the same engine; results reach Tune by TuneReportCallback
+                        the same engine; results reach Tune by TuneReportCallback. Tune gives the function 1 CPU
+                        beside the worker's, so as many trials run at a time as that leaves room for
+torchtrainer            the same tuned by somebody who knows: the function takes next to no CPU, so that all CPUs train
 fractional              GPU: --fractions one-slot hosts that share it (resources.gpus < 1)
 graphs                  GPU: one slot with CUDA graphs (train.compile=reduce-overhead)
 
@@ -51,6 +53,7 @@ from mmsweep.study_search import Conditions
 from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.world import World
 
+COMPARED = ("warm", "torchtrainer", "guide")
 ONLY_GPU = ("fractional", "graphs")
 
 
@@ -137,8 +140,8 @@ def train_driver_fn(config: dict[str, Any]) -> None:
     ).fit()
 
 
-def tune_trainers(out: Path, at_once: int, cpus: float, gpus: float) -> None:
-    """The whole program of `torchtrainer`."""
+def tune_trainers(out: Path, at_once: int, cpus: float, gpus: float, driver_cpus: float) -> None:
+    """The whole program of `torchtrainer` and `guide`."""
     import ray
     import ray.tune
 
@@ -146,8 +149,7 @@ def tune_trainers(out: Path, at_once: int, cpus: float, gpus: float) -> None:
     ray.init(address="local", log_to_driver=False, object_store_memory=200_000_000)
     folders = sorted(str(path) for path in (out / "trials").iterdir())
     ray.tune.Tuner(
-        # The guide gives a driver 1 CPU. Those here take next to none, so that all CPUs train.
-        ray.tune.with_resources(train_driver_fn, {"CPU": 0.01}),
+        ray.tune.with_resources(train_driver_fn, {"CPU": driver_cpus}),
         param_space={
             "folder": ray.tune.grid_search(folders),
             **{"threads": max(1, int(cpus)), "cpus": cpus, "gpus": gpus, "storage": str(out / "train")},
@@ -173,7 +175,7 @@ class Variants:
 
     def run(self, name: str, out: Path) -> dict[str, float]:
         """Seconds by what: `wall`, and `trained` to the mark of the last trial."""
-        if name in ("process", "torchtrainer"):
+        if name in ("process", "torchtrainer", "guide"):
             folders = lay_out(self.study, self.points, out)
         began, clock = time.time(), time.perf_counter()
         if name == "process":
@@ -181,6 +183,9 @@ class Variants:
                 list(pool.map(lambda folder: self._own("--train-alone", folder), folders))
         elif name == "torchtrainer":
             self._own("--tune-trainers", out)
+        elif name == "guide":  # at most as many as fit: a function that took the last CPU would wait for ever
+            room = max(1, int(cores() // (1 + self.study.resources.cpus)))
+            self._own("--tune-trainers", out, "--driver-cpus", "1", "--at-once", str(min(room, self.at_once)))
         else:
             tune(self.path, out, self._changes(name))
         wall = time.perf_counter() - clock
@@ -202,11 +207,12 @@ class Variants:
             return ["resources.slots=1", "train.compile=reduce-overhead"]
         return [f"resources.slots={name.removeprefix('packed-')}"]
 
-    def _own(self, what: str, folder: Path) -> None:
+    def _own(self, what: str, folder: Path, *more: str) -> None:
         resources = self.study.resources
         given = ["--at-once", str(self.at_once), "--cpus", str(resources.cpus), "--gpus", str(resources.gpus)]
         python(
-            [str(Path(__file__).resolve()), what, str(folder), "--device", self.device, *given], self._inside(folder)
+            [str(Path(__file__).resolve()), what, str(folder), "--device", self.device, *given, *more],
+            self._inside(folder),
         )
 
     @staticmethod
@@ -248,7 +254,7 @@ def in_words(apart: dict[str, float | bool]) -> str:
 def chosen(options: argparse.Namespace) -> list[str]:
     """The variants to run; those that cannot be are said to be left out, or end the program where asked for by name."""
     packed = [f"packed-{n}" for n in options.slots]
-    names = options.variants or [*packed, "warm", "process", "torchtrainer", *ONLY_GPU]
+    names = options.variants or [*packed, "warm", "process", "torchtrainer", "guide", *ONLY_GPU]
     usable = []
     for name in names:
         problem = None
@@ -280,6 +286,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fractions", type=int, default=4, help="hosts on one GPU in `fractional`")
     parser.add_argument("--place", type=Path, help="folder to keep everything in; default: a temporary one")
     parser.add_argument("--at-once", type=int, help="hosts; default: as many as there are cores for, on CUDA one")
+    parser.add_argument("--driver-cpus", type=float, default=0.01, help=argparse.SUPPRESS)
     for own in ("--train-alone", "--tune-trainers"):
         parser.add_argument(own, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--gpus", type=float, default=0.0, help=argparse.SUPPRESS)
@@ -319,7 +326,7 @@ def main() -> None:
         train_alone(options.train_alone, options.device, max(1, int(options.cpus)))
         return
     if options.tune_trainers:
-        tune_trainers(options.tune_trainers, options.at_once, options.cpus, options.gpus)
+        tune_trainers(options.tune_trainers, options.at_once, options.cpus, options.gpus, options.driver_cpus)
         return
     device_of(options.device)
     names, machine = chosen(options), Machine()
@@ -341,7 +348,7 @@ def main() -> None:
     rows = []
     for name, runs in seconds.items():
         trained = median(found["trained"] for found in runs)
-        ratios = [f"{walls[other] / walls[name]:.2f}" if other in walls else None for other in ("warm", "torchtrainer")]
+        ratios = [f"{walls[other] / walls[name]:.2f}" if other in walls else None for other in COMPARED]
         rows.append(
             [
                 name,
@@ -359,6 +366,7 @@ def main() -> None:
         "trials per hour",
         "× warm",
         "× torchtrainer",
+        "× guide",
         f"metrics, to {names[0]}",
     ]
     about = (

@@ -168,6 +168,7 @@ class HostPool:
         try:
             ray.get([self._keeper.close.remote(), self.board.close.remote()], timeout=5)
             ray.wait([self._kept], timeout=seconds)
+            ray.kill(self._keeper)
         except Exception as error:  # they are gone already
             log.info("closing the hosts: %s", error)
 

@@ -84,7 +84,7 @@ def test_what_needs_a_gpu_says_so(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="needs a GPU"):
         device_of("cuda")
     options = argparse.Namespace(variants=None, slots=["2"], device="cpu")
-    assert trials_per_hour.chosen(options) == ["packed-2", "warm", "process", "torchtrainer"]
+    assert trials_per_hour.chosen(options) == ["packed-2", "warm", "process", "torchtrainer", "guide"]
     assert "fractional (it needs --device cuda)" in capsys.readouterr().err
     options.variants = ["warm", "fractional"]
     with pytest.raises(SystemExit, match="--variants fractional"):

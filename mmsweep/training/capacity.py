@@ -29,6 +29,8 @@ def measure(
 ) -> tuple[int, str]:
     """The number of slots from which on doubling it brings less than a tenth more slots per second, or no room is left.
 
+    A gain is believed when the smaller pack, timed once more, is still that much slower.
+
     Args:
         rehearse: gives the training steps of a pack of so many throw-away slots, one at each `next`.
         most: no more than this.
@@ -59,6 +61,8 @@ def measure(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         seconds, fits = agree((seconds, memory.doubles()))
+        if rate and slots / seconds >= WORTH * rate:  # or was the machine busier when fewer were tried?
+            rate = max(rate, best / agree(_step_seconds(rehearse(best), device, agree)))
         if slots / seconds < WORTH * rate:
             reason = f"{slots} are only {slots / seconds / rate:.2f} times as fast as {best}"
             break

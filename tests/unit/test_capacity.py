@@ -40,7 +40,13 @@ def test_doubling_ends_where_it_pays_no_more(monkeypatch):
     rates = {s: s / bench.cost(s) for s in (1, 2, 4, 8, 16, 32, 64)}
     best = next(s for s in rates if rates.get(2 * s, 0) < 1.1 * rates[s])
     assert slots == best == 16 and "32 are only 1.0" in reason
-    assert bench.tried == [1, 2, 4, 8, 16, 32] and reached == [0, 1, 2, 4, 8, 16]
+    assert bench.tried == [1, 2, 1, 4, 2, 8, 4, 16, 8, 32]  # a gain is believed when the smaller pack is as slow again
+    assert reached == [0, 1, 2, 4, 8, 16]
+
+
+def test_a_machine_that_was_busier_at_first_is_no_gain(monkeypatch):
+    bench = Bench(monkeypatch, lambda s: 0.1 * s * (2 if len(bench.tried) == 1 else 1))
+    assert measure(bench.rehearse, 64, CPU) == (1, "2 are only 1.00 times as fast as 1")
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(lambda s: 1.0 * s, 1), (lambda s: 1e-3, 64)])

@@ -1,8 +1,8 @@
 """The light Tune trial: it computes nothing, it passes on what a host reports about its trial and leaves.
 
 It needs next to no CPU and no torch. Whatever Tune does with it (start it again, stop it), the trial's folder and its
-host go on by themselves: a light trial that starts for the second time, or after a resume, passes on all recorded reports
-first.
+host go on by themselves: a light trial that starts for the second time, or after a resume, passes on all recorded
+reports first.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
+from mmsweep.models.families import FAMILIES
+from mmsweep.models.last_block import LastBlock, wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.packing import Packed, PackedLinear, merge, trained
 
@@ -64,8 +66,8 @@ def packed(make: Callable[[], nn.Module]) -> Product:
     return product
 
 
-def layer(name: str) -> nn.Module:
-    """One block of the network with adapters on q, k, v and o."""
+def layer(name: str, last: bool = False) -> nn.Module:
+    """One block of the network with adapters on q, k, v and o; the last one gives the tokens that are read alone."""
     if name == "ViT-B":
         block = ViTModel(ViTConfig(num_hidden_layers=1, attn_implementation="sdpa")).eval().layers[0]
     else:
@@ -74,6 +76,11 @@ def layer(name: str) -> nn.Module:
     linears = [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and "attention" in n]
     assert len(linears) == 4, linears
     add_lora(block, 4, 4.0, 0.0, Noise(), torch.Generator().manual_seed(0), linears)
+    if last:
+        family, N = FAMILIES["vit" if name == "ViT-B" else "bert"], TOKENS[name]
+        wanted = wanted_tokens(N - 1, 1, 1, "last")
+        assert wanted is not None
+        return Last(LastBlock(block, family.parts, wanted))
     return First(block)
 
 
@@ -100,6 +107,11 @@ class First(nn.Module):
         return y if isinstance(y, Tensor) else y[0]
 
 
+class Last(First):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, None)
+
+
 def products(name: str) -> Iterator[tuple[str, Product, list[tuple[int, ...]]]]:
     """(what, how, shapes of a row of each input)."""
     N = TOKENS[name]
@@ -119,6 +131,9 @@ def products(name: str) -> Iterator[tuple[str, Product, list[tuple[int, ...]]]]:
     one = layer(name)
     twin = {id(t): t for t in one.parameters() if not t.requires_grad}
     yield "the whole layer with adapters", packed(lambda: copy.deepcopy(one, dict(twin))), [(N, D)]
+    last = layer(name, last=True)
+    twins = {id(t): t for t in last.parameters() if not t.requires_grad}
+    yield "the last layer, where it is read", packed(lambda: copy.deepcopy(last, dict(twins))), [(N, D)]
 
 
 def compare(product: Any, shapes: list[tuple[int, ...]], rows: int) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """`train.compile`: the encoders' blocks compiled by torch.compile, for a step of training.
 
-A block is what is compiled, not the network: all blocks of an encoder are of one shape, so one compilation serves all
-of them. Dropout masks of adapters are drawn before a block is entered, in the order in which it would draw them: the
-compiler could not keep each slot's own generator, and with CUDA graphs no generator of ours at all.
+A block is what is compiled, not the network: all blocks of an encoder but the last are of one shape, so one compilation
+serves all of them. Dropout masks of adapters are drawn before a block is entered, in the order in which it would draw
+them: the compiler could not keep each slot's own generator, and with CUDA graphs no generator of ours at all.
 
 Shapes are static. Each width of a pack, and the last batch of an epoch where it is smaller, is compiled by itself, at
 most MOST_SHAPES of them in a process; what comes after runs as it is. So does evaluation, whose batches are as wide as
@@ -26,9 +26,10 @@ from mmsweep.models.encoder import CompileMode
 from mmsweep.models.lora import PackedLoRALinear
 
 KEY = "train.compile"
-MOST_SHAPES = 64
+MOST_SHAPES = 128
 """Kinds of calls that are compiled: encoder, rows, tokens, slots, whether something before it is trained. A pack's
-width has about two an encoder, and `slots: auto` tries up to seven widths before the first epoch."""
+width has about four an encoder (its last block is one of its own, and so is an epoch's last batch), and `slots: auto`
+tries up to seven widths before the first epoch."""
 
 
 class BlockCompiler:
@@ -42,11 +43,14 @@ class BlockCompiler:
     def __deepcopy__(self, memo: dict[int, Any]) -> BlockCompiler:
         return self
 
-    def __call__(self, block: nn.Module, linears: tuple[str, ...], *inputs: Any) -> Any:
+    def __call__(
+        self, block: nn.Module, linears: tuple[str, ...], *inputs: Any, read: tuple[Tensor, ...] | None = None
+    ) -> Any:
         """block(*inputs).
 
         Args:
             linears: the names within the block of what may be adapted, in the order in which it calls them.
+            read: tensors that are shaped as what each of those reads; None: as the first input.
 
         Raises:
             UserError: nothing can be compiled here, or this block cannot.
@@ -54,19 +58,19 @@ class BlockCompiler:
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return block(*inputs)
         x: Tensor = inputs[0]
-        found = [block.get_submodule(name) for name in linears]
-        adapters = [linear for linear in found if isinstance(linear, PackedLoRALinear)]
+        found = zip(map(block.get_submodule, linears), read or (x,) * len(linears), strict=True)
+        adapters = [(linear, theirs) for linear, theirs in found if isinstance(linear, PackedLoRALinear)]
         kind = (
             *(type(block), x.shape, x.dtype, x.device, x.requires_grad, torch.is_autocast_enabled(x.device.type)),
-            tuple((a.slots, a.masks) for a in adapters),
+            tuple((a.slots, a.masks, theirs.shape) for a, theirs in adapters),
         )
         if kind not in self.kinds and len(self.kinds) >= MOST_SHAPES:
             return block(*inputs)
         if self._run is None:
             self._run = self._compiled(x.device)
         self.kinds.add(kind)
-        for adapter in adapters:
-            adapter.draw_ahead(x)
+        for adapter, theirs in adapters:
+            adapter.draw_ahead(theirs)
         try:
             return self._run(block, *inputs)
         except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
@@ -75,7 +79,7 @@ class BlockCompiler:
                 key=KEY, found=self.mode, expected="off",
             ) from error  # fmt: skip
         finally:
-            for adapter in adapters:
+            for adapter, _ in adapters:
                 adapter.forget()
 
     def _compiled(self, device: torch.device) -> Any:

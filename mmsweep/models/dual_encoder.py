@@ -13,6 +13,7 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, VideoFormat
 from mmsweep.models.backbone import Blueprint, EncoderBackbone, draw_linear, without_absent
 from mmsweep.models.encoder import CompileMode, Encoder, Tokens
+from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.packing import PackedLinear, by_slot
 from mmsweep.models.pretrained import PretrainedEncoder
 
@@ -114,11 +115,13 @@ class DualEncoder(EncoderBackbone):
             embedded_SED = encoder.embed_extra(extra_SED).to(tokens.values_BND.dtype)
             extra_BED = by_slot(embedded_SED, tokens.values_BND.shape[0])
             tokens = tokens.with_extra(extra_BED, where)
-        values_BND = encoder.encode(tokens)
+        wanted = wanted_tokens(n, encoder.pooled, extras, place)
+        values_BWD = encoder.encode(tokens, wanted)
+        own = values_BWD.shape[1] - extras
         start = extras if place == "first" else 0
-        own_BND = values_BND[:, start : start + n]
-        extra_out_BED = values_BND[:, n:] if place == "last" else values_BND[:, :extras]
-        class_BD = encoder.pool(own_BND, mask_BN)
+        own_BWD = values_BWD[:, start : start + own]
+        extra_out_BED = values_BWD[:, own:] if place == "last" else values_BWD[:, :extras]
+        class_BD = encoder.pool(own_BWD, mask_BN if wanted is None else None)
         if (
             tokens.sequences > 1
         ):  # B13: each frame is a sequence of its own; a clip's tokens are the means over its frames

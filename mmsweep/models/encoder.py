@@ -11,6 +11,7 @@ Encoders run in evaluation mode for ever: their own dropout is off, adapters bri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,7 +68,13 @@ class Encoder(nn.Module, ABC):
         """Bring tokens that are learned outside the encoder to where `embed` ends (B7, B8): [..., E, D] as it is."""
 
     @abstractmethod
-    def encode(self, tokens: Tokens) -> Tensor: ...
+    def encode(self, tokens: Tokens, wanted: Sequence[slice] | None = None) -> Tensor:
+        """Blocks and final norm: [B, N, D], or of the wanted tokens alone [B, W, D]."""
+
+    @property
+    @abstractmethod
+    def pooled(self) -> int | None:
+        """How many tokens `pool` reads, from the first on; None: all of them."""
 
     def compile_blocks(self, mode: CompileMode) -> None:
         """Run the blocks compiled while training. Raises UserError where an encoder has no such blocks."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,6 +25,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
+from mmsweep.models.last_block import BlockParts
 
 FAMILIES: dict[str, type[Family]] = {}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -45,10 +47,16 @@ class Family(ABC):
     Attributes:
         prefix: tokens before the grid's (CLS, distillation).
         projections: the names of q, k, v, o within a block.
+        heads: where a block keeps the number of its heads.
+        norms: the names of what a block applies before attention and before its feed-forward part.
+        scales: the names of what it applies to their results.
     """
 
     prefix: ClassVar[int] = 1
     projections: ClassVar[tuple[str, ...]] = tuple(f"attention.{p}_proj" for p in "qkvo")
+    heads: ClassVar[str] = "attention.num_attention_heads"
+    norms: ClassVar[tuple[str, str]] = ("layernorm_before", "layernorm_after")
+    scales: ClassVar[tuple[str, str] | None] = None
     default_pool: ClassVar[str] = "cls"
 
     model: ClassVar[Any]
@@ -73,6 +81,19 @@ class Family(ABC):
     @staticmethod
     @abstractmethod
     def blocks(model: Any) -> tuple[str, Any]: ...
+
+    @classmethod
+    def parts(cls, block: Any) -> BlockParts | None:
+        """A block taken apart, as a pre-norm block computes; None: it must be run whole."""
+        query, key, value, out = (block.get_submodule(name) for name in cls.projections)
+        before, between = (block.get_submodule(name) for name in cls.norms)
+        scale, scale_fed = map(block.get_submodule, cls.scales) if cls.scales else (nn.Identity(), nn.Identity())
+
+        def after(seen: Tensor, own: Tensor) -> Tensor:
+            own = scale(out(seen)) + own
+            return scale_fed(block.mlp(between(own))) + own
+
+        return BlockParts(attrgetter(cls.heads)(block), before, query, key, value, after)
 
     @staticmethod
     @abstractmethod
@@ -151,6 +172,7 @@ class Clip(_Picture):
     """CLIP's vision tower. B7: extra tokens enter before the pre-LN. B10: pooled after the post-LN, no projection."""
 
     projections = tuple(f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "out_proj"))
+    heads, norms = "self_attn.num_heads", ("layer_norm1", "layer_norm2")
     mean, std = CLIP_MEAN, CLIP_STD
 
     model = CLIPVisionModel
@@ -207,6 +229,7 @@ class Vit(_LayersAndNorm):
 
 @family("dinov2")
 class Dinov2(_LayersAndNorm):
+    norms, scales = ("norm1", "norm2"), ("layer_scale1", "layer_scale2")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     model = Dinov2Model
@@ -272,6 +295,16 @@ class Bert(Family):
     def blocks(model: Any) -> tuple[str, Any]:
         return "encoder.layer", model.encoder.layer
 
+    @classmethod
+    def parts(cls, block: Any) -> BlockParts:
+        """Norms come after the residual sums here."""
+        query, key, value, _ = (block.get_submodule(name) for name in cls.projections)
+
+        def after(seen: Tensor, own: Tensor) -> Tensor:
+            return block.feed_forward_chunk(block.attention.output(seen, own))
+
+        return BlockParts(block.attention.self.num_attention_heads, nn.Identity(), query, key, value, after)
+
     @staticmethod
     def embed(model: Any, x: dict[str, Tensor]) -> Tokens:
         return Tokens(model.embeddings(input_ids=x["ids"]), x["mask"], (x["ids"].shape[1] - 1,))
@@ -307,6 +340,10 @@ class Whisper(Family):
     projections = tuple(f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "out_proj"))
 
     model = WhisperEncoder
+
+    @classmethod
+    def parts(cls, block: Any) -> None:
+        """All tokens are read: their mean stands for the input."""
 
     @classmethod
     def load(cls, folder: str, config: Any, pooler: bool) -> Any:
@@ -372,6 +409,19 @@ class Timm(_Picture):
     """timm's VisionTransformer; `attn.qkv` is split on load."""
 
     projections = ("attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.proj")
+    heads, norms, scales = "attn.num_heads", ("norm1", "norm2"), ("ls1", "ls2")
+
+    @classmethod
+    def parts(cls, block: Any) -> BlockParts | None:
+        """timm has other kinds of blocks and of attention (gated, or with norms of its own): they are run whole."""
+        from timm.layers.attention import Attention
+        from timm.models.vision_transformer import Block
+
+        attention = block.attn
+        norms = (attention.q_norm, attention.k_norm, attention.norm) if type(attention) is Attention else ()
+        plain = bool(norms) and all(isinstance(norm, nn.Identity) for norm in norms)
+        plain = plain and type(block) is Block and getattr(attention, "gate", None) is None
+        return super().parts(block) if plain else None
 
     @staticmethod
     def blocks(model: Any) -> tuple[str, Any]:

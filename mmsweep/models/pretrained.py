@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens
 from mmsweep.models.families import FormatOptions, Timm
+from mmsweep.models.last_block import LastBlock, take
 from mmsweep.models.weights import locate
 
 
@@ -92,16 +94,38 @@ class PretrainedEncoder(Encoder):
     def embed_extra(self, extra_ED: Tensor) -> Tensor:
         return self.family.extra(self.network, extra_ED)
 
-    def encode(self, tokens: Tokens) -> Tensor:
+    def encode(self, tokens: Tokens, wanted: Sequence[slice] | None = None) -> Tensor:
         values_BND = self.family.before(self.network, tokens.values_BND)
         mask = None if tokens.mask_BN is None else tokens.mask_BN[:, None, None, :]
-        for block in self.family.blocks(self.network)[1]:
-            inputs = (values_BND,) if self.family is Timm else (values_BND, mask)
-            if self.compiler is None:
-                values_BND = block(*inputs)
-            else:
-                values_BND = self.compiler(block, self.family.projections, *inputs)
+        *blocks, last = self.family.blocks(self.network)[1]
+        for block in blocks:
+            values_BND = self._run(block, values_BND, mask)
+        if wanted is None or self.family.parts(last) is None:
+            values_BND = self._run(last, values_BND, mask)
+            values_BND = values_BND if wanted is None else take(values_BND, wanted)
+        else:
+            values_BND = self._run_at(wanted, last, values_BND, mask)
         return self.family.after(self.network, values_BND)
+
+    def _run(self, block: Any, values_BND: Tensor, mask: Tensor | None) -> Tensor:
+        inputs = (values_BND,) if self.family is Timm else (values_BND, mask)
+        if self.compiler is None:
+            return block(*inputs)
+        return self.compiler(block, self.family.projections, *inputs)
+
+    def _run_at(self, wanted: Sequence[slice], block: Any, values_BND: Tensor, mask: Tensor | None) -> Tensor:
+        last = LastBlock(block, self.family.parts, wanted)
+        if self.compiler is None:
+            return last(values_BND, mask)
+        some = take(values_BND.detach(), wanted)  # q and o read these alone
+        linears = tuple(f"block.{name}" for name in self.family.projections)
+        return self.compiler(last, linears, values_BND, mask, read=(some, values_BND, values_BND, some))
+
+    @property
+    def pooled(self) -> int | None:
+        if self._pool == "mean":
+            return None
+        return self.prefix if self._pool == "mean of prefix" else 1
 
     def compile_blocks(self, mode: CompileMode) -> None:
         self.compiler = block_compiler(mode)

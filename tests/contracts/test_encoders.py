@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmsweep.errors import UserError
 from mmsweep.models.families import FormatOptions, SplitQKV
+from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.packing import values_of
 from mmsweep.models.pretrained import PretrainedEncoder
@@ -110,6 +112,55 @@ def test_extra_tokens_keep_the_others_in_place(name, place, make):
     assert encoder.encode(longer).isfinite().all()
     if longer.mask_BN is not None:
         assert longer.mask_BN.sum() == tokens.mask_BN.sum() + 6
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_some_tokens_are_those_of_all(name, make, generator, monkeypatch):
+    """Values and gradients, of adapters and tokens; the last block's other queries are not computed."""
+    encoder, read = make(name), []
+    add_lora(encoder, 3, 3.0, 0.0, Noise(), generator)
+    for parameter_name, parameter in encoder.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(parameter, generator=generator)
+    query = encoder.get_submodule(encoder.attention_linears()[-4])
+    query.register_forward_hook(lambda module, inputs, output: read.append(output.shape[1]))
+    tokens = encoder.embed(sample_input(name))
+    tokens = tokens.with_extra(encoder.embed_extra(torch.randn(2, encoder.width)).expand(3, -1, -1), "last")
+    n, weight_W1 = tokens.values_BND.shape[1], torch.tensor([0.3, -0.5, 0.7, 1.1])[:, None]
+    wanted, found = [slice(0, 2), slice(n - 2, n)], []
+    for some in (None, wanted):
+        values_BND = tokens.values_BND.detach().requires_grad_()
+        out_BND = encoder.encode(replace(tokens, values_BND=values_BND), some)
+        out_BWD = out_BND if some else torch.cat([out_BND[:, s] for s in wanted], 1)
+        encoder.zero_grad()
+        (out_BWD * weight_W1).square().sum().backward()
+        gradients = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.grad is not None}
+        found.append({"out": out_BWD.detach(), "tokens": values_BND.grad, **gradients})
+    assert found[0].keys() == found[1].keys() and len(found[0]) >= 2 + 2 * 4 * 2
+    for part, values in found[0].items():
+        torch.testing.assert_close(
+            found[1][part], values, rtol=1e-4, atol=1e-5, msg=lambda text, part=part: part + text
+        )
+    assert read == ([n, n] if name == "whisper" else [n, 4])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_pooled_comes_first(name, make):
+    """Pooling reads the first `pooled` tokens, or needs them all."""
+    encoder = make(name)
+    values_BND = encoder.encode(encoder.embed(sample_input(name)))
+    if encoder.pooled is None:
+        assert name == "whisper"
+    else:
+        assert torch.equal(encoder.pool(values_BND[:, : encoder.pooled]), encoder.pool(values_BND))
+
+
+def test_which_tokens_are_computed():
+    assert wanted_tokens(37, 1, 1, "last") == [slice(0, 3), slice(37, 38)]  # multiples of 4: their products round alike
+    assert wanted_tokens(37, 2, 5, "last") == [slice(0, 3), slice(37, 42)]
+    assert wanted_tokens(37, 1, 1, "first") == [slice(0, 4)]
+    assert wanted_tokens(37, 1, 0, "last") == [slice(0, 4), slice(37, 37)]
+    assert wanted_tokens(37, None, 1, "last") is None and wanted_tokens(3, 1, 1, "last") is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)

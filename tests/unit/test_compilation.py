@@ -7,13 +7,17 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from mmsweep.assembly import Warm, make_method
 from mmsweep.errors import UserError
 from mmsweep.models import compilation
 from mmsweep.models.compilation import BlockCompiler, block_compiler, check_compiler
+from mmsweep.models.lora import Noise, add_lora
+from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.study import Study
 from mmsweep.training.world import World
+from tests.conftest import WIDTH
 from tests.unit.test_packing import job, run_pack, studies  # noqa: F401
 from tests.unit.test_sequences import STUDY as SEQUENCES
 
@@ -33,14 +37,14 @@ def fresh(monkeypatch):
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_pack_trains_as_one_that_is_not(fresh, studies, tmp_path):  # noqa: F811
-    """With inductor; dropout on, ranks differ. One kind of call an encoder, since compiling takes its time."""
+    """With inductor; dropout on, ranks differ. Two kinds of calls an encoder, since compiling takes its time."""
     some = [study.with_values({"train.epochs": 1, "train.batch_size": 10}) for study in studies[:2]]
     plain = run_pack([job(study, tmp_path / "plain" / str(i)) for i, study in enumerate(some)])
     compiled = [study.with_values({"train.compile": "default"}) for study in some]
     found = run_pack([job(study, tmp_path / "compiled" / str(i)) for i, study in enumerate(compiled)])
     for a, b in zip(plain, found, strict=True):
         assert a.reports()[0].metrics == pytest.approx(b.reports()[0].metrics, abs=1e-4)
-    assert len(block_compiler("default").kinds) == 2
+    assert len(block_compiler("default").kinds) == 4  # an encoder's last block is one of its own
 
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", None), ("cuda", "reduce-overhead")])
@@ -76,9 +80,9 @@ def test_blocks_are_compiled_once_a_shape_and_whole(fresh, studies, tmp_path, mo
     found = run_pack([job(study, tmp_path / "compiled" / str(i)) for i, study in enumerate(compiled)])
     for a, b in zip(plain, found, strict=True):
         assert [r.metrics for r in a.reports()] == [r.metrics for r in b.reports()]
-    # Two encoders, whole batches and the epoch's last: not once a block (there are two each), nor once a step.
+    # Two encoders, their first block and their last, whole batches and the epoch's last: not once a step.
     kinds = block_compiler("default").kinds
-    assert len(graphs) == len(kinds) == 4
+    assert len(graphs) == len(kinds) == 8
 
 
 def test_a_bounded_number_of_shapes_is_compiled(fresh, studies, tmp_path, monkeypatch):  # noqa: F811
@@ -95,12 +99,21 @@ def test_a_bounded_number_of_shapes_is_compiled(fresh, studies, tmp_path, monkey
     assert len(graphs) == len(block_compiler("default").kinds) == 3
 
 
-@pytest.mark.parametrize("family", ["clip", "dinov2", "ast", "whisper", "bert", "vit"])
-def test_every_family_draws_in_the_order_of_its_calls(family, encoder_folders, fresh, monkeypatch):
-    """CLIP registers k, v, q; it calls q, k, v."""
-    from mmsweep.models.lora import Noise, add_lora
-    from mmsweep.models.pretrained import PretrainedEncoder
+def test_blocks_of_one_shape_share_a_compilation(fresh, tmp_path, monkeypatch):
+    """Four blocks: one compilation for the first three, one for the last, which gives four tokens of five."""
+    config = transformers.ViTConfig(image_size=16, patch_size=8, **{**WIDTH, "num_hidden_layers": 4})
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    graphs, encoder = counting(monkeypatch), PretrainedEncoder("transformers", str(tmp_path))
+    encoder.compile_blocks("default")
+    for _ in range(2):
+        encoder.encode(encoder.embed(torch.randn(3, 3, 16, 16)), [slice(0, 4)])
+    assert len(graphs) == len(block_compiler("default").kinds) == 2
 
+
+@pytest.mark.parametrize("wanted", [None, [slice(0, 2), slice(4, 5)]])
+@pytest.mark.parametrize("family", ["clip", "dinov2", "ast", "whisper", "bert", "vit"])
+def test_every_family_draws_in_the_order_of_its_calls(family, wanted, encoder_folders, fresh, monkeypatch):
+    """CLIP registers k, v, q; it calls q, k, v."""
     counting(monkeypatch)
     encoder, noise = PretrainedEncoder("transformers", encoder_folders[family]), Noise()
     encoder.requires_grad_(False)
@@ -115,7 +128,7 @@ def test_every_family_draws_in_the_order_of_its_calls(family, encoder_folders, f
     for mode in ("off", "default"):
         encoder.compile_blocks(mode)
         noise.generators, noise.total, noise.rows = [torch.Generator().manual_seed(2)], 4, slice(0, 4)
-        found.append(encoder.encode(tokens))
+        found.append(encoder.encode(tokens, wanted))
     assert torch.equal(*found) and block_compiler("default").kinds
 
 

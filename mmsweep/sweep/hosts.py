@@ -1,8 +1,8 @@
 """Hosts: Ray Train worker groups that stay warm and serve trials; starting them, watching them, ending them.
 
-A host is one `TorchTrainer` run whose train function is `worker.serve`. Ray Train restarts its worker group when a
-rank dies; this file restarts the run when its controller dies, and gives up when a host only ever starts and never
-finishes an epoch.
+A host is one `TorchTrainer` run whose train function is `train_function.serve`. Ray Train restarts its worker group
+when a rank dies; this file restarts the run when its controller dies, and gives up when a host only ever starts and
+never finishes an epoch. The keeper and every host's controller import it before a rank can start, so it imports little.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
 from mmsweep.sweep.cluster import logged_to  # the import also sets Ray's switches in the keeper's process
-from mmsweep.sweep.worker import Place, serve
+from mmsweep.sweep.train_function import Place, serve
 
 # Hosts may fill a node, and every slot's light trial must run beside them (reports wait for its word), so each worker
 # asks for a little less than its CPUs: 200 times the least that Ray counts.

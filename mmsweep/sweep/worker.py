@@ -1,4 +1,4 @@
-"""The train function of a host: every rank of a Ray Train worker group runs `serve` until the board closes.
+"""What a host does: every rank of its Ray Train worker group runs `train_at` until the board closes.
 
 Rank 0 talks to the board and tells the other ranks; all ranks train every pack together. What is warm (prepared data,
 frozen backbone) is kept from pack to pack as long as the trials' keys are equal.
@@ -31,7 +31,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from mmsweep.jobs import Job
 from mmsweep.report.packing import Capacity
 from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.board import Posting, StaleHost
+from mmsweep.sweep.train_function import Place
 from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.engine import Answer
 from mmsweep.training.world import World
@@ -68,30 +69,8 @@ class BrokenDeviceError(Exception):
 NOT_A_TRIALS = (ray.exceptions.RayError, StaleHost, FolderHeldError, BrokenDeviceError)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a host's ranks find things.
-
-    Args:
-        board: handle of the board's actor.
-        host: the host's name, "host-0".
-        warm: import path "module:Class" of what is kept warm; the module also holds `warm_key` and `pack_key`.
-        threads: CPU threads a rank.
-        gpus: GPUs a rank; 0: the CPU, also where there is a GPU.
-        logs: folder for the ranks' log files.
-    """
-
-    board: Any
-    host: str
-    warm: str
-    threads: int
-    gpus: float
-    logs: str
-
-
-def serve(config: dict[str, Any]) -> None:
-    """Train what the board gives out until it closes. `config` is {"place": Place} (Ray Train passes mappings)."""
-    place: Place = config["place"]
+def train_at(place: Place) -> None:
+    """Train what the board gives out until it closes, as one rank of a host."""
     world = World.current()
     with _log_file(Path(place.logs) / f"{place.host}-rank-{world.rank}.log"):
         torch.set_num_threads(max(1, place.threads))

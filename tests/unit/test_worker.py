@@ -13,6 +13,7 @@ import torch
 from mmsweep.assembly import Warm, pack_key, warm_key
 from mmsweep.sweep import worker
 from mmsweep.sweep.board import Board, Posting
+from mmsweep.sweep.train_function import Place
 from mmsweep.training import engine
 from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
@@ -80,7 +81,7 @@ def serve(board, folders):
     followers = [threading.Thread(target=drive, args=(folder,), daemon=True) for folder in folders]
     for thread in (*followers, threading.Thread(target=close, daemon=True)):
         thread.start()
-    place = worker.Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, "")
+    place = Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, "")
     worker._Host(place, World()).run()
 
 
@@ -228,6 +229,6 @@ def test_a_device_that_breaks_while_slots_are_counted_fails_no_trial(board, stud
     folders = post(board, studies[:2], tmp_path)
     for _ in range(2):  # the worker group starts anew
         with pytest.raises(worker.BrokenDeviceError):
-            worker._Host(worker.Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, ""), World()).run()
+            worker._Host(Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, ""), World()).run()
     serve(board, folders)  # what came through is taken from then on
     assert [(f.done() or {})["state"] for f in folders] == ["finished"] * 2 and max(widths(board)) == 2

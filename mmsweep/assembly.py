@@ -30,7 +30,7 @@ from mmsweep.jobs import pack_key as pack_key  # a host's module offers both key
 from mmsweep.methods import METHODS, Method
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
 from mmsweep.models.backbones import BACKBONES
-from mmsweep.models.families import FormatOptions
+from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.models.mult import MulTOptions
 from mmsweep.models.packing import alone

@@ -18,7 +18,7 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, RasterFormat, SequenceFormat
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens, refuse_compiling
-from mmsweep.models.families import FormatOptions
+from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise, add_lora
 from mmsweep.models.packing import PackedLinear
 

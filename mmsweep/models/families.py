@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
+from mmsweep.models.input_formats import FormatOptions, image_format, text_format
 from mmsweep.models.last_block import BlockParts
 
 FAMILIES: dict[str, type[Family]] = {}
@@ -129,19 +130,6 @@ class Family(ABC):
     def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
         """How the tokens after the prefix lie: (h, w) or (n,)."""
         return (cls.token_shape(config, fmt)[0] - cls.prefix,)
-
-
-class FormatOptions:
-    """What the study says of inputs; None leaves it to the encoder."""
-
-    def __init__(
-        self,
-        size: int | None = None,
-        length: int | None = None,
-        frames: int | None = None,
-        fit: Literal["crop", "pad"] = "crop",
-    ) -> None:
-        self.size, self.length, self.frames, self.fit = size, length, frames, fit
 
 
 class _Picture(Family):
@@ -457,39 +445,6 @@ def load_whole(model: Any, folder: str, config: Any, **options: Any) -> Any:
     if missing := sorted(k for k in info["missing_keys"] if "mask_token" not in k):
         raise ValueError(f"the checkpoint lacks {len(missing)} tensors, for example {missing[0]}")
     return network
-
-
-def image_format(
-    config: Any,
-    preprocessing: dict[str, Any],
-    options: FormatOptions,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> ImageFormat:
-    """Pictures as a network was trained on: its preprocessing where that is known, else its configuration's size."""
-    size = options.size or _side(preprocessing.get("crop_size") or preprocessing.get("size")) or config.image_size
-    mean = tuple(preprocessing.get("image_mean", mean))
-    return ImageFormat(int(size), mean, tuple(preprocessing.get("image_std", std)), fit=options.fit)
-
-
-def text_format(config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:
-    """Texts as a network reads them. Raises UserError where the study wants longer ones than it has positions for."""
-    length = options.length or min(128, config.max_position_embeddings)
-    if length > config.max_position_embeddings:
-        raise UserError(
-            "the encoder does not read texts of this length",
-            key="data.text.length",
-            found=length,
-            expected=f"at most {config.max_position_embeddings} tokens",
-        )
-    return TextFormat(folder, length, lower=bool(preprocessing.get("do_lower_case", True)))
-
-
-def _side(size: Any) -> int | None:
-    """A side from any way preprocessor_config.json writes a size."""
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
-    return int(size) if size else None
 
 
 def _ast_grid(config: Any) -> tuple[int, int]:

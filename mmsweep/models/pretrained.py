@@ -11,7 +11,8 @@ from mmsweep.data.formats import ImageFormat
 from mmsweep.errors import UserError
 from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens
-from mmsweep.models.families import FormatOptions, Timm
+from mmsweep.models.families import Timm
+from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.last_block import LastBlock, take
 from mmsweep.models.weights import locate
 

@@ -29,7 +29,8 @@ from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone, Blueprint, draw_linear, without_absent
 from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import CompileMode, Tokens
-from mmsweep.models.families import FormatOptions, image_format, load_whole, text_format
+from mmsweep.models.families import load_whole
+from mmsweep.models.input_formats import FormatOptions, image_format, text_format
 from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import find, has_pooler, preprocessing
 

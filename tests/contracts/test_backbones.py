@@ -15,7 +15,7 @@ from mmsweep.errors import UserError
 from mmsweep.methods.restoration import token_shapes
 from mmsweep.models.backbone import Adaptation, Blueprint, LoraOptions
 from mmsweep.models.backbones import BACKBONES
-from mmsweep.models.families import FormatOptions
+from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.models.vilt import ViLT
 from tests.contracts.test_methods import CLASSES, FRAMES, ROWS, SCENE, SIZES, TEXT_LENGTH, blueprint, make_batch

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmsweep.errors import UserError
-from mmsweep.models.families import FormatOptions, SplitQKV
+from mmsweep.models.families import SplitQKV
+from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.packing import values_of

@@ -11,7 +11,7 @@ from mmsweep.data.formats import RasterFormat
 from mmsweep.methods import METHODS
 from mmsweep.models.backbone import Adaptation, Blueprint, EncoderOptions, LoraOptions
 from mmsweep.models.backbones import BACKBONES
-from mmsweep.models.families import FormatOptions
+from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.study import MethodSpec
 

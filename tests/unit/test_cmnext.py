@@ -16,7 +16,7 @@ from mmsweep.models.backbone import Adaptation, Blueprint
 from mmsweep.models.cmnext import SIZES, CMNeXt
 from mmsweep.models.cmnext_parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop
 from mmsweep.models.cmnext_weights import load_published, published_names
-from mmsweep.models.families import FormatOptions
+from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
 
 CHANNELS = {"rgb": 3, "height": 1, "relief": 3, "night": 1}

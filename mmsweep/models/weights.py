@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from mmsweep.errors import UserError
-from mmsweep.models.families import FAMILIES, Family, SplitQKV, Timm
+from mmsweep.models.families import FAMILIES, Family, Timm
+from mmsweep.models.split_qkv import SplitQKV
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
 

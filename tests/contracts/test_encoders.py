@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmsweep.errors import UserError
-from mmsweep.models.families import SplitQKV
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.packing import values_of
 from mmsweep.models.pretrained import PretrainedEncoder
+from mmsweep.models.split_qkv import SplitQKV
 
 FAMILIES = ["clip", "vit", "dinov2", "ast", "bert", "whisper", "timm"]
 

@@ -136,6 +136,17 @@ def products(name: str) -> Iterator[tuple[str, Product, list[tuple[int, ...]]]]:
     yield "the last layer, where it is read", packed(lambda: copy.deepcopy(last, dict(twins))), [(N, D)]
 
 
+def few_rows(threads: int, most: int = 24) -> list[int]:
+    """Up to `most`, the numbers of rows whose product (768 to 768) differs in some bit among S times as many."""
+    torch.set_num_threads(threads)
+    product, differ = frozen(D, D), []
+    for rows in range(1, most + 1):
+        found = compare(product, [(D,)], rows)
+        if any(found.values()):
+            differ.append(rows)
+    return differ
+
+
 def compare(product: Any, shapes: list[tuple[int, ...]], rows: int) -> dict[str, float]:
     """Largest relative difference of any slot by what: 0.0 where all bits are equal."""
     g = torch.Generator().manual_seed(1)
@@ -186,6 +197,7 @@ def main() -> None:
                 torch.set_num_threads(threads)
                 entry[f"{threads} threads"] = compare(product, shapes, options.rows)
             results.append(entry)
+    few = {threads: few_rows(threads) for threads in options.threads}
     seconds = time.monotonic() - started
     columns = [f"{way}, {n} thread{'s' * (n > 1)}" for n in options.threads for way in ("forward", "backward")]
     lines = [
@@ -202,11 +214,16 @@ def main() -> None:
         cells = [entry[f"{n} threads"][way] for n in options.threads for way in ("forward", "backward")]
         shown = ["equal" if cell == 0.0 else f"{cell:.1e}" for cell in cells]
         lines.append(f"| {entry['layer']} | {entry['product']} | {' | '.join(shown)} |")
+    lines += ["", "Rows of a product (768 to 768, up to 24) that differ among more, whatever the layer:"]
+    lines += [f"{', '.join(map(str, rows)) or 'none'} on {n} thread{'s' * (n > 1)};" for n, rows in few.items()]
+    lines += ["the last layer is therefore computed at multiples of four tokens (mmsweep/models/last_block.py)."]
     print("\n".join(lines))
     if options.write:
         ran = {"rows": options.rows, "packs": list(PACKS), "machine": machine(), "seconds": round(seconds)}
         to = ROOT / "docs" / "results"
-        (to / "layer_products.json").write_text(json.dumps(ran | {"products": results}, indent=1) + "\n")
+        (to / "layer_products.json").write_text(
+            json.dumps(ran | {"products": results, "few_rows": few}, indent=1) + "\n"
+        )
         (to / "layer_products.md").write_text("\n".join(lines) + "\n")
 
 

@@ -108,7 +108,7 @@ class _Adapted(torch.autograd.Function):
     """x W' + b + drop(x) A B of every slot, and its gradients. W and b are frozen.
 
     Autograd by itself would compute the same sums with a copy of the output, another of the input's gradient, and the
-    low-rank products as tall matrices of few columns; lying on their side they take MKL a third of the time.
+    low-rank products as tall matrices of few columns, which MKL multiplies slower than matrices that lie on their side.
 
     Args:
         x: [S * B, ..., I].

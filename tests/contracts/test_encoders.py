@@ -116,7 +116,7 @@ def test_extra_tokens_keep_the_others_in_place(name, place, make):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_some_tokens_are_those_of_all(name, make, generator, monkeypatch):
+def test_some_tokens_are_those_of_all(name, make, generator):
     """Values and gradients, of adapters and tokens; the last block's other queries are not computed."""
     encoder, read = make(name), []
     add_lora(encoder, 3, 3.0, 0.0, Noise(), generator)
@@ -126,7 +126,9 @@ def test_some_tokens_are_those_of_all(name, make, generator, monkeypatch):
     query = encoder.get_submodule(encoder.attention_linears()[-4])
     query.register_forward_hook(lambda module, inputs, output: read.append(output.shape[1]))
     tokens = encoder.embed(sample_input(name))
-    tokens = tokens.with_extra(encoder.embed_extra(torch.randn(2, encoder.width)).expand(3, -1, -1), "last")
+    tokens = tokens.with_extra(
+        encoder.embed_extra(torch.randn(2, encoder.width, generator=generator)).expand(3, -1, -1), "last"
+    )
     n, weight_W1 = tokens.values_BND.shape[1], torch.tensor([0.3, -0.5, 0.7, 1.1])[:, None]
     wanted, found = [slice(0, 2), slice(n - 2, n)], []
     for some in (None, wanted):

@@ -90,6 +90,11 @@ class Packing:
         """Mean (width, slots) of the search's epochs until the tail, weighted by their seconds; None without any."""
         return _mean([e for e in self.epochs if e.kind == "trial" and not e.tail])
 
+    def to_json(self) -> dict[str, float] | None:
+        """`width` for people who compute with it; None without any epoch before the tail."""
+        until = self.width()
+        return None if until is None else {"width": until[0], "slots": until[1]}
+
     def sentence(self) -> str | None:
         """What `mmsweep show` says; None where no host had more than one slot."""
         if all(epoch.slots == 1 for epoch in self.epochs):

@@ -164,7 +164,8 @@ class SweepRecord:
         return path.read_text(encoding="utf-8") if path and path.exists() else None
 
     def to_json(self) -> dict[str, Any]:
-        """The shape of `mmsweep show --json` (DESIGN §6); with `sweep.final.per` every group under "groups"."""
+        """The shape of `mmsweep show --json` (DESIGN §6), and how full packs were; with `sweep.final.per` every group
+        under "groups"."""
         chosen = self.best_group
         shown = {
             "name": self.name,
@@ -172,6 +173,7 @@ class SweepRecord:
             "trials": [trial.to_json() for trial in self.trials],
             "best": self.best.to_json() if self.best else None,
             "final": _cells(chosen) if chosen else {},
+            "packing": self.packing.to_json(),
         }
         if self.study.sweep.final and self.study.sweep.final.keys:
             shown["groups"] = {group.name: _cells(group) for group in self.groups}

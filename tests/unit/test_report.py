@@ -15,10 +15,12 @@ from rich.console import Console
 from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
 from mmsweep.report import tables, wording
+from mmsweep.report.packing import FILE, PackEpoch, Packing
 from mmsweep.report.page import write_report
 from mmsweep.report.published import ROWS, published, published_table
 from mmsweep.report.record import SweepRecord
 from mmsweep.report.search_figures import importances
+from mmsweep.report.sentences import facts
 from mmsweep.tasks.classification import MultiLabel
 from tests.unit import report_factory as factory
 
@@ -37,13 +39,25 @@ def by_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_show_json_has_the_shape_of_the_design(finished: Path) -> None:
     shown = json.loads(json.dumps(SweepRecord.load(finished).to_json(), allow_nan=False))
-    assert set(shown) == {"name", "state", "trials", "best", "final"}
+    assert set(shown) == {"name", "state", "trials", "best", "final", "packing"} and shown["packing"] is None
     assert set(shown["trials"][0]) >= {"id", "state", "params", "metrics", "mlflow_run_id"}
     assert shown["trials"][3]["mlflow_run_id"] == "run3"
     assert {trial["state"] for trial in shown["trials"]} == {"finished", "stopped", "failed"}
     cell = shown["final"]["missing-text"]["f1_macro"]
     assert set(cell) == {"mean", "sd", "seeds", "rows"} and cell["seeds"] == 3 and cell["rows"] == 300
     assert "mean_missing" in shown["final"] and "worst_missing" in shown["final"]
+
+
+def test_how_full_the_packs_were_is_in_the_json_and_on_the_page(tmp_path: Path) -> None:
+    folder = factory.make_sweep(tmp_path / "packed", trials=2, finals=False)
+    packs = [
+        PackEpoch("host-0", "p", "trial", 0.0, seconds, width, 4, False) for seconds, width in ((3.0, 4), (1.0, 2))
+    ]
+    (folder / FILE).write_text(Packing([], packs).text())
+    record = SweepRecord.load(folder)
+    assert record.to_json()["packing"] == {"width": 3.5, "slots": 4.0}
+    assert dict(facts(record))["packs"] == "3.5 of 4 slots filled until the tail"
+    assert "3.5 of 4 slots filled until the tail" in write_report(folder).read_text()
 
 
 def test_means_and_deviations_are_those_of_the_seeds(finished: Path) -> None:

@@ -21,8 +21,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SegformerConfig
-from transformers.models.segformer.modeling_segformer import SegformerLayer, SegformerOverlapPatchEmbeddings
 
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import RasterFormat
@@ -71,14 +69,17 @@ class HubStage(nn.Module):
     """One stage of the hub: MiT blocks and a norm; from stage 2 on its patch embedding too."""
 
     def __init__(self, size: Size, stage: int, drops: Sequence[float]) -> None:
+        from transformers import SegformerConfig  # seconds to import
+        from transformers.models.segformer import modeling_segformer
+
         super().__init__()
         width = size.widths[stage]
         config = SegformerConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         config._attn_implementation = "sdpa"
         before, patch, stride = (3, 7, 4) if stage == 0 else (size.widths[stage - 1], 3, 2)
-        self.embedding = SegformerOverlapPatchEmbeddings(patch, stride, before, width)
+        self.embedding = modeling_segformer.SegformerOverlapPatchEmbeddings(patch, stride, before, width)
         self.blocks = nn.ModuleList(
-            SegformerLayer(config, width, HEADS[stage], 0.0, REDUCTIONS[stage], 4) for _ in drops
+            modeling_segformer.SegformerLayer(config, width, HEADS[stage], 0.0, REDUCTIONS[stage], 4) for _ in drops
         )
         for block, drop in zip(self.blocks, drops, strict=True):
             block.drop_path = SeededDrop(drop)  # theirs draws from the process-wide generator

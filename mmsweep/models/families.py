@@ -12,15 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    ASTModel,
-    BertModel,
-    CLIPVisionModel,
-    Dinov2Model,
-    ViTModel,
-)
-from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperModel
 
 from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat
 from mmsweep.errors import UserError
@@ -46,6 +39,8 @@ class Family(ABC):
     """How to build, read and drive one architecture.
 
     Attributes:
+        model: its network's name within transformers, which imports the code, for seconds, when it is first asked for.
+        pooler: whether the network has an optional pooling layer.
         prefix: tokens before the grid's (CLS, distillation).
         projections: the names of q, k, v, o within a block.
         heads: where a block keeps the number of its heads.
@@ -60,8 +55,13 @@ class Family(ABC):
     scales: ClassVar[tuple[str, str] | None] = None
     default_pool: ClassVar[str] = "cls"
 
-    model: ClassVar[Any]
-    pooler: ClassVar[bool] = False  # whether `model` has an optional pooling layer
+    model: ClassVar[str]
+    pooler: ClassVar[bool] = False
+
+    @classmethod
+    def network(cls) -> Any:
+        """The class of the network."""
+        return attrgetter(cls.model)(transformers)
 
     @classmethod
     def config(cls, config: Any) -> Any:
@@ -71,13 +71,13 @@ class Family(ABC):
     @classmethod
     def build(cls, config: Any, pooler: bool = True) -> Any:
         """The network with initial weights."""
-        return cls.model(cls.config(config), **({"add_pooling_layer": pooler} if cls.pooler else {}))
+        return cls.network()(cls.config(config), **({"add_pooling_layer": pooler} if cls.pooler else {}))
 
     @classmethod
     def load(cls, folder: str, config: Any, pooler: bool) -> Any:
         """The network with a checkpoint's weights. Raises ValueError as `load_whole`."""
         extra = {"add_pooling_layer": pooler} if cls.pooler else {}
-        return load_whole(cls.model, folder, cls.config(config), **extra)
+        return load_whole(cls.network(), folder, cls.config(config), **extra)
 
     @staticmethod
     @abstractmethod
@@ -163,7 +163,7 @@ class Clip(_Picture):
     heads, norms = "self_attn.num_heads", ("layer_norm1", "layer_norm2")
     mean, std = CLIP_MEAN, CLIP_STD
 
-    model = CLIPVisionModel
+    model = "CLIPVisionModel"
 
     @classmethod
     def config(cls, config: Any) -> Any:
@@ -203,7 +203,7 @@ class _LayersAndNorm(_Picture):
 
 @family("vit")
 class Vit(_LayersAndNorm):
-    model = ViTModel
+    model = "ViTModel"
     pooler = True
 
     @staticmethod
@@ -220,7 +220,7 @@ class Dinov2(_LayersAndNorm):
     norms, scales = ("norm1", "norm2"), ("layer_scale1", "layer_scale2")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
-    model = Dinov2Model
+    model = "Dinov2Model"
 
     @staticmethod
     def blocks(model: Any) -> tuple[str, Any]:
@@ -238,7 +238,7 @@ class Ast(_LayersAndNorm):
     prefix = 2
     default_pool = "mean of prefix"
 
-    model = ASTModel
+    model = "ASTModel"
 
     @staticmethod
     def blocks(model: Any) -> tuple[str, Any]:
@@ -276,7 +276,7 @@ class Bert(Family):
 
     projections = tuple(f"attention.{p}" for p in ("self.query", "self.key", "self.value", "output.dense"))
 
-    model = BertModel
+    model = "BertModel"
     pooler = True
 
     @staticmethod
@@ -327,7 +327,7 @@ class Whisper(Family):
     default_pool = "mean"
     projections = tuple(f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "out_proj"))
 
-    model = WhisperEncoder
+    model = "models.whisper.modeling_whisper.WhisperEncoder"
 
     @classmethod
     def parts(cls, block: Any) -> None:
@@ -337,7 +337,7 @@ class Whisper(Family):
     def load(cls, folder: str, config: Any, pooler: bool) -> Any:
         if any(name.startswith("WhisperEncoder") for name in config.architectures or ()):
             return super().load(folder, config, pooler)
-        return load_whole(WhisperModel, folder, config).encoder
+        return load_whole(transformers.WhisperModel, folder, config).encoder
 
     @staticmethod
     def blocks(model: Any) -> tuple[str, Any]:

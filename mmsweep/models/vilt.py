@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import ViltModel
 
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, TextFormat
@@ -52,7 +52,7 @@ class ViLT(Backbone):
 
     def __init__(
         self,
-        network: ViltModel,
+        network: transformers.ViltModel,
         kinds: Mapping[str, str],
         formats: Mapping[str, ImageFormat | TextFormat],
         outputs: int,
@@ -206,12 +206,12 @@ def _text_format(config: Any, folder: Path | None, inputs: FormatOptions) -> Tex
 
 def _fresh(folder: Path | None, config: Any, pretrained: bool) -> Any:
     pooler = not pretrained or folder is None or has_pooler(folder)
-    return ViltModel(config, add_pooling_layer=pooler)
+    return transformers.ViltModel(config, add_pooling_layer=pooler)
 
 
 def _load(folder: Path, config: Any) -> Any:
     try:
-        return load_whole(ViltModel, str(folder), config, add_pooling_layer=has_pooler(folder))
+        return load_whole(transformers.ViltModel, str(folder), config, add_pooling_layer=has_pooler(folder))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"the network's weights cannot be loaded ({str(error).splitlines()[0]})",

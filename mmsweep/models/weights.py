@@ -13,18 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import (
-    ASTConfig,
-    AutoConfig,
-    BertConfig,
-    CLIPVisionConfig,
-    Dinov2Config,
-    ViltConfig,
-    ViTConfig,
-    WhisperConfig,
-)
 
 from mmsweep.errors import UserError
 from mmsweep.models.families import FAMILIES, Family, Timm
@@ -35,26 +26,26 @@ SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
 # What a dry run needs to know of the networks that the papers name, so that it works with nothing on disk.
 # https://huggingface.co/NAME/blob/main/config.json of each.
 ARCHITECTURES: dict[str, Any] = {
-    "openai/clip-vit-base-patch16": lambda: CLIPVisionConfig(patch_size=16),
-    "openai/clip-vit-base-patch32": lambda: CLIPVisionConfig(patch_size=32),
-    "bert-base-uncased": BertConfig,
-    "google-bert/bert-base-uncased": BertConfig,
-    "MIT/ast-finetuned-audioset-10-10-0.4593": ASTConfig,
-    "facebook/dinov2-small": lambda: Dinov2Config(
+    "openai/clip-vit-base-patch16": lambda: transformers.CLIPVisionConfig(patch_size=16),
+    "openai/clip-vit-base-patch32": lambda: transformers.CLIPVisionConfig(patch_size=32),
+    "bert-base-uncased": lambda: transformers.BertConfig(),
+    "google-bert/bert-base-uncased": lambda: transformers.BertConfig(),
+    "MIT/ast-finetuned-audioset-10-10-0.4593": lambda: transformers.ASTConfig(),
+    "facebook/dinov2-small": lambda: transformers.Dinov2Config(
         hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14
     ),
-    "facebook/dinov2-base": lambda: Dinov2Config(image_size=518, patch_size=14),
-    "google/vit-base-patch16-224-in21k": ViTConfig,
-    "dandelin/vilt-b32-mlm": lambda: ViltConfig(image_size=384, patch_size=32),
+    "facebook/dinov2-base": lambda: transformers.Dinov2Config(image_size=518, patch_size=14),
+    "google/vit-base-patch16-224-in21k": lambda: transformers.ViTConfig(),
+    "dandelin/vilt-b32-mlm": lambda: transformers.ViltConfig(image_size=384, patch_size=32),
     # The three that scripts/lift_encoders.py lifts out of packages, by their folders' names.
-    "vit_s14": lambda: Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
-    "minilm_l6": lambda: BertConfig(
+    "vit_s14": lambda: transformers.Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
+    "minilm_l6": lambda: transformers.BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     ),
-    "whisper_tiny_encoder": lambda: WhisperConfig(
+    "whisper_tiny_encoder": lambda: transformers.WhisperConfig(
         d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536
     ),
-    "openai/whisper-tiny.en": lambda: WhisperConfig(
+    "openai/whisper-tiny.en": lambda: transformers.WhisperConfig(
         d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536
     ),
 }
@@ -205,7 +196,7 @@ def _hub(name: str, looked: list[str], key: str) -> Path:
 
 def _config(folder: Path) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the encoder's configuration cannot be read ({str(error).splitlines()[0]})", file=folder / "config.json"

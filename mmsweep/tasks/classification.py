@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_f1_score, multilabel_f1_score
 
 from mmsweep.data.dataset import Target
 from mmsweep.tasks.task import Task
@@ -43,13 +43,13 @@ class SingleLabel(Task):
         if len(target) == 0:
             return dict.fromkeys(self.metric_names, math.nan)
         accuracy = (statistics.argmax(-1) == target).double().mean().item()
-        macro = multiclass_f1_score(statistics.argmax(-1), target, self.outputs, average="macro").item()
+        macro = _f1("multiclass", statistics.argmax(-1), target, self.outputs, "macro").item()
         return {"accuracy": accuracy, "f1_macro": macro, "f1_micro": accuracy}
 
     def per_class(self, statistics: Tensor, target: Tensor) -> dict[str, list[float]]:
         if len(target) == 0:
             return {"f1": [math.nan] * self.outputs}
-        return {"f1": multiclass_f1_score(statistics.argmax(-1), target, self.outputs, average="none").tolist()}
+        return {"f1": _f1("multiclass", statistics.argmax(-1), target, self.outputs, "none").tolist()}
 
 
 class MultiLabel(Task):
@@ -83,17 +83,15 @@ class MultiLabel(Task):
             return dict.fromkeys(self.metric_names, math.nan)
         hit_NC, truth_NC = self._decide(statistics), target.long()
         return {
-            "f1_macro": multilabel_f1_score(hit_NC, truth_NC, self.outputs, average="macro").item(),
-            "f1_micro": multilabel_f1_score(hit_NC, truth_NC, self.outputs, average="micro").item(),
+            "f1_macro": _f1("multilabel", hit_NC, truth_NC, self.outputs, "macro").item(),
+            "f1_micro": _f1("multilabel", hit_NC, truth_NC, self.outputs, "micro").item(),
             "accuracy": (hit_NC == truth_NC).all(1).double().mean().item(),
         }
 
     def per_class(self, statistics: Tensor, target: Tensor) -> dict[str, list[float]]:
         if len(target) == 0:
             return {"f1": [math.nan] * self.outputs}
-        return {
-            "f1": multilabel_f1_score(self._decide(statistics), target.long(), self.outputs, average="none").tolist()
-        }
+        return {"f1": _f1("multilabel", self._decide(statistics), target.long(), self.outputs, "none").tolist()}
 
     def tuned(self, statistics: Tensor, target: Tensor) -> MultiLabel:
         """This task with each label's threshold at its best F1 on these validation rows; ties: nearest to 0.5."""
@@ -122,3 +120,17 @@ def balanced_weights(target: Target, values: Tensor) -> Tensor:
         return torch.where(counts_C > 0, len(values) / (target.width * counts_C.clamp(min=1)), 1.0).float()
     positives_C = values.double().sum(0)
     return ((len(values) - positives_C) / positives_C.clamp(min=1)).clamp(max=20).float()
+
+
+def _f1(
+    task: Literal["multiclass", "multilabel"],
+    hit: Tensor,
+    truth: Tensor,
+    classes: int,
+    average: Literal["macro", "micro", "none"],
+) -> Tensor:
+    # Seconds to import, and who only checks a study needs no score.
+    from torchmetrics.functional.classification import multiclass_f1_score, multilabel_f1_score
+
+    score = multiclass_f1_score if task == "multiclass" else multilabel_f1_score
+    return score(hit, truth, classes, average=average)

@@ -73,16 +73,16 @@ def study(trials: int) -> Study:
 def on_warm_hosts(trials: int, out: Path) -> tuple[list[float], int]:
     """Seconds from the searcher's answer to the first step, by trial, and the number of hosts."""
     from mmsweep.sweep.session import Session
-    from mmsweep.sweep.tuner import run_sweep
+    from mmsweep.sweep.start import run_sweep
 
     asked: dict[str, float] = {}
     hosts: list[int] = []
     post = Session.post
 
-    def timed(self: Session, folder: TrialFolder, own: Study | None, *, judged: Sequence[int]) -> None:
+    def timed(self: Session, folder: TrialFolder, own: Study | None, **about: Any) -> None:
         asked[folder.path.name] = time.time()
         hosts.append(self.hosts)
-        post(self, folder, own, judged=judged)
+        post(self, folder, own, **about)
 
     Session.post = timed  # type: ignore[method-assign]
     run_sweep(study(trials), out, live=False, warm="trial_start:TimedWarm")

@@ -50,7 +50,7 @@ def drive(out: Path, resume: bool) -> int:
     """The driver that is killed: one sweep, in this process."""
     import sleeping
 
-    from mmsweep.sweep.tuner import run_sweep
+    from mmsweep.sweep.start import run_sweep
 
     study = sleeping.study(
         "chaos",

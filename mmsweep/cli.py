@@ -64,13 +64,10 @@ def tune(
             return
         from mmsweep.assembly import facts, prepare_data
         from mmsweep.check import check
-        from mmsweep.sweep.folder import check_lasting
-        from mmsweep.sweep.tuner import run_sweep
+        from mmsweep.sweep.start import run_sweep
 
         folder = out_folder or Path("sweeps") / study.name
         check(study)
-        check_lasting(study, folder)
-        tags = facts(study, prepare_data(study))
         outcome = run_sweep(
             study,
             folder,
@@ -78,7 +75,7 @@ def tune(
             extend=extend,
             retry_failed=retry_failed,
             live=not as_json,
-            tags=tags,
+            describe=lambda: facts(study, prepare_data(study)),
         )
     _conclude(outcome, _resume_command("tune", study_file, overrides, out_folder), " --retry-failed", as_json)
 
@@ -94,14 +91,14 @@ def train(
     """Train a study's own configuration once and evaluate it on test."""
     from mmsweep.assembly import facts, prepare_data
     from mmsweep.check import check
-    from mmsweep.sweep.folder import check_lasting
-    from mmsweep.sweep.tuner import train_one
+    from mmsweep.sweep.start import train_one
 
     with _studying(study_file, overrides) as study:
         folder = out_folder or Path("sweeps") / f"{study.name}-train"
         check(study)
-        check_lasting(study, folder)
-        outcome = train_one(study, folder, resume=resume, live=not as_json, tags=facts(study, prepare_data(study)))
+        outcome = train_one(
+            study, folder, resume=resume, live=not as_json, describe=lambda: facts(study, prepare_data(study))
+        )
     _conclude(outcome, _resume_command("train", study_file, overrides, out_folder), "", as_json)
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 
@@ -29,6 +30,31 @@ import ray
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it, and Ray's default is 30 % of the memory
 
 
+_begun: Future[None] | None = None
+"""What `connecting` waits for."""
+
+
+@contextlib.contextmanager
+def connecting() -> Iterator[None]:
+    """Begin to connect to Ray in the background, for `connect` within; at the end, disconnect.
+
+    Ray's processes take seconds to start, and the driver's own imports leave them a core. A connection that exists
+    already is used and left open.
+    """
+    global _begun
+    if ray.is_initialized():
+        yield
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="ray.init") as background:
+        _begun = begun = background.submit(_start)
+        try:
+            yield
+        finally:
+            _begun = None
+            wait([begun])
+            ray.shutdown()
+
+
 @contextlib.contextmanager
 def connect() -> Iterator[None]:
     """Be connected to Ray; a connection that exists already is used and left open.
@@ -36,9 +62,13 @@ def connect() -> Iterator[None]:
     Raises:
         UserError: the cluster that RAY_ADDRESS names does not answer.
     """
-    if ray.is_initialized():
+    with connecting() if _begun is None else contextlib.nullcontext():
+        if _begun is not None:
+            _begun.result()
         yield
-        return
+
+
+def _start() -> None:
     # Workers must find mmsweep also where it is run from a checkout that is not installed.
     home = str(Path(mmsweep.__file__).parents[1])
     known = os.environ.get("PYTHONPATH", "")
@@ -49,19 +79,22 @@ def connect() -> Iterator[None]:
         if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
-            # "local": never a cluster that somebody else, or a killed run, left on this machine. The dashboard stays
-            # on: Ray's own cleaning up after early stops asks it (research/sweeper.md §1.2).
+            # Nobody takes this machine's node away from under the hosts: no process has to watch for it.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            # "local": never a cluster that somebody else, or a killed run, left on this machine. No dashboard: it is
+            # eight processes, and the one thing that must ask it, Ray Train's cleaner of placement groups, is not used
+            # (hosts.py).
             ray.init(
-                address="local", object_store_memory=OBJECT_STORE, log_to_driver=False, logging_level=logging.ERROR
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"Ray cannot be reached ({str(error).splitlines()[0]})", key="RAY_ADDRESS", found=address
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class Interrupt:

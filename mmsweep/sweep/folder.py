@@ -19,7 +19,7 @@ from typing import Any
 import mmsweep
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.sweep.trial import trial_id
+from mmsweep.sweep.names import trial_id
 from mmsweep.training.checkpoint import TrialFolder, write_whole
 
 # What may differ when a sweep goes on: where and how long it runs, not what it computes.

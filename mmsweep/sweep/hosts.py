@@ -1,6 +1,6 @@
 """Hosts: Ray Train worker groups that stay warm and serve trials; starting them, watching them, ending them.
 
-A host is one `TorchTrainer` run whose train function is `train_function.serve`. Ray Train restarts its worker group
+A host is one run of Ray Train's whose train function is `train_function.serve`. Ray Train restarts its worker group
 when a rank dies; this file restarts the run when its controller dies, and gives up when a host only ever starts and
 never finishes an epoch. The keeper and every host's controller import it before a rank can start, so it imports little.
 """
@@ -18,9 +18,9 @@ from uuid import uuid4
 
 import ray
 from ray import PlacementGroupID
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mmsweep.errors import UserError
@@ -32,7 +32,7 @@ from mmsweep.sweep.train_function import Place, serve
 # asks for a little less than its CPUs: 200 times the least that Ray counts.
 LIGHT_TRIAL = {"CPU": 0.0001}
 CPU_FOR_TRIALS = 0.02
-MAX_RUNS = 20  # TorchTrainer runs of one host (a run ends when its controller dies)
+MAX_RUNS = 20  # Ray Train's runs of one host (a run ends when its controller dies)
 
 log = logging.getLogger("mmsweep.hosts")
 
@@ -102,6 +102,38 @@ def _on_this_node(actor: type, concurrency: int) -> Any:
     return ray.remote(**options)(actor)
 
 
+class _Lean(DataParallelTrainer):
+    """Without those of Ray Train's own callbacks that hosts have no use for.
+
+    Each starts a process a host, which takes its share of the CPUs for as long as the host lives: one serves Ray
+    Datasets, of which there are none, and one asks the dashboard every second whether the controller lives
+    (`Keeper._free` says why that cannot be relied on, and does it instead). Where Ray Train gives them other names,
+    they are there again, and that is all.
+    """
+
+    _useless = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._useless]
+
+
+def _trainer(size: HostSize, **arguments: Any) -> DataParallelTrainer:
+    """Ray Train's trainer for a host.
+
+    `TorchTrainer` is what joins ranks and GPUs. A single rank on CPUs has nothing to join, and without it neither the
+    keeper nor a controller, which start one after the other before a rank can, imports torch.
+    """
+    if size.workers == 1 and not size.gpus:
+        return _Lean(**arguments)
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    class LeanTorch(_Lean, TorchTrainer):  # type: ignore[misc]  # ray.train's stubs show the classes of Train V1
+        pass
+
+    lean: Any = LeanTorch
+    return lean(torch_config=TorchConfig(backend=None if size.gpus else "gloo"), **arguments)  # type: ignore[no-any-return]
+
+
 class _Trouble(UserCallback):
     """Tells the board why ranks died, from Ray Train's controller."""
 
@@ -126,11 +158,12 @@ class HostPool:
     """
 
     def __init__(self, board: Any, size: HostSize, count: int, warm: str, storage: Path, logs: Path) -> None:
-        self.board, self.logs = board, logs
+        self.board, self.storage, self.logs = board, storage, logs
         self.names = [f"host-{i}" for i in range(count)]
         self._made_of = (board, size, self.names, warm, storage, logs)
         self._keeper: Any = None
         self._kept: Any = None
+        self._told: list[Any] = []
         self._fatal: str | None = None
         self.status: dict[str, Any] = {}  # what the board said last
         self._status: Any = None
@@ -163,10 +196,16 @@ class HostPool:
                 f"the hosts cannot go on: {self._fatal}", file=self.logs, hint="The log files in this folder say more."
             )
 
+    def end(self) -> None:
+        """Tell the hosts to end."""
+        if not self._told:
+            self._told = [self._keeper.close.remote(), self.board.close.remote()]
+
     def close(self, seconds: float) -> None:
         """Tell the hosts to end, and wait so long for those that do so at once (the others end with Ray)."""
         try:
-            ray.get([self._keeper.close.remote(), self.board.close.remote()], timeout=5)
+            self.end()
+            ray.get(self._told, timeout=5)
             ray.wait([self._kept], timeout=seconds)
             ray.kill(self._keeper)
         except Exception as error:  # they are gone already
@@ -176,7 +215,7 @@ class HostPool:
 class Keeper:
     """Runs Ray Train for every host of a sweep, as one 0-CPU actor on the driver's node.
 
-    `TorchTrainer.fit` blocks until a host ends, which after a sweep takes Ray Train seconds or for ever. In threads of
+    A trainer's `fit` blocks until a host ends, which after a sweep takes Ray Train seconds or for ever. In threads of
     the driver that cannot be waited for: one that still uses Ray when `ray.shutdown` was called ends the whole process
     ("The core worker has already been shutdown"), before reports are written. This process ends with Ray.
 
@@ -252,13 +291,13 @@ class Keeper:
             callbacks=[_Trouble(self.board, name)],
             logging_config=LoggingConfig(log_level="WARNING"),
         )
-        TorchTrainer(
-            serve,
+        _trainer(
+            self.size,
+            train_loop_per_worker=serve,
             train_loop_config={"place": place},
             scaling_config=ScalingConfig(
                 num_workers=self.size.workers, use_gpu=self.size.gpus > 0, resources_per_worker=self.size.per_worker
             ),
-            torch_config=TorchConfig(backend=None if self.size.gpus else "gloo"),
             run_config=config,
         ).fit()
 

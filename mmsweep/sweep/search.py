@@ -29,7 +29,8 @@ from ray.tune.search.optuna import OptunaSearch
 from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.study_search import Conditions, Dimension, Objective
-from mmsweep.sweep.trial import EPOCH, OBJECTIVE, score, trial_id
+from mmsweep.sweep.names import trial_id
+from mmsweep.sweep.trial import EPOCH, OBJECTIVE, score
 from mmsweep.training.checkpoint import TrialFolder
 
 MAX_LOSSES = 3  # how often a trial that Tune loses is served again

@@ -1,9 +1,10 @@
 """What the driver holds while it works on a sweep, and the one place where it writes tracking and progress.
 
-with Session.start(...) as session:          Ray is up, hosts are starting, the board is open
-    session.post(folder, study, ...)     a trial or final run goes to the hosts
-    session.epoch(id, report)            what it reported reaches MLflow and the table
-    session.ended(id, folder)            how it ended, too
+with starting_hosts(...) as hosts:               Ray is up, hosts are starting, the board is open
+    with Session.open(hosts, ...) as session:
+        session.post(folder, study, ...)     a trial or final run goes to the hosts
+        session.epoch(id, report)            what it reported reaches MLflow and the table
+        session.ended(id, folder)            how it ended, too
 """
 
 from __future__ import annotations
@@ -16,34 +17,63 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 import ray
 
 from mmsweep.errors import UserError
 from mmsweep.report.packing import FILE, Packing
-from mmsweep.study import Study
+from mmsweep.study import Resources, Study
 from mmsweep.sweep.board import Posting
 from mmsweep.sweep.cluster import Interrupt, connect
 from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.trial import score
-from mmsweep.tracking import Tracker
 from mmsweep.training.checkpoint import TrialFolder, deciding_report, write_whole
 
-WARM = "mmsweep.assembly:Warm"
+if TYPE_CHECKING:
+    from mmsweep.tracking import Tracker
 
 log = logging.getLogger("mmsweep.sweep")
 
 
+@contextlib.contextmanager
+def starting_hosts(
+    resources: Resources,
+    trials: int,
+    warm: str,
+    storage: Path,
+    logs: Path,
+    progress: Progress,
+    interrupt: Interrupt,
+) -> Iterator[HostPool]:
+    """Connect to Ray and start hosts for so many trials; at the end, see that they end, and disconnect.
+
+    Args:
+        storage: for Ray's own files.
+
+    Raises:
+        UserError: Ray cannot be reached, or lacks the resources.
+    """
+    with connect():
+        size = HostSize(resources.workers, resources.cpus, resources.gpus)
+        count = count_hosts(size, resources.hosts, trials, ray.nodes())
+        pool = HostPool(open_board(f"board-{uuid4().hex[:8]}"), size, count, warm, storage, logs)
+        pool.start()
+        progress.phase(f"{count} host{'s' if count > 1 else ''} starting, logs in {logs}")
+        try:
+            yield pool
+        finally:
+            pool.close(seconds=1.0 if interrupt.asked else 5.0)
+
+
 class Session:
-    """See the top of this file; made by `start`."""
+    """See the top of this file; made by `open`."""
 
     def __init__(
         self,
         study: Study,
-        board: Any,
         pool: HostPool,
         warm: str,
         folder: Path,
@@ -51,7 +81,7 @@ class Session:
         progress: Progress,
         interrupt: Interrupt,
     ) -> None:
-        self.study, self.board, self.pool, self.tracker, self.progress = study, board, pool, tracker, progress
+        self.study, self.board, self.pool, self.tracker, self.progress = study, pool.board, pool, tracker, progress
         self.interrupt = interrupt
         self.problem: UserError | None = None
         self._keys = importlib.import_module(warm.split(":")[0])
@@ -62,40 +92,29 @@ class Session:
 
     @classmethod
     @contextlib.contextmanager
-    def start(
+    def open(
         cls,
         study: Study,
-        *,
-        trials: int,
+        pool: HostPool,
         warm: str,
         folder: Path,
-        storage: Path,
-        logs: Path,
         tracker: Tracker,
         progress: Progress,
         interrupt: Interrupt,
     ) -> Iterator[Session]:
-        """Connect to Ray, start hosts for so many trials; at the end, tell the hosts to end and disconnect.
+        """Work with hosts; at the end, tell them to end.
 
         Args:
+            warm: import path of what hosts keep warm.
             folder: the sweep's; what hosts find out about their slots is written there.
-            storage: for Ray's own files.
         """
-        resources = study.resources
-        with connect():
-            size = HostSize(resources.workers, resources.cpus, resources.gpus)
-            count = count_hosts(size, resources.hosts, trials, ray.nodes())
-            board = open_board(f"board-{uuid4().hex[:8]}")
-            pool = HostPool(board, size, count, warm, storage, logs)
-            pool.start()
-            progress.phase(f"{count} host{'s' if count > 1 else ''} starting, logs in {logs}")
-            session = cls(study, board, pool, warm, folder, tracker, progress, interrupt)
-            ray.get(board.recall.remote(session._packing.capacities))
-            try:
-                yield session
-            finally:
-                session._write_packing()
-                pool.close(seconds=1.0 if interrupt.asked else 5.0)
+        session = cls(study, pool, warm, folder, tracker, progress, interrupt)
+        ray.get(pool.board.recall.remote(session._packing.capacities))
+        try:
+            yield session
+        finally:
+            session._write_packing()
+            pool.end()
 
     @property
     def hosts(self) -> int:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 
+from mmsweep.sweep.names import trial_id
+
 POLL_SECONDS = (
     1.0  # below Tune's patience (2 s) with a trial's thread that shall end, so that its actor can be used again
 )
@@ -40,11 +42,6 @@ def score(epochs: Sequence[Mapping[str, float]], objective: Objective) -> float:
     if objective.scope == "last":
         return values[-1]
     return max(values) if objective.mode == "max" else min(values)
-
-
-def trial_id(number: int) -> str:
-    """How trial 3 is called everywhere: "0003"."""
-    return f"{number:04d}"
 
 
 def follow(config: dict[str, Any], board: Any, objective: Objective) -> None:

@@ -12,9 +12,9 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
@@ -24,148 +24,86 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 import mmsweep.sweep.cluster as cluster
 from mmsweep.errors import UserError
-from mmsweep.jobs import company, count_trials
-from mmsweep.report.page import write_report
+from mmsweep.jobs import company
 from mmsweep.report.record import SweepRecord
 from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
-from mmsweep.sweep.folder import SweepFolder, check_lasting
-from mmsweep.sweep.hosts import LIGHT_TRIAL
+from mmsweep.sweep.folder import SweepFolder
+from mmsweep.sweep.hosts import LIGHT_TRIAL, HostPool
+from mmsweep.sweep.names import trial_id
+from mmsweep.sweep.outcome import SweepOutcome
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.search import TrialSearch, open_optuna, starting_points, tell
-from mmsweep.sweep.session import WARM, Session
-from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow, trial_id
-from mmsweep.tracking import Tracker, environment_tags
+from mmsweep.sweep.session import Session, starting_hosts
+from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow
 from mmsweep.training.checkpoint import TrialFolder, write_whole
+
+if TYPE_CHECKING:
+    from mmsweep.tracking import Tracker
 
 log = logging.getLogger("mmsweep.sweep")
 
 
-@dataclass(frozen=True)
-class SweepOutcome:
-    """How a sweep (or a single training) ended.
+class Sweep:
+    """One study's sweep, from wherever its folder stands.
 
     Args:
-        state: finished | interrupted.
-        folder: the sweep's folder.
-        mlflow_run_id: the parent run.
-        ui_command: shows the runs.
-        warnings: what went wrong without ending the sweep (a tracking server that did not answer).
+        warm: import path of what hosts keep warm.
+        tags: more tags for its MLflow runs.
     """
 
-    state: str
-    folder: Path
-    mlflow_run_id: str
-    ui_command: str
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def record(self) -> SweepRecord:
-        return SweepRecord.load(self.folder)
-
-
-def run_sweep(
-    study: Study,
-    out: Path,
-    *,
-    resume: bool = False,
-    extend: int = 0,
-    retry_failed: bool = False,
-    live: bool = True,
-    warm: str = WARM,
-    tags: Mapping[str, str] | None = None,
-) -> SweepOutcome:
-    """Run a study's sweep: search, then finals. Blocks until it is finished or interrupted (Ctrl-C).
-
-    Args:
-        study: the study.
-        out: the sweep's folder (`sweeps/<name>`).
-        resume: go on with the sweep that lies in `out`.
-        extend: so many trials more than it had.
-        retry_failed: train its failed trials again.
-        live: a live table where stdout is a terminal.
-        warm: import path of what hosts keep warm (tests put a stand-in here).
-        tags: more tags for the sweep's and the trials' MLflow runs.
-
-    Raises:
-        UserError: the folder, the study, the cluster or the tracking store forbids it; or the hosts cannot go on.
-    """
-    if not study.search:
-        raise UserError(
-            "nothing to search", key="search", found={}, expected="at least one key with a range or choices",
-            hint="`mmsweep train` trains one configuration.",
-        )  # fmt: skip
-    check_lasting(study, out)
-    starting_points(study)  # refuses points outside of the space before anything is written
-    folder = SweepFolder.open(study, out.absolute(), trials=count_trials(study), resume=resume, extend=extend)
-    try:
-        return _Sweep(study, folder, warm, tags or {}).run(live, retry_failed)
-    except UserError:
-        folder.abandon()
-        raise
-    finally:
-        folder.release()
-
-
-def train_one(
-    study: Study,
-    out: Path,
-    *,
-    live: bool = True,
-    warm: str = WARM,
-    resume: bool = False,
-    tags: Mapping[str, str] | None = None,
-) -> SweepOutcome:
-    """Train one configuration on one host and evaluate it on test; laid out and tracked like a sweep's final run.
-
-    Raises:
-        UserError: as `run_sweep`.
-    """
-    check_lasting(study, out)
-    folder = SweepFolder.open(study, out.absolute(), trials=0, resume=resume, extend=0)
-    try:
-        return _Sweep(study, folder, warm, tags or {}).run(live, retry_failed=resume)
-    except UserError:
-        folder.abandon()
-        raise
-    finally:
-        folder.release()
-
-
-class _Sweep:
     def __init__(self, study: Study, folder: SweepFolder, warm: str, tags: Mapping[str, str]) -> None:
         self.study, self.folder, self.warm, self.tags = study, folder, warm, tags
         self.objectives = study.sweep.objectives
 
-    def run(self, live: bool, retry_failed: bool) -> SweepOutcome:
+    def run(self, live: bool, done: bool, retry_failed: bool) -> SweepOutcome:
+        """Search and finals, unless they are done, and the report.
+
+        Raises:
+            UserError: see `start.run_sweep`.
+        """
         study, folder = self.study, self.folder
-        tracker = Tracker(study.tracking.uri, study.tracking.experiment or study.name, Path.cwd())
         objective, interrupt = self.objectives[0], cluster.Interrupt()
         with (
             Progress(study.name, folder.trials, objective.metric, objective.mode, live) as progress,
             cluster.logged_to(folder.logs / "driver.log"),
             interrupt.listening(),
+            nullcontext() if done else self._hosts(progress, interrupt) as hosts,
         ):
+            from mmsweep.tracking import Tracker, environment_tags  # seconds, in which the hosts start
+
+            tracker = Tracker(study.tracking.uri, study.tracking.experiment or study.name, Path.cwd())
             run_id = tracker.start_sweep(study.name, folder.path, study.to_yaml(), {**environment_tags(), **self.tags})
             mlflow = {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": run_id}
             folder.update(state="running", mlflow=mlflow)
             state = "failed"
             try:
-                finished = folder.finished and not retry_failed
-                state = "finished" if finished else self._search_and_finals(tracker, progress, interrupt, retry_failed)
+                if hosts is None:
+                    state = "finished"
+                else:
+                    with Session.open(study, hosts, self.warm, folder.path, tracker, progress, interrupt) as session:
+                        state = self._search_and_finals(session, retry_failed)
             except KeyboardInterrupt:
                 state = "interrupted"
-            finally:
+            finally:  # the hosts were told to end, which takes as long as the report
                 folder.update(state=state)
                 self._report(tracker, progress)
                 tracker.end_sweep(state)
         return SweepOutcome(state, folder.path, run_id, tracker.ui_command(), tracker.warnings)
+
+    def _hosts(self, progress: Progress, interrupt: cluster.Interrupt) -> AbstractContextManager[HostPool]:
+        folder = self.folder
+        return starting_hosts(
+            self.study.resources, max(folder.trials, 1), self.warm, folder.attempt(), folder.logs, progress, interrupt
+        )
 
     def _report(self, tracker: Tracker, progress: Progress) -> None:
         """Write the report and attach it to the parent run; what was computed stands whether or not it can be drawn."""
         if not self.folder.numbers() and not any((self.folder.path / "final").glob("*/*")):
             return  # refused before it began
         progress.phase("writing the report")
+        from mmsweep.report.page import write_report  # seconds
+
         try:
             index = write_report(self.folder.path)
         except Exception as problem:
@@ -175,9 +113,7 @@ class _Sweep:
         else:
             tracker.log_artifact(index.parent, "report")
 
-    def _search_and_finals(
-        self, tracker: Tracker, progress: Progress, interrupt: cluster.Interrupt, retry_failed: bool
-    ) -> str:
+    def _search_and_finals(self, session: Session, retry_failed: bool) -> str:
         folder, study = self.folder, self.study
         searched = bool(study.search) and folder.trials > 0
         if searched:
@@ -185,37 +121,23 @@ class _Sweep:
             for point in starting_points(study):
                 optuna_study.enqueue_trial(point, skip_if_exists=True)
             self._reconcile(optuna_study, retry_failed)
-        attempt = folder.attempt()
-        most = max(folder.trials, 1)
-        with Session.start(
-            study,
-            trials=most,
-            warm=self.warm,
-            folder=folder.path,
-            storage=attempt,
-            logs=folder.logs,
-            tracker=tracker,
-            progress=progress,
-            interrupt=interrupt,
-        ) as session:
-            if searched:
-                self._tune(session, optuna_study, attempt)
-                if session.problem:
-                    raise session.problem
-                if interrupt.asked:
-                    return "interrupted"
-            jobs = self._final_jobs(session, searched)
-            if retry_failed:
-                for job in jobs:
-                    if (job.folder.done() or {}).get("state") == "failed":
-                        job.folder.clear_done()
-            if jobs:
-                progress.phase(f"{len(jobs)} final run{'s' if len(jobs) > 1 else ''} on test")
-                ended = run_jobs(jobs, session)
-                if session.problem:
-                    raise session.problem
-                if not ended:
-                    return "interrupted"
+            self._tune(session, optuna_study)
+            if session.problem:
+                raise session.problem
+            if session.interrupt.asked:
+                return "interrupted"
+        jobs = self._final_jobs(session, searched)
+        if retry_failed:
+            for job in jobs:
+                if (job.folder.done() or {}).get("state") == "failed":
+                    job.folder.clear_done()
+        if jobs:
+            session.progress.phase(f"{len(jobs)} final run{'s' if len(jobs) > 1 else ''} on test")
+            ended = run_jobs(jobs, session)
+            if session.problem:
+                raise session.problem
+            if not ended:
+                return "interrupted"
         return "finished"
 
     def _final_jobs(self, session: Session, searched: bool) -> list[FinalJob]:
@@ -244,7 +166,7 @@ class _Sweep:
             else:
                 tell(optuna_study, folder, self.objectives)
 
-    def _tune(self, session: Session, optuna_study: Any, attempt: Path) -> None:
+    def _tune(self, session: Session, optuna_study: Any) -> None:
         """The search itself: Ray Tune with Optuna, a scheduler, and light trials."""
         study, folder = self.study, self.folder
         # Those that are done first: the scheduler has then seen everything when it judges one that goes on.
@@ -277,7 +199,7 @@ class _Sweep:
             ),
             run_config=tune.RunConfig(
                 name="trials",
-                storage_path=str(attempt),
+                storage_path=str(session.pool.storage),
                 verbose=0,
                 stop=_Stop(watch),
                 callbacks=[watch],

@@ -14,7 +14,7 @@ import ray
 from mmsweep.report.packing import Packing
 from mmsweep.report.record import SweepRecord
 from mmsweep.study import Study
-from mmsweep.sweep.tuner import run_sweep
+from mmsweep.sweep.start import run_sweep
 from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 from tests.end_to_end.test_sweep import WARM, kill_one, place, ray_here, searched, trained  # noqa: F401

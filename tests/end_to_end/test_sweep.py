@@ -24,7 +24,7 @@ from mmsweep.errors import UserError
 from mmsweep.report.record import SweepRecord
 from mmsweep.study import Study
 from mmsweep.sweep import cluster
-from mmsweep.sweep.tuner import run_sweep, train_one
+from mmsweep.sweep.start import run_sweep, train_one
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sleeping import study
@@ -181,7 +181,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from sleeping import study
-from mmsweep.sweep.tuner import run_sweep
+from mmsweep.sweep.start import run_sweep
 out = run_sweep(study("killed", resources__workers=2), Path(sys.argv[1]), resume="resume" in sys.argv, live=False,
                 warm="sleeping:SleepingWarm")
 print(out.state)

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from mmsweep import cli
-from mmsweep.sweep.tuner import SweepOutcome
+from mmsweep.sweep.outcome import SweepOutcome
 from mmsweep.training.checkpoint import TrialFolder
 from tests.unit import report_factory as factory
 

@@ -1,0 +1,31 @@
+"""How a sweep ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmsweep.report.record import SweepRecord
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep (or a single training) ended.
+
+    Args:
+        state: finished | interrupted.
+        folder: the sweep's folder.
+        mlflow_run_id: the parent run.
+        ui_command: shows the runs.
+        warnings: what went wrong without ending the sweep (a tracking server that did not answer).
+    """
+
+    state: str
+    folder: Path
+    mlflow_run_id: str
+    ui_command: str
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def record(self) -> SweepRecord:
+        return SweepRecord.load(self.folder)

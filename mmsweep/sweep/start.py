@@ -1,0 +1,98 @@
+"""A study's sweep, or one training of it: what a command calls. Ray starts while what the driver needs is imported.
+
+Everything that can be refused at once is refused first; then Ray starts in the background, and meanwhile `describe`
+prepares data and the driver's libraries are imported, which takes as long (ten seconds on two cores).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mmsweep.errors import UserError
+from mmsweep.jobs import count_trials
+from mmsweep.study import Study
+from mmsweep.sweep.cluster import connecting
+from mmsweep.sweep.folder import SweepFolder, check_lasting
+from mmsweep.sweep.outcome import SweepOutcome
+
+WARM = "mmsweep.assembly:Warm"
+
+
+def run_sweep(
+    study: Study,
+    out: Path,
+    *,
+    resume: bool = False,
+    extend: int = 0,
+    retry_failed: bool = False,
+    live: bool = True,
+    warm: str = WARM,
+    describe: Callable[[], Mapping[str, str]] = dict,
+) -> SweepOutcome:
+    """Run a study's sweep: search, then finals. Blocks until it is finished or interrupted (Ctrl-C).
+
+    Args:
+        study: the study.
+        out: the sweep's folder (`sweeps/<name>`).
+        resume: go on with the sweep that lies in `out`.
+        extend: so many trials more than it had.
+        retry_failed: train its failed trials again.
+        live: a live table where stdout is a terminal.
+        warm: import path of what hosts keep warm (tests put a stand-in here).
+        describe: called while Ray starts, before hosts do; more tags for the sweep's and the trials' MLflow runs.
+
+    Raises:
+        UserError: the folder, the study, the cluster or the tracking store forbids it; or the hosts cannot go on.
+    """
+    if not study.search:
+        raise UserError(
+            "nothing to search", key="search", found={}, expected="at least one key with a range or choices",
+            hint="`mmsweep train` trains one configuration.",
+        )  # fmt: skip
+    return _run(study, out, count_trials(study), resume, extend, retry_failed, live, warm, describe)
+
+
+def train_one(
+    study: Study,
+    out: Path,
+    *,
+    live: bool = True,
+    warm: str = WARM,
+    resume: bool = False,
+    describe: Callable[[], Mapping[str, str]] = dict,
+) -> SweepOutcome:
+    """Train one configuration on one host and evaluate it on test; laid out and tracked like a sweep's final run.
+
+    Raises:
+        UserError: as `run_sweep`.
+    """
+    return _run(study, out, 0, resume, 0, resume, live, warm, describe)
+
+
+def _run(
+    study: Study,
+    out: Path,
+    trials: int,
+    resume: bool,
+    extend: int,
+    retry_failed: bool,
+    live: bool,
+    warm: str,
+    describe: Callable[[], Mapping[str, str]],
+) -> SweepOutcome:
+    check_lasting(study, out)
+    folder = SweepFolder.open(study, out.absolute(), trials=trials, resume=resume, extend=extend)
+    done = folder.finished and not retry_failed
+    try:
+        with contextlib.nullcontext() if done else connecting():
+            tags = describe()
+            from mmsweep.sweep.tuner import Sweep
+
+            return Sweep(study, folder, warm, tags).run(live, done, retry_failed)
+    except UserError:
+        folder.abandon()
+        raise
+    finally:
+        folder.release()

@@ -234,7 +234,7 @@ class Keeper:
             for thread in threads:
                 thread.start()
             while self._fatal is None and any(thread.is_alive() for thread in threads):
-                time.sleep(0.05)
+                time.sleep(0.2)
         return self._fatal
 
     def close(self) -> None:

@@ -372,7 +372,7 @@ def _print_record(record: Any) -> None:
     for group in finals:
         out.print(scenario_table(group).to_rich())
     if packs := record.packing.sentence():
-        print(packs)
+        print(f"packs: {packs}")
     for group, run in _failed_finals(record):
         print(f"final/{group}/seed-{run.seed} failed: {run.error}")
 

@@ -91,19 +91,19 @@ class Packing:
         return _mean([e for e in self.epochs if e.kind == "trial" and not e.tail])
 
     def to_json(self) -> dict[str, float] | None:
-        """`width` for people who compute with it; None without any epoch before the tail."""
+        """{width: mean trials a pack, slots: mean slots}, as `width`; None without any epoch before the tail."""
         until = self.width()
         return None if until is None else {"width": until[0], "slots": until[1]}
 
     def sentence(self) -> str | None:
-        """What `mmsweep show` says; None where no host had more than one slot."""
+        """What is said of packs; None where no host had more than one slot."""
         if all(epoch.slots == 1 for epoch in self.epochs):
             return None
         until = self.width()
         if until is None:  # there was nothing to wait for
             widest = max(self.epochs, key=lambda e: e.width)
-            return f"packs: all trials were given out at once, up to {widest.width} in {widest.slots} slots"
-        return f"packs: {until[0]:.1f} of {until[1]:g} slots filled until the tail"
+            return f"all trials were given out at once, up to {widest.width} in {widest.slots} slots"
+        return f"{until[0]:.1f} of {until[1]:g} slots filled until the tail"
 
 
 def _mean(epochs: Sequence[PackEpoch]) -> tuple[float, float] | None:

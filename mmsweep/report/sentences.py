@@ -135,7 +135,7 @@ def facts(record: SweepRecord) -> list[tuple[str, str]]:
         "study digest": study.digest(),
         "created": _moment(record.meta.get("created")),
         "time trained": wording.duration(sum(t.seconds for t in record.trials)) if record.trials else "",
-        "packs": (record.packing.sentence() or "").removeprefix("packs: "),
+        "packs": record.packing.sentence() or "",
         "MLflow store": str(record.tracking.get("uri", "")),
         "MLflow run": str(record.tracking.get("run_id", "")),
     }

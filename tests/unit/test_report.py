@@ -37,7 +37,7 @@ def by_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return factory.make_sweep(tmp_path_factory.mktemp("report") / "methods", factory.per_method())
 
 
-def test_show_json_has_the_shape_of_the_design(finished: Path) -> None:
+def test_show_json_has_the_shape_of_the_design_and_says_how_full_packs_were(finished: Path) -> None:
     shown = json.loads(json.dumps(SweepRecord.load(finished).to_json(), allow_nan=False))
     assert set(shown) == {"name", "state", "trials", "best", "final", "packing"} and shown["packing"] is None
     assert set(shown["trials"][0]) >= {"id", "state", "params", "metrics", "mlflow_run_id"}

@@ -202,12 +202,15 @@ class HostPool:
             self._told = [self._keeper.close.remote(), self.board.close.remote()]
 
     def close(self, seconds: float) -> None:
-        """Tell the hosts to end, and wait so long for those that do so at once (the others end with Ray)."""
+        """Tell the hosts to end, wait so long for those that do so at once, and end the others."""
         try:
             self.end()
             ray.get(self._told, timeout=5)
             ray.wait([self._kept], timeout=seconds)
             ray.kill(self._keeper)
+            # Where Ray itself goes on, what a host still holds would never be free again.
+            for id in ray.get(self.board.status.remote(), timeout=5)["placement_groups"].values():
+                _remove(id)
         except Exception as error:  # they are gone already
             log.info("closing the hosts: %s", error)
 
@@ -276,7 +279,7 @@ class Keeper:
                     and not light
                     and (id == own or (settled and id not in others))
                 ):
-                    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(id))))
+                    _remove(id)
                     log.info("%s: freed placement group %s", name, id)
         except ray.exceptions.RayError as error:
             log.warning("%s: placement groups: %s", name, error)
@@ -300,6 +303,10 @@ class Keeper:
             ),
             run_config=config,
         ).fit()
+
+
+def _remove(placement_group: str) -> None:
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group))))
 
 
 def _last_line(error: Exception) -> str:

@@ -31,7 +31,7 @@ OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it, and Ray's de
 
 
 _begun: Future[None] | None = None
-"""What `connecting` waits for."""
+"""What `connect` waits for; None outside of `connecting`."""
 
 
 @contextlib.contextmanager
@@ -45,14 +45,17 @@ def connecting() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Not a thread that ends once Ray is up: Ray's processes die with the thread that started them (PR_SET_PDEATHSIG).
     with ThreadPoolExecutor(1, thread_name_prefix="ray.init") as background:
         _begun = begun = background.submit(_start)
         try:
             yield
         finally:
             _begun = None
-            wait([begun])
-            ray.shutdown()
+            try:
+                wait([begun])
+            finally:
+                ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What the driver holds while it works on a sweep, and the one place where it writes tracking and progress.
 
 with starting_hosts(...) as hosts:               Ray is up, hosts are starting, the board is open
-    with Session.open(hosts, ...) as session:
+    with Session.open(study, hosts, ...) as session:
         session.post(folder, study, ...)     a trial or final run goes to the hosts
         session.epoch(id, report)            what it reported reaches MLflow and the table
         session.ended(id, folder)            how it ended, too
@@ -33,7 +33,7 @@ from mmsweep.sweep.trial import score
 from mmsweep.training.checkpoint import TrialFolder, deciding_report, write_whole
 
 if TYPE_CHECKING:
-    from mmsweep.tracking import Tracker
+    from mmsweep.tracking.tracker import Tracker
 
 log = logging.getLogger("mmsweep.sweep")
 

@@ -1,7 +1,7 @@
 """A study's sweep, or one training of it: what a command calls. Ray starts while what the driver needs is imported.
 
-Everything that can be refused at once is refused first; then Ray starts in the background, and meanwhile `describe`
-prepares data and the driver's libraries are imported, which takes as long (ten seconds on two cores).
+What can be refused of folder, store and study is refused first. Then Ray starts in the background, and meanwhile
+`describe` prepares data and the driver's libraries are imported, which takes about as long.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mmsweep.study import Study
 from mmsweep.sweep.cluster import connecting
 from mmsweep.sweep.folder import SweepFolder, check_lasting
 from mmsweep.sweep.outcome import SweepOutcome
+from mmsweep.tracking.address import check_store
 
 WARM = "mmsweep.assembly:Warm"
 
@@ -51,7 +52,14 @@ def run_sweep(
             "nothing to search", key="search", found={}, expected="at least one key with a range or choices",
             hint="`mmsweep train` trains one configuration.",
         )  # fmt: skip
-    return _run(study, out, count_trials(study), resume, extend, retry_failed, live, warm, describe)
+    if study.sweep.start_from:
+        from mmsweep.sweep.search import starting_points  # seconds
+
+        starting_points(study)
+    return _run(
+        study, out, trials=count_trials(study), resume=resume, extend=extend, retry_failed=retry_failed, live=live,
+        warm=warm, describe=describe,
+    )  # fmt: skip
 
 
 def train_one(
@@ -68,12 +76,16 @@ def train_one(
     Raises:
         UserError: as `run_sweep`.
     """
-    return _run(study, out, 0, resume, 0, resume, live, warm, describe)
+    # It has one run, and who resumes it wants that run to end well.
+    return _run(
+        study, out, trials=0, resume=resume, extend=0, retry_failed=resume, live=live, warm=warm, describe=describe
+    )
 
 
 def _run(
     study: Study,
     out: Path,
+    *,
     trials: int,
     resume: bool,
     extend: int,
@@ -83,15 +95,16 @@ def _run(
     describe: Callable[[], Mapping[str, str]],
 ) -> SweepOutcome:
     check_lasting(study, out)
+    check_store(study.tracking.uri, Path.cwd())
     folder = SweepFolder.open(study, out.absolute(), trials=trials, resume=resume, extend=extend)
     done = folder.finished and not retry_failed
     try:
         with contextlib.nullcontext() if done else connecting():
             tags = describe()
-            from mmsweep.sweep.tuner import Sweep
+            from mmsweep.sweep.tuner import Sweep  # seconds
 
-            return Sweep(study, folder, warm, tags).run(live, done, retry_failed)
-    except UserError:
+            return Sweep(study, folder, warm, tags).run(live=live, done=done, retry_failed=retry_failed)
+    except BaseException:  # Ctrl-C while data is prepared, too
         folder.abandon()
         raise
     finally:

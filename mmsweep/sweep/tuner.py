@@ -39,7 +39,7 @@ from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow
 from mmsweep.training.checkpoint import TrialFolder, write_whole
 
 if TYPE_CHECKING:
-    from mmsweep.tracking import Tracker
+    from mmsweep.tracking.tracker import Tracker
 
 log = logging.getLogger("mmsweep.sweep")
 
@@ -56,39 +56,55 @@ class Sweep:
         self.study, self.folder, self.warm, self.tags = study, folder, warm, tags
         self.objectives = study.sweep.objectives
 
-    def run(self, live: bool, done: bool, retry_failed: bool) -> SweepOutcome:
-        """Search and finals, unless they are done, and the report.
+    def run(self, *, live: bool, done: bool, retry_failed: bool) -> SweepOutcome:
+        """Search and finals, and the report.
+
+        Args:
+            live: a live table where stdout is a terminal.
+            done: search and finals were finished before: the report only.
+            retry_failed: train failed trials again.
 
         Raises:
             UserError: see `start.run_sweep`.
+            KeyboardInterrupt: before tracking was open.
         """
         study, folder = self.study, self.folder
         objective, interrupt = self.objectives[0], cluster.Interrupt()
-        with (
-            Progress(study.name, folder.trials, objective.metric, objective.mode, live) as progress,
-            cluster.logged_to(folder.logs / "driver.log"),
-            interrupt.listening(),
-            nullcontext() if done else self._hosts(progress, interrupt) as hosts,
-        ):
-            from mmsweep.tracking import Tracker, environment_tags  # seconds, in which the hosts start
+        tracker, run_id, state = None, "", "failed"
+        try:
+            with (
+                Progress(study.name, folder.trials, objective.metric, objective.mode, live) as progress,
+                cluster.logged_to(folder.logs / "driver.log"),
+                interrupt.listening(),
+                nullcontext() if done else self._hosts(progress, interrupt) as hosts,
+            ):
+                from mmsweep.tracking.environment import environment_tags
+                from mmsweep.tracking.tracker import Tracker  # seconds, in which the hosts start
 
-            tracker = Tracker(study.tracking.uri, study.tracking.experiment or study.name, Path.cwd())
-            run_id = tracker.start_sweep(study.name, folder.path, study.to_yaml(), {**environment_tags(), **self.tags})
-            mlflow = {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": run_id}
-            folder.update(state="running", mlflow=mlflow)
-            state = "failed"
-            try:
-                if hosts is None:
-                    state = "finished"
-                else:
-                    with Session.open(study, hosts, self.warm, folder.path, tracker, progress, interrupt) as session:
-                        state = self._search_and_finals(session, retry_failed)
-            except KeyboardInterrupt:
+                tracker = Tracker(study.tracking.uri, study.tracking.experiment or study.name, Path.cwd())
+                tags = {**environment_tags(), **self.tags}
+                run_id = tracker.start_sweep(study.name, folder.path, study.to_yaml(), tags)
+                mlflow = {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": run_id}
+                folder.update(state="running", mlflow=mlflow)
+                try:
+                    if hosts is None:
+                        state = "finished"
+                    else:
+                        about = (self.warm, folder.path, tracker, progress, interrupt)
+                        with Session.open(study, hosts, *about) as session:
+                            state = self._search_and_finals(session, retry_failed)
+                except KeyboardInterrupt:
+                    state = "interrupted"
+                finally:  # the hosts were told to end, which takes as long as the report
+                    folder.update(state=state)
+                    self._report(tracker, progress)
+                    tracker.end_sweep(state)
+        except KeyboardInterrupt:  # again, while hosts start or end
+            if tracker is None or not run_id:
+                raise
+            if state != "finished":
                 state = "interrupted"
-            finally:  # the hosts were told to end, which takes as long as the report
                 folder.update(state=state)
-                self._report(tracker, progress)
-                tracker.end_sweep(state)
         return SweepOutcome(state, folder.path, run_id, tracker.ui_command(), tracker.warnings)
 
     def _hosts(self, progress: Progress, interrupt: cluster.Interrupt) -> AbstractContextManager[HostPool]:

@@ -2,11 +2,6 @@
 
 import os
 
-# mlflow reads both when it is imported.
+# mlflow reads both when it is imported, by `tracker` and `store`.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a sweep talks to nobody that it was not told of
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else a fresh database prints its migrations
-
-from mmsweep.tracking.environment import environment_tags
-from mmsweep.tracking.tracker import Tracker
-
-__all__ = ["Tracker", "environment_tags"]

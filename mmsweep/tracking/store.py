@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +14,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mmsweep.errors import UserError
+from mmsweep.tracking.address import KEY, check_reachable, resolve_uri, unreachable
 
-KEY = "tracking.uri"
-EXPECTED = "sqlite:///<path>, an http(s) address of an MLflow server, or null for ./mlflow.db"
-_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 # mlflow's own defaults wait 120 s and try 8 times: minutes during which no trial would be served.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
@@ -52,12 +47,11 @@ class Store:
     @classmethod
     def open(cls, uri: str | None, experiment: str, root: Path) -> Store:
         """See `Tracker`; `root` is where relative paths start."""
-        asked = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        absolute = resolve_uri(asked, root)
+        absolute = resolve_uri(uri, root)
         database = _database_path(absolute)
         with impatient(), _as_user_errors(absolute):
             if database is None:
-                _check_reachable(absolute)
+                check_reachable(absolute)
                 client = MlflowClient(tracking_uri=absolute, registry_uri=absolute)
                 return cls(absolute, client, _experiment(client, experiment, None))
             database.parent.mkdir(parents=True, exist_ok=True)
@@ -74,43 +68,8 @@ class Store:
             yield
 
 
-def resolve_uri(uri: str, root: Path) -> str:
-    """The URI with an absolute path, since Ray and MLflow both work from other folders than the command.
-
-    Raises:
-        UserError: a file store (mlflow refuses them), a database in memory, or a scheme that mlflow does not know.
-    """
-    scheme = uri.split(":", 1)[0].split("+")[0].lower() if ":" in uri else ""
-    if scheme in ("", "file"):
-        beside = Path(uri.removeprefix("file:")).parent / "mlflow.db"
-        hint = f"Write sqlite:///{beside} instead; `mlflow migrate-filestore` keeps old runs"
-        raise UserError("MLflow no longer writes to folders", key=KEY, found=uri, expected=EXPECTED, hint=hint)
-    if scheme not in _SCHEMES:
-        raise UserError("no MLflow store is addressed like this", key=KEY, found=uri, expected=EXPECTED)
-    if scheme != "sqlite":
-        return uri.rstrip("/")
-    path, mark, query = uri.removeprefix("sqlite:///").partition("?")
-    if not uri.startswith("sqlite:///") or path in ("", ":memory:"):
-        raise UserError("a database in memory is gone with the command", key=KEY, found=uri, expected=EXPECTED)
-    return f"sqlite:///{(Path(root).absolute() / Path(path).expanduser())}{mark}{query}"
-
-
 def _database_path(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:") else None
-
-
-def _check_reachable(uri: str) -> None:
-    if not uri.startswith(("http://", "https://")):
-        return
-    try:
-        urllib.request.urlopen(uri + "/health", timeout=5).close()
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is said by the first call
-    except (OSError, ValueError) as error:  # URLError is an OSError
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
-            return  # certificates are mlflow's business (MLFLOW_TRACKING_INSECURE_TLS, …_SERVER_CERT_PATH)
-        raise _unreachable(uri, reason) from error
 
 
 def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
@@ -140,15 +99,4 @@ def _as_user_errors(uri: str) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"another process has kept {error.lock_file} for a minute", key=KEY, found=uri) from error
     except Exception as error:  # mlflow passes on whatever its database driver or the network raises
-        raise _unreachable(uri, error) from error
-
-
-def _unreachable(uri: str, error: object) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    if uri.startswith("sqlite:"):
-        hint = "Give a folder that can be written to"
-        if "schema" in reason:  # a database of another mlflow version
-            hint = f"`mlflow db upgrade {uri}` brings it up to this version"
-    else:
-        hint = "Start it (`mlflow server`), correct the address, or set tracking.uri: null to write to ./mlflow.db"
-    return UserError(f"the tracking store cannot be used ({reason})", key=KEY, found=uri, hint=hint)
+        raise unreachable(uri, error) from error

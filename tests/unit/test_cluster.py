@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -12,9 +13,14 @@ from mmsweep.sweep import cluster
 
 @pytest.fixture
 def ray_is_up(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Set when the stand-in for Ray has started, which is when `released` is."""
+    """Set when the stand-in for Ray has started."""
     up = threading.Event()
-    monkeypatch.setattr(cluster, "_start", lambda: up.set() if up.wait(0.2) is False else None)
+
+    def start() -> None:
+        time.sleep(0.2)
+        up.set()
+
+    monkeypatch.setattr(cluster, "_start", start)
     return up
 
 

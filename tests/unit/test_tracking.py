@@ -18,9 +18,10 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from mmsweep.errors import UserError
-from mmsweep.tracking import Tracker, environment_tags
+from mmsweep.tracking.address import resolve_uri
+from mmsweep.tracking.environment import environment_tags
 from mmsweep.tracking.naming import metric_name
-from mmsweep.tracking.store import resolve_uri
+from mmsweep.tracking.tracker import Tracker
 
 OBJECTIVE = "val/mean_missing/f1_macro"
 STUDY = f"name: demo\nsweep: {{objective: {{metric: {OBJECTIVE}, mode: max}}}}\n"

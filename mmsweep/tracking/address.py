@@ -1,0 +1,80 @@
+"""Where an MLflow store is: what can be refused of an address without importing mlflow, which takes seconds."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from mmsweep.errors import UserError
+
+KEY = "tracking.uri"
+EXPECTED = "sqlite:///<path>, an http(s) address of an MLflow server, or null for ./mlflow.db"
+_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+
+
+def check_store(uri: str | None, root: Path) -> None:
+    """Refuse what is no address of a store, or a server that does not answer.
+
+    Args:
+        uri: as `Tracker`'s.
+        root: where relative paths start.
+
+    Raises:
+        UserError: naming the URI and `tracking.uri`.
+    """
+    check_reachable(resolve_uri(uri, root))
+
+
+def resolve_uri(uri: str | None, root: Path) -> str:
+    """The URI with an absolute path, since Ray and MLflow both work from other folders than the command.
+
+    Args:
+        uri: None: `$MLFLOW_TRACKING_URI`, else `./mlflow.db`.
+
+    Raises:
+        UserError: a file store (mlflow refuses them), a database in memory, or a scheme that mlflow does not know.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    scheme = uri.split(":", 1)[0].split("+")[0].lower() if ":" in uri else ""
+    if scheme in ("", "file"):
+        beside = Path(uri.removeprefix("file:")).parent / "mlflow.db"
+        hint = f"Write sqlite:///{beside} instead; `mlflow migrate-filestore` keeps old runs"
+        raise UserError("MLflow no longer writes to folders", key=KEY, found=uri, expected=EXPECTED, hint=hint)
+    if scheme not in _SCHEMES:
+        raise UserError("no MLflow store is addressed like this", key=KEY, found=uri, expected=EXPECTED)
+    if scheme != "sqlite":
+        return uri.rstrip("/")
+    path, mark, query = uri.removeprefix("sqlite:///").partition("?")
+    if not uri.startswith("sqlite:///") or path in ("", ":memory:"):
+        raise UserError("a database in memory is gone with the command", key=KEY, found=uri, expected=EXPECTED)
+    return f"sqlite:///{(Path(root).absolute() / Path(path).expanduser())}{mark}{query}"
+
+
+def check_reachable(uri: str) -> None:
+    """Refuse a server that does not answer (within five seconds). Raises UserError."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        urllib.request.urlopen(uri + "/health", timeout=5).close()
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in is said by the first call
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # certificates are mlflow's business (MLFLOW_TRACKING_INSECURE_TLS, …_SERVER_CERT_PATH)
+        raise unreachable(uri, reason) from error
+
+
+def unreachable(uri: str, error: object) -> UserError:
+    """Why a store cannot be used, for people."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if uri.startswith("sqlite:"):
+        hint = "Give a folder that can be written to"
+        if "schema" in reason:  # a database of another mlflow version
+            hint = f"`mlflow db upgrade {uri}` brings it up to this version"
+    else:
+        hint = "Start it (`mlflow server`), correct the address, or set tracking.uri: null to write to ./mlflow.db"
+    return UserError(f"the tracking store cannot be used ({reason})", key=KEY, found=uri, hint=hint)

@@ -98,7 +98,6 @@ class _Host:
         self.module = importlib.import_module(
             self.place.warm.split(":")[0]
         )  # after registering, which counts vain starts
-        gc.freeze()  # what was imported stays: no search for garbage need go through half a million objects
         while True:
             word = self._share(self._next() if self.world.first else None)
             if word == "closed":

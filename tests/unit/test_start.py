@@ -20,7 +20,7 @@ from tests.unit import report_factory as factory
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """How often Ray was started: it is not."""
+    """A word for each time that Ray would have been started."""
     times: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cluster, "_start", lambda: times.append("Ray"))

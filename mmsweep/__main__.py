@@ -1,5 +1,35 @@
-"""`python -m mmsweep`."""
+"""The process of the command `mmsweep`, and of `python -m mmsweep`."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
 
 from mmsweep.cli import main
 
-main()
+
+def run() -> None:
+    """`cli.main`, without waiting at the end for the interpreter to free all that libraries hold, which takes seconds.
+
+    Registered first, so called last: other exit functions have run, and threads that must end have ended.
+    """
+    status = 1  # an exception's, whose traceback has been printed by then
+
+    def leave() -> None:
+        logging.shutdown()  # registered when it was imported, so it would have come after this
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    atexit.register(leave)
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+
+
+if __name__ == "__main__":
+    run()

@@ -1,16 +1,18 @@
 """Hosts: Ray Train worker groups that stay warm and serve trials; starting them, watching them, ending them.
 
 A host is one run of Ray Train's whose train function is `train_function.serve`. Ray Train restarts its worker group
-when a rank dies; this file restarts the run when its controller dies, and gives up when a host only ever starts and
-never finishes an epoch. The keeper and every host's controller import it before a rank can start, so it imports little.
+when a rank dies; this file restarts the run when it ends otherwise, and gives up when a host only ever starts and never
+finishes an epoch. The keeper imports it before a rank can start, so it imports little.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from uuid import uuid4
 
 import ray
 from ray import PlacementGroupID
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -32,7 +36,7 @@ from mmsweep.sweep.train_function import Place, serve
 # asks for a little less than its CPUs: 200 times the least that Ray counts.
 LIGHT_TRIAL = {"CPU": 0.0001}
 CPU_FOR_TRIALS = 0.02
-MAX_RUNS = 20  # Ray Train's runs of one host (a run ends when its controller dies)
+MAX_RUNS = 20  # Ray Train's runs of one host, and processes of the keeper
 
 log = logging.getLogger("mmsweep.hosts")
 
@@ -102,19 +106,39 @@ def _on_this_node(actor: type, concurrency: int) -> Any:
     return ray.remote(**options)(actor)
 
 
-class _Lean(DataParallelTrainer):
-    """Without those of Ray Train's own callbacks that hosts have no use for.
+class _Scaling(FixedScalingPolicy):
+    """A host has the workers it was given, and asks nobody for them but through its placement group.
 
-    Each starts a process a host, which takes its share of the CPUs for as long as the host lives: one serves Ray
-    Datasets, of which there are none, and one asks the dashboard every second whether the controller lives
-    (`Keeper._free` says why that cannot be relied on, and does it instead). Where Ray Train gives them other names,
-    they are there again, and that is all.
+    Ray Train also announces them to Ray Data's coordinator of clusters that grow, which is one more process to wait
+    for, and of no use where no Ray Data asks for the same nodes: a placement group that waits makes a cluster grow.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
+class _Lean(DataParallelTrainer):
+    """Without the processes of Ray Train that a host has no use for.
+
+    Each takes seconds to start, before a rank can, and its share of the CPUs for as long as the host lives. Left out
+    are two callbacks' (one serves Ray Datasets, of which there are none, and one asks the dashboard every second
+    whether the controller lives; `Keeper._free` says why that cannot be relied on, and does it instead), the
+    coordinator (see `_Scaling`), and the controller's own: it runs in this process, the keeper's.
     """
 
     _useless = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._useless]
+
+    def _initialize_and_run_controller(self, **made_of: Any) -> Any:
+        config: Any = self.scaling_config  # ray.train's stubs show the class of Train V1
+        controller = TrainController(**{**made_of, "scaling_policy": _Scaling(config)})
+        asyncio.run(controller.run())
+        return controller.get_result()
 
 
 def _trainer(size: HostSize, **arguments: Any) -> DataParallelTrainer:
@@ -170,8 +194,10 @@ class HostPool:
         self._asked = 0.0
 
     def start(self) -> None:
-        self._keeper = _on_this_node(Keeper, 2).remote(*self._made_of)
-        self._kept = self._keeper.keep.remote()
+        # Where its process is killed, Ray starts it again, and `keep` goes on there.
+        again = {"max_restarts": MAX_RUNS, "max_task_retries": -1}
+        self._keeper = _on_this_node(Keeper, 2).options(**again).remote()
+        self._kept = self._keeper.keep.remote(*self._made_of)
 
     def check(self) -> None:
         """Cheap; to be called often.
@@ -218,21 +244,29 @@ class HostPool:
 class Keeper:
     """Runs Ray Train for every host of a sweep, as one 0-CPU actor on the driver's node.
 
-    A trainer's `fit` blocks until a host ends, which after a sweep takes Ray Train seconds or for ever. In threads of
-    the driver that cannot be waited for: one that still uses Ray when `ray.shutdown` was called ends the whole process
-    ("The core worker has already been shutdown"), before reports are written. This process ends with Ray.
-
-    Args: as HostPool's; names: of the hosts.
+    Ray Train's controllers run in its threads. A trainer's `fit` blocks until a host ends, which after a sweep takes
+    Ray Train seconds or for ever. In threads of the driver that cannot be waited for: one that still uses Ray when
+    `ray.shutdown` was called ends the whole process ("The core worker has already been shutdown"), before reports are
+    written. This process ends with Ray; where it dies before, its hosts do too, and it is started again.
     """
 
-    def __init__(self, board: Any, size: HostSize, names: list[str], warm: str, storage: Path, logs: Path) -> None:
-        self.board, self.size, self.names, self.warm, self.storage, self.logs = board, size, names, warm, storage, logs
+    def __init__(self) -> None:
         self._closing = threading.Event()
         self._fatal: str | None = None
 
-    def keep(self) -> str | None:
-        """Keep the hosts alive until `close`; what is wrong if they cannot be kept."""
+    def keep(self, board: Any, size: HostSize, names: list[str], warm: str, storage: Path, logs: Path) -> str | None:
+        """Keep the hosts of these names alive until `close`; what is wrong if they cannot be kept.
+
+        Args: as HostPool's. (Ray keeps a call's arguments for when it has to start the process again, and not those of
+            the constructor.)
+        """
+        self.board, self.size, self.names, self.warm, self.storage, self.logs = board, size, names, warm, storage, logs
         with logged_to(self.logs / "keeper.log"):
+            if ray.get_runtime_context().was_current_actor_reconstructed:
+                log.warning("the keeper's process was killed, and every host with it")
+                for name in self.names:
+                    self.board.trouble.remote(name, "the hosts' keeper was killed")
+                self._free(self.names)
             threads = [threading.Thread(target=self._keep, args=(n,), name=n, daemon=True) for n in self.names]
             for thread in threads:
                 thread.start()
@@ -252,24 +286,24 @@ class Keeper:
                 log.warning("%s: Ray Train's run ended: %s", name, error)
                 self.board.trouble.remote(name, _last_line(error))
                 if not self._closing.is_set():
-                    self._free(name)
+                    self._free([name])
             if self._closing.is_set():
                 return
             time.sleep(1.0)
         self._fatal = f"{name}: Ray Train's run ended {MAX_RUNS} times"
 
-    def _free(self, name: str) -> None:
-        """Give back what a host reserved whose controller died, or the next one would wait for it for ever.
+    def _free(self, dead: Sequence[str]) -> None:
+        """Give back what hosts reserved whose run is over, or the next ones would wait for it for ever.
 
         Ray's own cleaner cannot be relied on: it asks the State API, which fails without the dashboard, and where two
         Rays run on a machine ("Found multiple active Ray instances").
         """
         try:
             known = ray.get(self.board.status.remote())["placement_groups"]
-            own = known.get(name)
-            others = {group for host, group in known.items() if host != name}
+            alive = [name for name in self.names if name not in dead]
+            kept = {known[name] for name in alive if name in known}
             # A group that no host has named yet may be that of a host still starting: left alone until all have.
-            settled = all(host in known for host in self.names if host != name)
+            settled = all(name in known for name in alive)
             job = ray.get_runtime_context().get_job_id()  # a placement group's id ends with that of its job
             for id, group in ray.util.placement_group_table().items():
                 light = all(bundle == LIGHT_TRIAL for bundle in group["bundles"].values())
@@ -277,12 +311,13 @@ class Keeper:
                     id.endswith(job)
                     and group["state"] != "REMOVED"
                     and not light
-                    and (id == own or (settled and id not in others))
+                    and (settled or id in {known.get(name) for name in dead})
+                    and id not in kept
                 ):
                     _remove(id)
-                    log.info("%s: freed placement group %s", name, id)
+                    log.info("%s: freed placement group %s", ", ".join(dead), id)
         except ray.exceptions.RayError as error:
-            log.warning("%s: placement groups: %s", name, error)
+            log.warning("%s: placement groups: %s", ", ".join(dead), error)
 
     def _fit(self, name: str) -> None:
         place = Place(self.board, name, self.warm, math.floor(self.size.cpus), self.size.gpus, str(self.logs))

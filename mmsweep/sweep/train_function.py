@@ -29,8 +29,8 @@ class Place:
 
 def serve(config: dict[str, Any]) -> None:
     """Train what the board gives out until it closes. `config` is {"place": Place} (Ray Train passes mappings)."""
-    # The hosts' keeper and each host's controller import this file too, before any rank is started: what trains, which
-    # takes seconds to import, is imported in the ranks alone.
+    # The hosts' keeper imports this file too, before any rank is started: what trains, which takes seconds to import,
+    # is imported in the ranks alone.
     from mmsweep.sweep.worker import train_at
 
     train_at(config["place"])

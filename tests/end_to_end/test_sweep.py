@@ -152,7 +152,7 @@ def kill_one(title: str) -> None:
     raise AssertionError(f"no {title} to kill")
 
 
-def test_a_killed_rank_and_a_killed_controller_cost_no_epoch(ray_here: None, place: Path) -> None:
+def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: Path) -> None:
     folder, outcomes = place / "s", []
 
     def sweep() -> None:
@@ -161,7 +161,7 @@ def test_a_killed_rank_and_a_killed_controller_cost_no_epoch(ray_here: None, pla
 
     thread = threading.Thread(target=sweep)
     thread.start()
-    for n, title in enumerate(["RayTrainWorker", "TrainController"]):
+    for n, title in enumerate(["RayTrainWorker", "Keeper"]):
         until = time.monotonic() + 300
         while not (folder / "trials" / f"000{n}" / "reports.jsonl").exists():
             assert time.monotonic() < until and thread.is_alive()

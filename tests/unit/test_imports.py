@@ -17,8 +17,8 @@ def loaded(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("mmsweep.sweep.train_function", {"torch", "ray", "transformers"}),  # a controller unpickles its names
-        ("mmsweep.sweep.hosts", {"torch", "transformers"}),  # and the keeper's
+        ("mmsweep.sweep.train_function", {"torch", "ray", "transformers"}),  # the keeper unpickles its names
+        ("mmsweep.sweep.hosts", {"torch", "transformers"}),  # the keeper's own
         ("mmsweep.sweep.board", {"torch", "transformers"}),
         ("mmsweep.sweep.trial", {"torch", "transformers"}),
         ("mmsweep.check", {"torchmetrics", "transformers.modeling_utils"}),  # a wrong study is told so soon

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.node import Node
 from ray.train.v2._internal import constants
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.config import RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from mmsweep.errors import UserError
 from mmsweep.study import Study
@@ -64,6 +67,8 @@ def test_hosts_leave_out_what_ray_train_still_calls_so() -> None:
     """Where Ray renames these, hosts work on, and slower: this is how it is noticed."""
     assert all(hasattr(data_parallel_trainer, name) for name in _Lean._useless)
     assert constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR == "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    assert hasattr(DataParallelTrainer, "_initialize_and_run_controller") and hasattr(Node, "kill_log_monitor")
+    assert {"after_controller_start", "_maybe_send_resource_request"} <= set(dir(FixedScalingPolicy))
     config: Any = RunConfig()
     made = _trainer(HostSize(1, 1, 0), train_loop_per_worker=print, run_config=config)
     names = {type(callback).__name__ for callback in made._create_default_callbacks()}

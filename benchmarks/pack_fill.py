@@ -2,7 +2,7 @@
 """How full packs stay while ASHA ends trials: mean width over slots of a sweep, until nothing is left to give.
 
     python benchmarks/pack_fill.py                                                  # quickstart, 32 trials, 4 slots
-    python benchmarks/pack_fill.py --size base --gpus 1 --slots auto
+    python benchmarks/pack_fill.py --size base --gpus 1 --slots auto --trials 256 --set train.epochs=9
     python benchmarks/pack_fill.py --size tiny --trials 6 --slots 2 --set train.epochs=4     # whether it runs
 
 One `mmsweep tune` with ASHA (the quickstart's: one in three goes on after 2 epochs) and no final runs. Every epoch of a

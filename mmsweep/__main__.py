@@ -13,14 +13,18 @@ from mmsweep.cli import main
 def run() -> None:
     """`cli.main`, without waiting at the end for the interpreter to free all that libraries hold, which takes seconds.
 
-    Registered first, so called last: other exit functions have run, and threads that must end have ended.
+    Threads that must end have ended by then, and the exit functions of what `cli.main` imports have run.
     """
     status = 1  # an exception's, whose traceback has been printed by then
 
     def leave() -> None:
         logging.shutdown()  # registered when it was imported, so it would have come after this
-        sys.stdout.flush()
-        sys.stderr.flush()
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+        except (OSError, ValueError):  # nobody reads any more
+            os._exit(status or 120)  # the interpreter's own status for that
         os._exit(status)
 
     atexit.register(leave)

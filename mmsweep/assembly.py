@@ -115,11 +115,15 @@ def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool =
     Raises:
         UserError: no such backbone, or one that cannot be built for this data.
     """
+    return BACKBONES[study.model.backbone.name].build(_blueprint(study, card, load, files))
+
+
+def _blueprint(study: Study, card: DatasetCard | DatasetBuilder, load: bool, files: bool) -> Blueprint:
     kinds, model, data = dict(card.modalities), study.model, study.data
     check_backbone(study, tuple(kinds))
     assert card.target is not None
     check_prediction(study, card.target.task)
-    blueprint = Blueprint(
+    return Blueprint(
         kinds,
         card.target.width,
         FormatOptions(data.image.size, data.text.length, data.audio.frames, data.image.fit),
@@ -135,7 +139,6 @@ def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool =
         sequences=card.sequences,
         mult=MulTOptions(**model.backbone.mult.model_dump()),
     )
-    return BACKBONES[model.backbone.name].build(blueprint)
 
 
 def make_method(study: Study, backbone: Backbone) -> Method:
@@ -190,8 +193,8 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
 def prepare_data(study: Study) -> PreparedData:
     """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, no weights."""
     builder = make_builder(study)
-    with torch.device("meta"):
-        formats = make_backbone(study, builder, load=False).formats
+    blueprint = _blueprint(study, builder, load=False, files=True)
+    formats = BACKBONES[study.model.backbone.name].formats_of(blueprint)
     return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
 
 

@@ -6,7 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -121,6 +121,12 @@ class Backbone(nn.Module, ABC):
     def build(cls, blueprint: Blueprint) -> Backbone:
         """A backbone from a study's wishes. Raises UserError where they do not fit it."""
         raise NotImplementedError(cls.__name__)
+
+    @classmethod
+    def formats_of(cls, blueprint: Blueprint) -> Mapping[str, Format]:
+        """`formats` of the backbone that `build` makes; sooner where nothing has to be built. Raises as `build`."""
+        with torch.device("meta"):
+            return cls.build(replace(blueprint, load=False)).formats
 
     @abstractmethod
     def token_shapes(self) -> dict[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import ImageFormat, VideoFormat
+from mmsweep.data.formats import Format, ImageFormat, VideoFormat
 from mmsweep.models.backbone import Blueprint, EncoderBackbone, draw_linear, without_absent
 from mmsweep.models.encoder import CompileMode, Encoder, Tokens
 from mmsweep.models.last_block import wanted_tokens
@@ -38,10 +38,7 @@ class DualEncoder(EncoderBackbone):
         self.modalities = tuple(encoders)
         self.outputs = outputs
         self.encoders = nn.ModuleDict(dict(encoders))
-        self.formats = {
-            m: VideoFormat(cast(ImageFormat, e.format), clip_frames[m]) if m in clip_frames else e.format
-            for m, e in encoders.items()
-        }
+        self.formats = _clips({m: e.format for m, e in encoders.items()}, clip_frames)
         self.width = max(e.width for e in encoders.values())
         self.projections = nn.ModuleDict(
             {
@@ -70,8 +67,19 @@ class DualEncoder(EncoderBackbone):
                 blueprint.load,
                 blueprint.files,
             )
-        clips = {m: blueprint.clip_frames for m, kind in blueprint.kinds.items() if kind == "video"}
-        return cls(encoders, blueprint.outputs, clip_frames=clips)
+        return cls(encoders, blueprint.outputs, clip_frames=_clip_frames(blueprint))
+
+    @classmethod
+    def formats_of(cls, blueprint: Blueprint) -> Mapping[str, Format]:
+        formats = {}
+        with torch.device("meta"):
+            for modality in blueprint.kinds:
+                given = blueprint.encoders[modality]
+                key = f"model.encoders.{modality}.name"
+                formats[modality] = PretrainedEncoder.format_of(
+                    given.source, given.name, key, blueprint.inputs, given.layers, given.pool, blueprint.files
+                )
+        return _clips(formats, _clip_frames(blueprint))
 
     def parts(self) -> dict[str, nn.Module]:
         return dict(self.encoders.items())
@@ -143,3 +151,12 @@ def fuse(class_BMD: Tensor, used_BM: Tensor, substitute_BMD: Tensor | None = Non
     if substitute_BMD is None:
         substitute_BMD = torch.zeros((), dtype=class_BMD.dtype, device=class_BMD.device)
     return torch.where(used_BM[..., None], class_BMD, substitute_BMD).sum(1)
+
+
+def _clip_frames(blueprint: Blueprint) -> dict[str, int]:
+    return {m: blueprint.clip_frames for m, kind in blueprint.kinds.items() if kind == "video"}
+
+
+def _clips(formats: Mapping[str, Format], frames: Mapping[str, int]) -> dict[str, Format]:
+    """An encoder of pictures reads a clip frame by frame."""
+    return {m: VideoFormat(cast(ImageFormat, f), frames[m]) if m in frames else f for m, f in formats.items()}

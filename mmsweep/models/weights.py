@@ -17,8 +17,10 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from mmsweep.data.formats import Format
 from mmsweep.errors import UserError
 from mmsweep.models.families import FAMILIES, Family, Timm
+from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.split_qkv import SplitQKV
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
@@ -72,6 +74,11 @@ class Architecture:
 
     def preprocessing(self) -> dict[str, Any]:
         return preprocessing(self.folder)
+
+    def format(self, options: FormatOptions) -> Format:
+        """How its inputs are made; not of timm's. Raises UserError where it does not read what the study wants."""
+        config = self.family.config(self.config)
+        return self.family.format(config, self.preprocessing(), str(self.folder or ""), options)
 
     def network(self, weights: bool) -> nn.Module:
         """The network: loaded, or (for counting, on the current default device) with initial values."""

@@ -34,7 +34,7 @@ def make(encoder_folders):
 
 
 @EVERY
-def test_tokens_are_what_it_says(backbone, M, make):
+def test_tokens_are_what_it_says(backbone, M, make, encoder_folders):
     """Full-length inputs give the announced counts, widths and grids; the formats name every modality."""
     network, batch = make(backbone, M)
     for modality, x in batch.inputs.items():
@@ -43,6 +43,7 @@ def test_tokens_are_what_it_says(backbone, M, make):
             batch.inputs[modality] = {k: torch.nn.functional.pad(v, (0, more), value=1) for k, v in x.items()}
     tokens = network.embed(batch)
     assert list(tokens) == list(network.modalities) == list(network.formats)
+    assert BACKBONES[backbone].formats_of(blueprint(backbone, M, encoder_folders)) == network.formats
     for modality, shape in token_shapes(network).items():
         values = tokens[modality].values_BND
         assert values.shape == (ROWS * shape.sequences, shape.count // shape.sequences, shape.width)

@@ -59,6 +59,19 @@ def make(encoder_folders, tiny_timm):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_its_format_is_known_before_it_is_built(name, make, encoder_folders, tiny_timm):
+    place = ("timm", tiny_timm[0]) if name == "timm" else ("transformers", encoder_folders[name])
+    for options in (FormatOptions(), FormatOptions(length=9)):
+        assert PretrainedEncoder.format_of(*place, options=options) == make(name, options=options).format
+
+
+@pytest.mark.parametrize("wish", [{"layers": 99}, {"pool": "pooler"}])
+def test_what_an_encoder_may_lack_is_refused_before_it_is_built(wish, encoder_folders):
+    with pytest.raises(UserError, match=r"fewer layers|no pooler"):
+        PretrainedEncoder.format_of("transformers", encoder_folders["vit"], **wish)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_equals_the_library_s_own_model(name, make, encoder_folders, tiny_timm):
     encoder, x = make(name), sample_input(name)
     with torch.no_grad():

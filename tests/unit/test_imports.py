@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,13 @@ def loaded(statement: str) -> set[str]:
 def test_little_is_imported_where_somebody_waits(module, without):
     found = loaded(f"import {module}")
     assert module in found and not found & without
+
+
+def test_what_prepares_data_imports_no_network() -> None:
+    study = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
+    found = loaded(
+        "from pathlib import Path; from mmsweep import assembly; from mmsweep.study import Study; "
+        "assembly.prepare = lambda builder, formats, *rest, **more: print(*formats); "
+        f"assembly.prepare_data(Study.load(Path({str(study)!r}), []))"
+    )
+    assert {"image", "text"} <= found and "transformers.modeling_utils" not in found

@@ -101,7 +101,7 @@ class _Entry:
 @dataclass
 class _Host:
     token: int = 0
-    placement_group: str = ""
+    placement_groups: list[str] = field(default_factory=list)  # that were asked for since the last `release`
     key: str | None = None
     jobs: list[str] = field(default_factory=list)
     slots: int | None = None  # of the pack that it trains or trained last; None: it has not found that out yet
@@ -177,9 +177,8 @@ class Board:
         return {"state": entry.state, "error": entry.error, "timeline": dict(entry.timeline)}
 
     async def status(self) -> dict[str, Any]:
-        """What the driver looks at: {"placement_groups": {host: id}, "waiting": n, "fatal": reason or None,
-        "slots": {host: slots, where it knows}, "capacities": how many were found}."""
-        groups = {name: host.placement_group for name, host in self._hosts.items()}
+        """What the driver looks at: {"waiting": n, "fatal": reason or None, "slots": {host: slots, where it knows},
+        "capacities": how many were found}."""
         slots = {name: host.slots for name, host in self._hosts.items() if host.slots is not None}
         fatal = None
         for name, host in self._hosts.items():
@@ -188,7 +187,6 @@ class Board:
                     f"{name} died again and again without finishing one epoch; last error: {host.error or 'none seen'}"
                 )
         return {
-            "placement_groups": groups,
             "waiting": len(self._queue),
             "fatal": fatal,
             "slots": slots,
@@ -205,7 +203,7 @@ class Board:
 
     # ------------------------------------------------------------------ a host's rank 0
 
-    async def register(self, name: str, placement_group: str) -> int:
+    async def register(self, name: str) -> int:
         """A host's worker group (re)started. Its unfinished trials go back to the front of the queue.
 
         Each of them may be what ended it. One that was there too often goes on without neighbours, and is failed where
@@ -213,14 +211,12 @@ class Board:
 
         Args:
             name: the host.
-            placement_group: id of what Ray reserved for the group.
 
         Returns:
             A token for the other calls; it makes those of the replaced group fail.
         """
         host = self._hosts.setdefault(name, _Host())
         host.token += 1
-        host.placement_group = placement_group
         host.fruitless_starts += 1
         if host.trying is not None:  # it was measuring: its trial did not end it
             host.measured_in_vain += 1
@@ -415,10 +411,22 @@ class Board:
         await self._notify()
 
     async def trouble(self, name: str, error: str) -> None:
-        """Remember why a host's worker group died (called by Ray Train's controller, and by ranks that die)."""
+        """Remember why a host's worker group died (called by controllers, the driver, and ranks that die)."""
         host = self._hosts.setdefault(name, _Host())
         host.error = error
         host.troubles += 1
+
+    async def reserve(self, name: str, placement_group: str) -> None:
+        """Remember what Ray was asked to reserve for a host (called by Ray Train's controllers)."""
+        self._hosts.setdefault(name, _Host()).placement_groups.append(placement_group)
+
+    async def release(self, names: Sequence[str]) -> list[str]:
+        """The placement groups of hosts whose runs are over, to be removed; they are forgotten here."""
+        dead = [self._hosts[name] for name in names if name in self._hosts]
+        groups = [group for host in dead for group in host.placement_groups]
+        for host in dead:
+            host.placement_groups = []
+        return groups
 
     def _host(self, name: str, token: int) -> _Host:
         host = self._hosts[name]

@@ -19,6 +19,8 @@ from mmsweep.errors import UserError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon the controller sees that a rank died
+# Controllers share a process: the logging that each would set up there locks the others' (logging.config.dictConfig).
+os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # results are in the trials' folders and in MLflow
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours, see Interrupt
 os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "30")

@@ -7,7 +7,6 @@ finishes an epoch. The keeper imports it before a rank can start, so it imports 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import threading
@@ -20,23 +19,21 @@ from uuid import uuid4
 
 import ray
 from ray import PlacementGroupID
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
 from mmsweep.sweep.cluster import logged_to  # the import also sets Ray's switches in the keeper's process
+from mmsweep.sweep.lean_train import host_trainer
 from mmsweep.sweep.train_function import Place, serve
 
 # Hosts may fill a node, and every slot's light trial must run beside them (reports wait for its word), so each worker
 # asks for a little less than its CPUs: 200 times the least that Ray counts.
 LIGHT_TRIAL = {"CPU": 0.0001}
 CPU_FOR_TRIALS = 0.02
-MAX_RUNS = 20  # Ray Train's runs of one host, and processes of the keeper
+MAX_RUNS = 20  # Ray Train's runs of one host under one keeper, and keepers
 
 log = logging.getLogger("mmsweep.hosts")
 
@@ -106,58 +103,6 @@ def _on_this_node(actor: type, concurrency: int) -> Any:
     return ray.remote(**options)(actor)
 
 
-class _Scaling(FixedScalingPolicy):
-    """A host has the workers it was given, and asks nobody for them but through its placement group.
-
-    Ray Train also announces them to Ray Data's coordinator of clusters that grow, which is one more process to wait
-    for, and of no use where no Ray Data asks for the same nodes: a placement group that waits makes a cluster grow.
-    """
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-
-class _Lean(DataParallelTrainer):
-    """Without the processes of Ray Train that a host has no use for.
-
-    Each takes seconds to start, before a rank can, and its share of the CPUs for as long as the host lives. Left out
-    are two callbacks' (one serves Ray Datasets, of which there are none, and one asks the dashboard every second
-    whether the controller lives; `Keeper._free` says why that cannot be relied on, and does it instead), the
-    coordinator (see `_Scaling`), and the controller's own: it runs in this process, the keeper's.
-    """
-
-    _useless = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in self._useless]
-
-    def _initialize_and_run_controller(self, **made_of: Any) -> Any:
-        config: Any = self.scaling_config  # ray.train's stubs show the class of Train V1
-        controller = TrainController(**{**made_of, "scaling_policy": _Scaling(config)})
-        asyncio.run(controller.run())
-        return controller.get_result()
-
-
-def _trainer(size: HostSize, **arguments: Any) -> DataParallelTrainer:
-    """Ray Train's trainer for a host.
-
-    `TorchTrainer` is what joins ranks and GPUs. A single rank on CPUs has nothing to join, and without it neither the
-    keeper nor a controller, which start one after the other before a rank can, imports torch.
-    """
-    if size.workers == 1 and not size.gpus:
-        return _Lean(**arguments)
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    class LeanTorch(_Lean, TorchTrainer):  # type: ignore[misc]  # ray.train's stubs show the classes of Train V1
-        pass
-
-    lean: Any = LeanTorch
-    return lean(torch_config=TorchConfig(backend=None if size.gpus else "gloo"), **arguments)  # type: ignore[no-any-return]
-
-
 class _Trouble(UserCallback):
     """Tells the board why ranks died, from Ray Train's controller."""
 
@@ -187,6 +132,7 @@ class HostPool:
         self._made_of = (board, size, self.names, warm, storage, logs)
         self._keeper: Any = None
         self._kept: Any = None
+        self._keepers = 0
         self._told: list[Any] = []
         self._fatal: str | None = None
         self.status: dict[str, Any] = {}  # what the board said last
@@ -194,10 +140,20 @@ class HostPool:
         self._asked = 0.0
 
     def start(self) -> None:
-        # Where its process is killed, Ray starts it again, and `keep` goes on there.
-        again = {"max_restarts": MAX_RUNS, "max_task_retries": -1}
-        self._keeper = _on_this_node(Keeper, 2).options(**again).remote()
-        self._kept = self._keeper.keep.remote(*self._made_of)
+        self._keeper = _on_this_node(Keeper, 2).remote(*self._made_of)
+        self._kept = self._keeper.keep.remote()
+        self._keepers += 1
+
+    def _start_again(self, error: Exception) -> None:
+        """Start another keeper: this one was killed, and its hosts with it.
+
+        Ray's own `max_restarts` would make it the first that Ray kills where memory runs out.
+        """
+        log.warning("the hosts' keeper: %s", error)
+        for name in self.names:
+            self.board.trouble.remote(name, "the process that keeps the hosts was killed")
+        _free(self.board, self.names)
+        self.start()
 
     def check(self) -> None:
         """Cheap; to be called often.
@@ -209,7 +165,13 @@ class HostPool:
             self._asked = time.monotonic()
             try:
                 if ray.wait([self._kept], timeout=0)[0]:
-                    self._fatal = ray.get(self._kept)
+                    try:
+                        self._fatal = ray.get(self._kept)
+                    except ray.exceptions.ActorDiedError as error:
+                        if self._keepers >= MAX_RUNS:
+                            raise
+                        if not self._told:
+                            self._start_again(error)
                 if self._status is not None and ray.wait([self._status], timeout=0)[0]:
                     self.status, self._status = ray.get(self._status), None
                     self._fatal = self._fatal or self.status["fatal"]
@@ -233,40 +195,35 @@ class HostPool:
             self.end()
             ray.get(self._told, timeout=5)
             ray.wait([self._kept], timeout=seconds)
-            ray.kill(self._keeper)
-            # Where Ray itself goes on, what a host still holds would never be free again.
-            for id in ray.get(self.board.status.remote(), timeout=5)["placement_groups"].values():
-                _remove(id)
         except Exception as error:  # they are gone already
             log.info("closing the hosts: %s", error)
+        try:
+            ray.kill(self._keeper)
+            _free(self.board, self.names)  # where Ray itself goes on, it would be reserved for ever
+        except Exception as error:
+            log.info("ending the hosts: %s", error)
 
 
 class Keeper:
-    """Runs Ray Train for every host of a sweep, as one 0-CPU actor on the driver's node.
+    """Runs Ray Train, its controllers included, for every host of a sweep, as one 0-CPU actor on the driver's node.
 
-    Ray Train's controllers run in its threads. A trainer's `fit` blocks until a host ends, which after a sweep takes
-    Ray Train seconds or for ever. In threads of the driver that cannot be waited for: one that still uses Ray when
-    `ray.shutdown` was called ends the whole process ("The core worker has already been shutdown"), before reports are
-    written. This process ends with Ray; where it dies before, its hosts do too, and it is started again.
+    A trainer's `fit` blocks until a host ends, which after a sweep takes Ray Train seconds or for ever. In threads of
+    the driver that cannot be waited for: one that still uses Ray when `ray.shutdown` was called ends the whole process
+    ("The core worker has already been shutdown"), before reports are written. This process ends with Ray; where it dies
+    before, its hosts do too, and `HostPool` starts another.
+
+    Args: as HostPool's; names: of the hosts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, board: Any, size: HostSize, names: list[str], warm: str, storage: Path, logs: Path) -> None:
+        self.board, self.size, self.names, self.warm, self.storage, self.logs = board, size, names, warm, storage, logs
         self._closing = threading.Event()
         self._fatal: str | None = None
 
-    def keep(self, board: Any, size: HostSize, names: list[str], warm: str, storage: Path, logs: Path) -> str | None:
-        """Keep the hosts of these names alive until `close`; what is wrong if they cannot be kept.
-
-        Args: as HostPool's. (Ray keeps a call's arguments for when it has to start the process again, and not those of
-            the constructor.)
-        """
-        self.board, self.size, self.names, self.warm, self.storage, self.logs = board, size, names, warm, storage, logs
+    def keep(self) -> str | None:
+        """Keep the hosts alive until `close`; what is wrong if they cannot be kept."""
         with logged_to(self.logs / "keeper.log"):
-            if ray.get_runtime_context().was_current_actor_reconstructed:
-                log.warning("the keeper's process was killed, and every host with it")
-                for name in self.names:
-                    self.board.trouble.remote(name, "the hosts' keeper was killed")
-                self._free(self.names)
+            logging.getLogger("ray.train").setLevel(logging.WARNING)
             threads = [threading.Thread(target=self._keep, args=(n,), name=n, daemon=True) for n in self.names]
             for thread in threads:
                 thread.start()
@@ -286,38 +243,11 @@ class Keeper:
                 log.warning("%s: Ray Train's run ended: %s", name, error)
                 self.board.trouble.remote(name, _last_line(error))
                 if not self._closing.is_set():
-                    self._free([name])
+                    _free(self.board, [name])
             if self._closing.is_set():
                 return
             time.sleep(1.0)
         self._fatal = f"{name}: Ray Train's run ended {MAX_RUNS} times"
-
-    def _free(self, dead: Sequence[str]) -> None:
-        """Give back what hosts reserved whose run is over, or the next ones would wait for it for ever.
-
-        Ray's own cleaner cannot be relied on: it asks the State API, which fails without the dashboard, and where two
-        Rays run on a machine ("Found multiple active Ray instances").
-        """
-        try:
-            known = ray.get(self.board.status.remote())["placement_groups"]
-            alive = [name for name in self.names if name not in dead]
-            kept = {known[name] for name in alive if name in known}
-            # A group that no host has named yet may be that of a host still starting: left alone until all have.
-            settled = all(name in known for name in alive)
-            job = ray.get_runtime_context().get_job_id()  # a placement group's id ends with that of its job
-            for id, group in ray.util.placement_group_table().items():
-                light = all(bundle == LIGHT_TRIAL for bundle in group["bundles"].values())
-                if (
-                    id.endswith(job)
-                    and group["state"] != "REMOVED"
-                    and not light
-                    and (settled or id in {known.get(name) for name in dead})
-                    and id not in kept
-                ):
-                    _remove(id)
-                    log.info("%s: freed placement group %s", ", ".join(dead), id)
-        except ray.exceptions.RayError as error:
-            log.warning("%s: placement groups: %s", ", ".join(dead), error)
 
     def _fit(self, name: str) -> None:
         place = Place(self.board, name, self.warm, math.floor(self.size.cpus), self.size.gpus, str(self.logs))
@@ -327,10 +257,11 @@ class Keeper:
             storage_path=str(self.storage),
             failure_config=FailureConfig(max_failures=-1),  # the board counts, and knows about progress
             callbacks=[_Trouble(self.board, name)],
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="WARNING"),  # of the ranks; this process: `keep`
         )
-        _trainer(
-            self.size,
+        host_trainer(
+            self.size.workers > 1 or self.size.gpus > 0,
+            lambda group: self.board.reserve.remote(name, group),
             train_loop_per_worker=serve,
             train_loop_config={"place": place},
             scaling_config=ScalingConfig(
@@ -340,8 +271,17 @@ class Keeper:
         ).fit()
 
 
-def _remove(placement_group: str) -> None:
-    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group))))
+def _free(board: Any, names: Sequence[str]) -> None:
+    """Give back what hosts reserved whose runs are over, or the next ones would wait for it for ever.
+
+    Ray's own cleaner cannot be relied on: it asks the State API, which fails without the dashboard, and where two
+    Rays run on a machine ("Found multiple active Ray instances").
+    """
+    try:
+        for id in ray.get(board.release.remote(names), timeout=5):
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(id))))
+    except ray.exceptions.RayError as error:
+        log.warning("%s: placement groups: %s", ", ".join(names), error)
 
 
 def _last_line(error: Exception) -> str:

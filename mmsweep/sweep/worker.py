@@ -106,8 +106,7 @@ class _Host:
                 self._train(word)
 
     def _register(self) -> Any:
-        group = ray.get_runtime_context().get_placement_group_id() or ""
-        return ray.get(self.board.register.remote(self.place.host, group))
+        return ray.get(self.board.register.remote(self.place.host))
 
     def _next(self) -> Any:
         return self._ask(self.board.next_job, self.key, POLL_SECONDS)

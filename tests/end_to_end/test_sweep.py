@@ -156,12 +156,19 @@ def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: 
     folder, outcomes = place / "s", []
 
     def sweep() -> None:
-        asked = study("shot", sweep__scheduler__name="none", sweep__trials=3, train__epochs=8, sweep__final=None)
+        asked = study(
+            "shot",
+            resources__hosts=2,
+            sweep__scheduler__name="none",
+            sweep__trials=4,
+            train__epochs=8,
+            sweep__final=None,
+        )
         outcomes.append(run_sweep(asked, folder, live=False, warm=WARM).state)
 
     thread = threading.Thread(target=sweep)
     thread.start()
-    for n, title in enumerate(["RayTrainWorker", "Keeper"]):
+    for n, title in [(0, "RayTrainWorker"), (2, "Keeper")]:  # whose hosts are both in mid-trial then
         until = time.monotonic() + 300
         while not (folder / "trials" / f"000{n}" / "reports.jsonl").exists():
             assert time.monotonic() < until and thread.is_alive()
@@ -169,7 +176,7 @@ def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: 
         kill_one(title)
     thread.join(300)
     assert outcomes == ["finished"]
-    assert trained(folder) == {f"trials/000{n}": list(range(1, 9)) for n in range(3)}
+    assert trained(folder) == {f"trials/000{n}": list(range(1, 9)) for n in range(4)}
 
 
 DRIVER = """

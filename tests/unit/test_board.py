@@ -33,7 +33,7 @@ async def taken(board: Board, token: int, key: str | None = "a", host: str = "h"
 def test_trials_come_in_order_and_a_lost_answer_is_given_again() -> None:
     async def scene() -> None:
         board = Board()
-        token = await board.register("h", "group")
+        token = await board.register("h")
         assert await taken(board, token) == "idle"
         await board.submit(posting("0"), [], False)
         await board.submit(posting("1"), [], False)
@@ -52,7 +52,7 @@ def test_trials_come_in_order_and_a_lost_answer_is_given_again() -> None:
 def test_a_host_keeps_its_backbone_but_nobody_starves() -> None:
     async def scene() -> None:
         board = Board()
-        token = await board.register("h", "group")
+        token = await board.register("h")
         await board.submit(posting("other", key="b"), [], False)
         for n in range(8):
             await board.submit(posting(str(n), key="a"), [], False)
@@ -68,12 +68,12 @@ def test_a_host_keeps_its_backbone_but_nobody_starves() -> None:
 def test_a_host_that_starts_anew_gets_its_trial_first_and_the_old_one_is_refused() -> None:
     async def scene() -> None:
         board = Board()
-        old = await board.register("h", "group")
+        old = await board.register("h")
         for n in "01":
             await board.submit(posting(n, judged=False), [], False)
         assert await taken(board, old) == "0"
         await board.report("h", old, {"0": report(1)})
-        new = await board.register("h", "group")
+        new = await board.register("h")
         with pytest.raises(StaleHost):
             await board.report("h", old, {"0": report(2)})
         assert await taken(board, new, None) == "0"
@@ -86,7 +86,7 @@ def test_a_host_that_starts_anew_gets_its_trial_first_and_the_old_one_is_refused
 def test_a_report_waits_for_its_judgement_and_the_last_one_for_nobody() -> None:
     async def scene() -> None:
         board = Board()
-        token = await board.register("h", "group")
+        token = await board.register("h")
         await board.submit(posting("0", epochs=3), [], False)
         await taken(board, token)
         first = asyncio.create_task(board.report("h", token, {"0": report(1)}))
@@ -106,13 +106,13 @@ def test_a_report_waits_for_its_judgement_and_the_last_one_for_nobody() -> None:
 def test_closing_stops_what_trains_and_a_stopped_trial_is_not_given_out_again() -> None:
     async def scene() -> None:
         board = Board()
-        token = await board.register("h", "group")
+        token = await board.register("h")
         for n in "01":
             await board.submit(posting(n), [], False)
         await taken(board, token)
         await board.stop("0")
         await board.stop("1")
-        token = await board.register("h", "group")
+        token = await board.register("h")
         assert await taken(board, token) == "idle"
         assert (await board.outcome("0"))["state"] == "over"
         assert (await board.outcome("1"))["state"] == "over"
@@ -125,10 +125,10 @@ def test_a_trial_that_kills_its_host_again_and_again_is_failed_with_the_last_mes
         board = Board()
         await board.submit(posting("0"), [], False)
         for _ in range(module.MAX_CRASHES):
-            token = await board.register("h", "group")
+            token = await board.register("h")
             assert await taken(board, token) == "0"
             await board.trouble("h", "out of memory")
-        token = await board.register("h", "group")
+        token = await board.register("h")
         assert await taken(board, token) == "idle"
         assert "out of memory" in (await board.outcome("0"))["error"]
         assert await board.follow("0", 0, 0.01) == ([], True)
@@ -140,7 +140,7 @@ def test_a_host_that_only_ever_starts_is_fatal_and_a_report_clears_it() -> None:
     async def scene() -> None:
         board = Board()
         for _ in range(module.MAX_FRUITLESS_STARTS + 1):
-            token = await board.register("h", "group")
+            token = await board.register("h")
         assert "again and again" in (await board.status())["fatal"]
         await board.submit(posting("0", judged=False), [], False)
         await taken(board, token)
@@ -154,7 +154,7 @@ def test_a_done_trial_only_replays() -> None:
     async def scene() -> None:
         board = Board()
         await board.submit(posting("0"), [report(1), report(2)], True)
-        token = await board.register("h", "group")
+        token = await board.register("h")
         assert await taken(board, token) == "idle"
         assert await board.follow("0", 1, 0.01) == ([report(2)], True)
 
@@ -166,7 +166,7 @@ def test_only_the_epochs_that_a_scheduler_judges_are_waited_for() -> None:
 
     async def scene() -> None:
         board = Board()
-        token = await board.register("h", "group")
+        token = await board.register("h")
         await board.submit(Posting("0", "trial", "/nowhere", {}, "a", "a", 64, 9, (1, 3)), [], False)
         await taken(board, token)
         await board.replay("h", token, "0", [report(1)])
@@ -183,3 +183,16 @@ def test_only_the_epochs_that_a_scheduler_judges_are_waited_for() -> None:
         assert await board.report("h", token, {"0": report(4)}) == {"0": False}  # at once
 
     run(scene())
+
+
+def test_what_was_reserved_for_hosts_is_released_once_and_by_host() -> None:
+    async def told() -> None:
+        board = Board()
+        for name, group in [("a", "1"), ("b", "2"), ("a", "3")]:
+            await board.reserve(name, group)
+        await board.register("a")
+        assert await board.release(["a", "unknown"]) == ["1", "3"]
+        assert await board.release(["a", "b"]) == ["2"]
+        assert await board.release(["a", "b"]) == []
+
+    asyncio.run(told())

@@ -18,7 +18,7 @@ async def open_board(*ids: str, hosts: str = "h", slots: int = 4, judged: bool =
     board = Board()
     tokens = {}
     for host in hosts:
-        tokens[host] = await board.register(host, "group")
+        tokens[host] = await board.register(host)
         await board.capacity(host, tokens[host], Capacity(pack, "cpu", slots))
     for id in ids:
         await board.submit(posting(id, pack, judged=judged), [], False)
@@ -148,7 +148,7 @@ def test_a_killed_host_gives_all_its_trials_back_in_order() -> None:
         await joined(board, token, "0", 2)
         await board.stop("1")
         await board.over("h", token, "0")
-        token = await board.register("h", "group")
+        token = await board.register("h")
         assert (await board.outcome("1"))["state"] == "over"  # stopped: not given out again
         assert await taken(board, token, None) == "2"
         assert await joined(board, token, "2", 3) == ["3"]
@@ -165,7 +165,7 @@ def test_a_trial_that_kills_its_host_takes_no_neighbour_with_it() -> None:
             packs.append(pack)
             if "1" in pack:  # the culprit
                 await board.trouble("h", "out of memory")
-                token = await board.register("h", "group")
+                token = await board.register("h")
                 await board.capacity("h", token, Capacity("a", "cpu", 4))
                 continue
             await board.report("h", token, told(1, "".join(pack)))
@@ -199,14 +199,14 @@ def test_a_pack_that_broke_off_goes_on_one_by_one_where_one_may_be_to_blame() ->
 def test_a_host_that_dies_measuring_is_not_the_trials_doing() -> None:
     async def scene() -> None:
         board = Board()
-        token = await board.register("h", "group")
+        token = await board.register("h")
         assert (await board.status())["slots"] == {}
         await board.submit(posting("0"), [], False)
         for n in range(module.MAX_CRASHES):
             await taken(board, token)
             await board.trying("h", token, Capacity("a", "cpu", 8, "died at 16"))
             assert await board.known_capacity("h", token, "a", "cpu", 64) is None or n > 1
-            token = await board.register("h", "group")
+            token = await board.register("h")
         assert await taken(board, token) == "0"
         assert await board.known_capacity("h", token, "a", "cpu", 64) == Capacity("a", "cpu", 8, "died at 16")
         assert await board.known_capacity("h", token, "a", "gpu", 64) is None

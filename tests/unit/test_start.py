@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from ray._private.node import Node
 from ray.train.v2._internal import constants
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -16,7 +18,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.sweep import cluster
-from mmsweep.sweep.hosts import HostSize, _Lean, _trainer
+from mmsweep.sweep.lean_train import USELESS, LeanTrainer, host_trainer
 from mmsweep.sweep.start import run_sweep
 from tests.unit import report_factory as factory
 
@@ -64,21 +66,21 @@ def test_a_finished_sweep_is_shown_again_without_ray(started: list[str], tmp_pat
 
 
 def test_hosts_leave_out_what_ray_train_still_calls_so() -> None:
-    """Where Ray renames these, hosts work on, and slower: this is how it is noticed."""
-    assert all(hasattr(data_parallel_trainer, name) for name in _Lean._useless)
+    """Where Ray renames these, hosts start slower or not at all: this is how it is noticed."""
+    assert all(hasattr(data_parallel_trainer, name) for name in USELESS)
     assert constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR == "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    assert constants.ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR == "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"
     assert hasattr(DataParallelTrainer, "_initialize_and_run_controller") and hasattr(Node, "kill_log_monitor")
     assert {"after_controller_start", "_maybe_send_resource_request"} <= set(dir(FixedScalingPolicy))
+    assert TrainController.worker_group_cls is WorkerGroup and hasattr(WorkerGroup, "_create_placement_group")
     config: Any = RunConfig()
-    made = _trainer(HostSize(1, 1, 0), train_loop_per_worker=print, run_config=config)
+    made = host_trainer(False, print, train_loop_per_worker=print, run_config=config)
     names = {type(callback).__name__ for callback in made._create_default_callbacks()}
-    assert "BackendSetupCallback" in names and not names & set(_Lean._useless)
+    assert "BackendSetupCallback" in names and not names & set(USELESS)
 
 
-@pytest.mark.parametrize(
-    ("size", "backend"), [(HostSize(1, 1, 0), None), (HostSize(2, 1, 0), "gloo"), (HostSize(1, 4, 1), "nccl")]
-)
-def test_ranks_and_gpus_are_joined_by_torch(size: HostSize, backend: str | None) -> None:
-    scaling: Any = ScalingConfig(num_workers=size.workers, use_gpu=size.gpus > 0)
-    made = _trainer(size, train_loop_per_worker=print, scaling_config=scaling)
-    assert isinstance(made, _Lean) and getattr(made.backend_config, "backend", None) == backend
+@pytest.mark.parametrize(("workers", "gpu", "backend"), [(1, False, None), (2, False, "gloo"), (1, True, "nccl")])
+def test_ranks_and_gpus_are_joined_by_torch(workers: int, gpu: bool, backend: str | None) -> None:
+    scaling: Any = ScalingConfig(num_workers=workers, use_gpu=gpu)
+    made = host_trainer(workers > 1 or gpu, print, train_loop_per_worker=print, scaling_config=scaling)
+    assert isinstance(made, LeanTrainer) and getattr(made.backend_config, "backend", None) == backend

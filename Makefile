@@ -14,8 +14,10 @@ STUDY := search_spaces/quickstart.yaml
 demo: .venv/ready
 	$(BIN)/mmsweep tune $(STUDY) $(if $(wildcard sweeps/quickstart/sweep.json),--resume)
 
+# What starts Ray has all cores to itself; the rest has one each.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -116,9 +116,11 @@ def _lives(process: psutil.Process) -> bool:
 
 def _is_agent(process: psutil.Process) -> bool:
     try:
-        return "Agent" in " ".join(process.cmdline())
+        command = process.cmdline()
     except psutil.Error:
         return False
+    scripts = ("dashboard/agent.py", "agent/main.py")  # until Ray has given the process its title
+    return "Agent" in " ".join(command) or any(part.endswith(scripts) for part in command)
 
 
 def disturb(out: Path, kills: int, rng: random.Random, targets: list[str]) -> list[tuple[float, str, int]]:

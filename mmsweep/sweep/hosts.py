@@ -150,6 +150,7 @@ class HostPool:
         Ray's own `max_restarts` would make it the first that Ray kills where memory runs out.
         """
         log.warning("the hosts' keeper: %s", error)
+        ray.kill(self._keeper)  # it may only have been out of reach
         for name in self.names:
             self.board.trouble.remote(name, "the process that keeps the hosts was killed")
         _free(self.board, self.names)
@@ -167,7 +168,7 @@ class HostPool:
                 if ray.wait([self._kept], timeout=0)[0]:
                     try:
                         self._fatal = ray.get(self._kept)
-                    except ray.exceptions.ActorDiedError as error:
+                    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                         if self._keepers >= MAX_RUNS:
                             raise
                         if not self._told:

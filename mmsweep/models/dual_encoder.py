@@ -13,9 +13,11 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, ImageFormat, VideoFormat
 from mmsweep.models.backbone import Blueprint, EncoderBackbone, draw_linear, without_absent
 from mmsweep.models.encoder import CompileMode, Encoder, Tokens
+from mmsweep.models.families import Timm
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.packing import PackedLinear, by_slot
 from mmsweep.models.pretrained import PretrainedEncoder
+from mmsweep.models.weights import locate
 
 
 class DualEncoder(EncoderBackbone):
@@ -54,32 +56,12 @@ class DualEncoder(EncoderBackbone):
 
     @classmethod
     def build(cls, blueprint: Blueprint) -> DualEncoder:
-        encoders = {}
-        for modality in blueprint.kinds:
-            given = blueprint.encoders[modality]
-            encoders[modality] = PretrainedEncoder(
-                given.source,
-                given.name,
-                f"model.encoders.{modality}.name",
-                blueprint.inputs,
-                given.layers,
-                given.pool,
-                blueprint.load,
-                blueprint.files,
-            )
+        encoders = {m: _encoder(blueprint, m, blueprint.load) for m in blueprint.kinds}
         return cls(encoders, blueprint.outputs, clip_frames=_clip_frames(blueprint))
 
     @classmethod
     def formats_of(cls, blueprint: Blueprint) -> Mapping[str, Format]:
-        formats = {}
-        with torch.device("meta"):
-            for modality in blueprint.kinds:
-                given = blueprint.encoders[modality]
-                key = f"model.encoders.{modality}.name"
-                formats[modality] = PretrainedEncoder.format_of(
-                    given.source, given.name, key, blueprint.inputs, given.layers, given.pool, blueprint.files
-                )
-        return _clips(formats, _clip_frames(blueprint))
+        return _clips({m: _format(blueprint, m) for m in blueprint.kinds}, _clip_frames(blueprint))
 
     def parts(self) -> dict[str, nn.Module]:
         return dict(self.encoders.items())
@@ -151,6 +133,29 @@ def fuse(class_BMD: Tensor, used_BM: Tensor, substitute_BMD: Tensor | None = Non
     if substitute_BMD is None:
         substitute_BMD = torch.zeros((), dtype=class_BMD.dtype, device=class_BMD.device)
     return torch.where(used_BM[..., None], class_BMD, substitute_BMD).sum(1)
+
+
+def _key(modality: str) -> str:
+    return f"model.encoders.{modality}.name"
+
+
+def _encoder(blueprint: Blueprint, modality: str, load: bool) -> PretrainedEncoder:
+    given = blueprint.encoders[modality]
+    key, inputs, files = _key(modality), blueprint.inputs, blueprint.files
+    return PretrainedEncoder(given.source, given.name, key, inputs, given.layers, given.pool, load, files)
+
+
+def _format(blueprint: Blueprint, modality: str) -> Format:
+    """An encoder's format, from its configuration where that tells all: a network's code takes seconds to import.
+
+    Where the study asks for something that the encoder may not have, it is built, without weights.
+    """
+    given = blueprint.encoders[modality]
+    architecture = locate(given.source, given.name, _key(modality), blueprint.files)
+    if architecture.family is not Timm and given.layers is None and given.pool == "auto":
+        return architecture.format(blueprint.inputs)
+    with torch.device("meta"):
+        return _encoder(blueprint, modality, load=False).format
 
 
 def _clip_frames(blueprint: Blueprint) -> dict[str, int]:

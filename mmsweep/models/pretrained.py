@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmsweep.data.formats import Format, ImageFormat
+from mmsweep.data.formats import ImageFormat
 from mmsweep.errors import UserError
 from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens
@@ -82,29 +82,6 @@ class PretrainedEncoder(Encoder):
             raise UserError("this encoder has no class token", key=f"{own}.pool", found=pool, expected="mean")
         self.compiler: BlockCompiler | None = None
         self.eval()
-
-    @classmethod
-    def format_of(
-        cls,
-        source: str,
-        name: str,
-        key: str = "model.encoders",
-        options: FormatOptions | None = None,
-        layers: int | None = None,
-        pool: Pool = "auto",
-        files: bool = True,
-    ) -> Format:
-        """The format of the encoder that these make, from its configuration where that tells all.
-
-        A network's code takes seconds to import. Where the study asks for something that it may not have, it is built.
-
-        Raises:
-            UserError: as the encoder itself.
-        """
-        architecture = locate(source, name, key, files)
-        if architecture.family is Timm or layers is not None or pool != "auto":
-            return cls(source, name, key, options, layers, pool, False, files).format
-        return architecture.format(options or FormatOptions())
 
     def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens:
         """[B, 3, H, W], [B, frames, mel] or dict(ids, mask [B, L]) to tokens; clips [B, F, 3, H, W] frame by frame."""

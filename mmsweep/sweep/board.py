@@ -101,7 +101,6 @@ class _Entry:
 @dataclass
 class _Host:
     token: int = 0
-    placement_groups: list[str] = field(default_factory=list)  # that were asked for since the last `release`
     key: str | None = None
     jobs: list[str] = field(default_factory=list)
     slots: int | None = None  # of the pack that it trains or trained last; None: it has not found that out yet
@@ -121,6 +120,7 @@ class Board:
         self._entries: dict[str, _Entry] = {}
         self._queue: list[str] = []  # ids of waiting postings, first come first
         self._hosts: dict[str, _Host] = {}
+        self._reserved: dict[str, str] = {}  # placement group's id -> host
         self._packing = Packing()
         self._changed = asyncio.Condition()
         self._closed = False
@@ -418,15 +418,16 @@ class Board:
 
     async def reserve(self, name: str, placement_group: str) -> None:
         """Remember what Ray was asked to reserve for a host (called by Ray Train's controllers)."""
-        self._hosts.setdefault(name, _Host()).placement_groups.append(placement_group)
+        self._reserved[placement_group] = name
 
-    async def release(self, names: Sequence[str]) -> list[str]:
-        """The placement groups of hosts whose runs are over, to be removed; they are forgotten here."""
-        dead = [self._hosts[name] for name in names if name in self._hosts]
-        groups = [group for host in dead for group in host.placement_groups]
-        for host in dead:
-            host.placement_groups = []
-        return groups
+    async def reserved(self, names: Sequence[str]) -> list[str]:
+        """The placement groups of hosts."""
+        return [group for group, name in self._reserved.items() if name in names]
+
+    async def removed(self, placement_groups: Sequence[str]) -> None:
+        """They are reserved no more."""
+        for group in placement_groups:
+            self._reserved.pop(group, None)
 
     def _host(self, name: str, token: int) -> _Host:
         host = self._hosts[name]

@@ -279,8 +279,10 @@ def _free(board: Any, names: Sequence[str]) -> None:
     Rays run on a machine ("Found multiple active Ray instances").
     """
     try:
-        for id in ray.get(board.release.remote(names), timeout=5):
+        groups = ray.get(board.reserved.remote(names), timeout=5)
+        for id in groups:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(id))))
+        board.removed.remote(groups)
     except ray.exceptions.RayError as error:
         log.warning("%s: placement groups: %s", ", ".join(names), error)
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmsweep.errors import UserError
+from mmsweep.models.backbone import Blueprint, EncoderOptions
+from mmsweep.models.dual_encoder import DualEncoder
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
@@ -58,17 +60,21 @@ def make(encoder_folders, tiny_timm):
     return build
 
 
+def blueprint(place: tuple[str, str], options=None, **wish) -> Blueprint:
+    return Blueprint({"it": "any"}, 2, options or FormatOptions(), encoders={"it": EncoderOptions(*place, **wish)})
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_its_format_is_known_before_it_is_built(name, make, encoder_folders, tiny_timm):
     place = ("timm", tiny_timm[0]) if name == "timm" else ("transformers", encoder_folders[name])
     for options in (FormatOptions(), FormatOptions(length=9)):
-        assert PretrainedEncoder.format_of(*place, options=options) == make(name, options=options).format
+        assert DualEncoder.formats_of(blueprint(place, options)) == {"it": make(name, options=options).format}
 
 
 @pytest.mark.parametrize("wish", [{"layers": 99}, {"pool": "pooler"}])
 def test_what_an_encoder_may_lack_is_refused_before_it_is_built(wish, encoder_folders):
     with pytest.raises(UserError, match=r"fewer layers|no pooler"):
-        PretrainedEncoder.format_of("transformers", encoder_folders["vit"], **wish)
+        DualEncoder.formats_of(blueprint(("transformers", encoder_folders["vit"]), **wish))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -22,6 +22,7 @@ from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
 from mmsweep.training.world import World
 
 METRIC = "val/mean_missing/f1_macro"
+HOLD = "hold"  # beside the sweep's folder: as long as it is there, trials that have reported an epoch wait in the next
 
 
 def warm_key(study: Study) -> str:
@@ -90,6 +91,8 @@ class SleepingWarm:
         over(slot.job, None)
 
     def _epoch(self, pack: Sequence[_Slot]) -> list[tuple[Job, Report]]:
+        while any(slot.epoch and (slot.folder.path.parents[2] / HOLD).exists() for slot in pack):
+            time.sleep(0.01)
         for step in range(4 if pack else 0):
             time.sleep(sleep_seconds() / 4)
             for slot in pack:

@@ -20,7 +20,7 @@ from mmsweep.training.world import World
 from tests.end_to_end.test_sweep import WARM, kill_one, place, ray_here, searched, trained  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sleeping import Job, SleepingWarm, study
+from sleeping import HOLD, Job, SleepingWarm, study
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here")]
 
@@ -63,6 +63,7 @@ def test_packs_end_with_the_metrics_of_single_trials(tmp_path: Path) -> None:
 def test_a_host_killed_in_mid_pack_costs_no_trial_an_epoch(tmp_path: Path) -> None:
     asked = pack_study([0.1, 0.2, 0.3, 0.4], name="shot", resources__slots=4, train__epochs=8)
     folder, outcomes = tmp_path / "s", []
+    (tmp_path / HOLD).touch()
     thread = threading.Thread(
         target=lambda: outcomes.append(run_sweep(asked, folder, live=False, warm=WARM).state), daemon=True
     )
@@ -72,6 +73,7 @@ def test_a_host_killed_in_mid_pack_costs_no_trial_an_epoch(tmp_path: Path) -> No
         assert time.monotonic() < until and thread.is_alive()
         time.sleep(0.02)
     kill_one("RayTrainWorker")
+    (tmp_path / HOLD).unlink()
     thread.join(200)
     assert outcomes == ["finished"] and reported(folder) == undisturbed(folder, tmp_path / "single")
     for epochs in trained(folder).values():  # at most the epoch that was killed was trained again

@@ -27,7 +27,7 @@ from mmsweep.sweep import cluster
 from mmsweep.sweep.start import run_sweep, train_one
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sleeping import study
+from sleeping import HOLD, study
 
 HERE = Path(__file__).parent
 WARM = "sleeping:SleepingWarm"
@@ -169,11 +169,13 @@ def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: 
     thread = threading.Thread(target=sweep)
     thread.start()
     for n, title in [(0, "RayTrainWorker"), (2, "Keeper")]:  # whose hosts are both in mid-trial then
+        (place / HOLD).touch()
         until = time.monotonic() + 300
         while not (folder / "trials" / f"000{n}" / "reports.jsonl").exists():
             assert time.monotonic() < until and thread.is_alive()
             time.sleep(0.05)
         kill_one(title)
+        (place / HOLD).unlink()
     thread.join(300)
     assert outcomes == ["finished"]
     assert trained(folder) == {f"trials/000{n}": list(range(1, 9)) for n in range(4)}

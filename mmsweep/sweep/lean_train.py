@@ -10,9 +10,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import ray
+from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 # Callbacks with a process each: one serves Ray Datasets, of which there are none, and one asks the dashboard every
@@ -32,6 +34,24 @@ class _Scaling(FixedScalingPolicy):
 
     def _maybe_send_resource_request(self) -> None:
         pass
+
+
+class _Unstarted:
+    """An actor class whose actors are dead before they start.
+
+    Ray Train's SynchronizationActor has `ray.train.report` wait for all ranks; hosts report to the board.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def options(self, **options: Any) -> _Unstarted:
+        return _Unstarted(self._actor.options(**options))
+
+    def remote(self, **arguments: Any) -> Any:
+        handle = self._actor.remote(**arguments)
+        ray.kill(handle)
+        return handle
 
 
 class LeanTrainer(DataParallelTrainer):
@@ -58,6 +78,8 @@ class LeanTrainer(DataParallelTrainer):
                 reserved(handle.placement_group.id.hex())
                 return handle
 
+        started_from: Any = worker_group
+        started_from.SynchronizationActor = _Unstarted(SynchronizationActor)
         config: Any = self.scaling_config  # ray.train's stubs show the class of Train V1
         controller = TrainController(**{**made_of, "scaling_policy": _Scaling(config)})
         controller.worker_group_cls = Group

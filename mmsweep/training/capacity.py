@@ -15,7 +15,7 @@ import torch
 
 WORTH = 1.1  # doubling goes on while it brings so many times the slots per second
 WARM_UP, STEPS = 1, 3  # steps before the clock starts, and at least on it
-SECONDS = 1.0  # on the clock at most, unless STEPS take longer; a single step is enough where it takes as long
+SECONDS = 0.5  # on the clock at most, unless STEPS take longer; a single step is enough where it takes as long
 DEVICE_SHARE, MEMORY_SHARE = 0.9, 0.5  # of a GPU's memory in all; of what a CPU's machine has left
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from ray._private.node import Node
 from ray.train.v2._internal import constants
+from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.config import RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -73,6 +74,7 @@ def test_hosts_leave_out_what_ray_train_still_calls_so() -> None:
     assert hasattr(DataParallelTrainer, "_initialize_and_run_controller") and hasattr(Node, "kill_log_monitor")
     assert {"after_controller_start", "_maybe_send_resource_request"} <= set(dir(FixedScalingPolicy))
     assert TrainController.worker_group_cls is WorkerGroup and hasattr(WorkerGroup, "_create_placement_group")
+    assert worker_group.SynchronizationActor is SynchronizationActor
     config: Any = RunConfig()
     made = host_trainer(False, print, train_loop_per_worker=print, run_config=config)
     names = {type(callback).__name__ for callback in made._create_default_callbacks()}

@@ -35,7 +35,6 @@ def fresh(monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.slow
 def test_a_compiled_pack_trains_as_one_that_is_not(fresh, studies, tmp_path):  # noqa: F811
     """With inductor; dropout on, ranks differ. Two kinds of calls an encoder, since compiling takes its time."""
     some = [study.with_values({"train.epochs": 1, "train.batch_size": 10}) for study in studies[:2]]

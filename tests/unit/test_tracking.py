@@ -302,7 +302,6 @@ def server(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-@pytest.mark.slow
 def test_the_same_sweep_on_a_real_server(server: str, tmp_path: Path) -> None:
     writer = Tracker(server, "demo", tmp_path)
     assert writer.ui_command() == server

@@ -249,8 +249,8 @@ class Resources(_Section):
     gpus: float = Field(0, ge=0, description="of a worker")
     slots: int | Literal["auto"] = Field(
         "auto",
-        description="trials that a host trains in one pass, 64 at most; auto: doubled as long as a short measurement "
-        "finds that a tenth faster and memory allows. Always one where the backbone itself is trained",
+        description=f"trials that a host trains in one pass, {MOST_SLOTS} at most; auto: doubled as long as a short "
+        "measurement finds that a tenth faster and memory allows. Always one where the backbone itself is trained",
     )
 
     @model_validator(mode="after")

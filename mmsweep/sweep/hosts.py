@@ -145,14 +145,14 @@ class HostPool:
         self._keepers += 1
 
     def _start_again(self, error: Exception) -> None:
-        """Start another keeper: this one was killed, and its hosts with it.
+        """Start another keeper, and with it the hosts: this one was killed, or cannot be reached.
 
         Ray's own `max_restarts` would make it the first that Ray kills where memory runs out.
         """
         log.warning("the hosts' keeper: %s", error)
         ray.kill(self._keeper)  # it may only have been out of reach
         for name in self.names:
-            self.board.trouble.remote(name, "the process that keeps the hosts was killed")
+            self.board.trouble.remote(name, "the process that keeps the hosts was killed or out of reach")
         _free(self.board, self.names)
         self.start()
 

@@ -39,7 +39,8 @@ class _Scaling(FixedScalingPolicy):
 class _Unstarted:
     """An actor class whose actors are dead before they start.
 
-    Ray Train's SynchronizationActor has `ray.train.report` wait for all ranks; hosts report to the board.
+    `ray.train.report`, `get_preemption_info` and `ray.train.collective` wait for other ranks by Ray Train's
+    SynchronizationActor. Hosts call none of them (which would raise ActorDiedError): they report to the board.
     """
 
     def __init__(self, actor: Any) -> None:
@@ -48,8 +49,8 @@ class _Unstarted:
     def options(self, **options: Any) -> _Unstarted:
         return _Unstarted(self._actor.options(**options))
 
-    def remote(self, **arguments: Any) -> Any:
-        handle = self._actor.remote(**arguments)
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        handle = self._actor.remote(*arguments, **named)
         ray.kill(handle)
         return handle
 
@@ -78,8 +79,8 @@ class LeanTrainer(DataParallelTrainer):
                 reserved(handle.placement_group.id.hex())
                 return handle
 
-        started_from: Any = worker_group
-        started_from.SynchronizationActor = _Unstarted(SynchronizationActor)
+        module: Any = worker_group  # in the whole process, which is the keeper's
+        module.SynchronizationActor = _Unstarted(SynchronizationActor)
         config: Any = self.scaling_config  # ray.train's stubs show the class of Train V1
         controller = TrainController(**{**made_of, "scaling_policy": _Scaling(config)})
         controller.worker_group_cls = Group

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 WORTH = 1.1  # doubling goes on while it brings so many times the slots per second
-WARM_UP, STEPS = 1, 3  # steps before the clock starts, and at least on it
-SECONDS = 0.5  # on the clock at most, unless STEPS take longer; a single step is enough where it takes as long
+STEPS = 3  # on the clock, after one before it starts
+SECONDS = 0.5  # quick steps go on for as long
+MOST_SECONDS = 2.0  # slow ones are fewer: no other begins after that
 DEVICE_SHARE, MEMORY_SHARE = 0.9, 0.5  # of a GPU's memory in all; of what a CPU's machine has left
 
 
@@ -81,14 +82,10 @@ def _step_seconds(steps: Iterator[None], device: torch.device, agree: Callable[[
     A step is a collective of all ranks, so one clock decides for all of them whether there is another.
     """
     with contextlib.closing(steps):  # type: ignore[type-var]
-        for _ in range(WARM_UP):
-            began = time.perf_counter()
-            next(steps)
-            _finish(device)
-            if agree(time.perf_counter() - began > SECONDS):
-                break
+        next(steps)
+        _finish(device)
         found: list[float] = []
-        while agree(sum(found) < (SECONDS if len(found) >= STEPS else 2 * SECONDS)):
+        while agree(sum(found) < (SECONDS if len(found) >= STEPS else MOST_SECONDS)):
             began = time.perf_counter()
             next(steps)
             _finish(device)

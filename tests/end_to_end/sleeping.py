@@ -7,10 +7,12 @@ kills and resumes can be tested by the dozen. Every epoch that was really traine
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +20,11 @@ import torch
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint, write_whole
 from mmsweep.training.world import World
 
 METRIC = "val/mean_missing/f1_macro"
-HOLD = "hold"  # beside the sweep's folder: as long as it is there, trials that have reported an epoch wait in the next
+HOLD = "hold"  # a file beside a sweep's folder, with an epoch in it
 
 
 def warm_key(study: Study) -> str:
@@ -34,6 +36,21 @@ pack_key = warm_key
 
 def sleep_seconds() -> float:
     return float(os.environ.get("SLEEPING_EPOCH", "0.1"))
+
+
+@contextlib.contextmanager
+def held(place: Path) -> Iterator[Callable[[int], None]]:
+    """Packs of the sweep in this place stop once all their trials have reported as many epochs as was told last: 1 at
+    first, any number after this."""
+
+    def at(epoch: int) -> None:
+        write_whole(place / HOLD, str(epoch))
+
+    at(1)
+    try:
+        yield at
+    finally:
+        (place / HOLD).unlink()
 
 
 class SleepingWarm:
@@ -84,6 +101,19 @@ class SleepingWarm:
                     pack.remove(slot)
                     self._end(slot, over)
             jobs = list(refill())
+            while not jobs and self._held(pack):
+                time.sleep(0.02)
+                jobs = list(refill())
+
+    def _held(self, pack: Sequence[_Slot]) -> bool:
+        """Whether all have come as far as they may; only without other ranks, who would have to agree."""
+        if not pack or self.world.size > 1:
+            return False
+        try:
+            epoch = int((pack[0].folder.path.parents[2] / HOLD).read_text())
+        except FileNotFoundError:
+            return False
+        return all(slot.epoch >= epoch for slot in pack)
 
     def _end(self, slot: _Slot, over: Callable[[Job, Exception | None], None]) -> None:
         if self.world.first:
@@ -91,8 +121,6 @@ class SleepingWarm:
         over(slot.job, None)
 
     def _epoch(self, pack: Sequence[_Slot]) -> list[tuple[Job, Report]]:
-        while any(slot.epoch and (slot.folder.path.parents[2] / HOLD).exists() for slot in pack):
-            time.sleep(0.01)
         for step in range(4 if pack else 0):
             time.sleep(sleep_seconds() / 4)
             for slot in pack:

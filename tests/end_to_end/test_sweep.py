@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -25,9 +26,10 @@ from mmsweep.report.record import SweepRecord
 from mmsweep.study import Study
 from mmsweep.sweep import cluster
 from mmsweep.sweep.start import run_sweep, train_one
+from mmsweep.training.checkpoint import TrialFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sleeping import HOLD, study
+from sleeping import held, study
 
 HERE = Path(__file__).parent
 WARM = "sleeping:SleepingWarm"
@@ -143,13 +145,26 @@ def test_resources_that_the_cluster_lacks_are_refused(ray_here: None, place: Pat
         run_sweep(study("four", resources__cpus=999), place / "s", live=False, warm=WARM)
 
 
-def kill_one(title: str) -> None:
-    """SIGKILL one of our own Ray's processes, by the title that Ray gives it."""
+def processes(title: str) -> list[psutil.Process]:
+    """Of our own Ray, by the title that Ray gives them."""
+    found = []
     for process in psutil.Process().children(recursive=True):
-        if title in " ".join(process.cmdline()):
-            process.kill()
-            return
-    raise AssertionError(f"no {title} to kill")
+        with contextlib.suppress(psutil.Error):  # one that has just ended
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def kill_one(title: str) -> None:
+    processes(title)[0].kill()
+
+
+def wait_for_epoch(sweep: threading.Thread, folder: Path, epoch: int, trials: int) -> None:
+    """Until so many trials have reported it."""
+    until = time.monotonic() + 200
+    while sum(len(TrialFolder(path).reports()) >= epoch for path in folder.glob("trials/*")) < trials:
+        assert time.monotonic() < until and sweep.is_alive()
+        time.sleep(0.05)
 
 
 def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: Path) -> None:
@@ -159,6 +174,7 @@ def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: 
         asked = study(
             "shot",
             resources__hosts=2,
+            resources__slots=2,
             sweep__scheduler__name="none",
             sweep__trials=4,
             train__epochs=8,
@@ -166,16 +182,15 @@ def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: 
         )
         outcomes.append(run_sweep(asked, folder, live=False, warm=WARM).state)
 
-    thread = threading.Thread(target=sweep)
-    thread.start()
-    for n, title in [(0, "RayTrainWorker"), (2, "Keeper")]:  # whose hosts are both in mid-trial then
-        (place / HOLD).touch()
-        until = time.monotonic() + 300
-        while not (folder / "trials" / f"000{n}" / "reports.jsonl").exists():
-            assert time.monotonic() < until and thread.is_alive()
-            time.sleep(0.05)
-        kill_one(title)
-        (place / HOLD).unlink()
+    thread = threading.Thread(target=sweep, daemon=True)
+    with held(place) as hold:
+        thread.start()
+        wait_for_epoch(thread, folder, 1, trials=4)
+        assert len(processes("RayTrainWorker")) == 2 and not processes("SynchronizationActor")
+        kill_one("RayTrainWorker")
+        hold(4)  # which all reach only if its host starts again
+        wait_for_epoch(thread, folder, 4, trials=4)
+        kill_one("Keeper")
     thread.join(300)
     assert outcomes == ["finished"]
     assert trained(folder) == {f"trials/000{n}": list(range(1, 9)) for n in range(4)}

@@ -54,6 +54,13 @@ def test_its_ends(cost, expected, monkeypatch):
     assert measure(Bench(monkeypatch, cost).rehearse, 64, CPU)[0] == expected
 
 
+@pytest.mark.parametrize(("cost", "expected"), [(0.125, 4), (0.75, 3), (1.5, 2), (2.5, 1)])
+def test_slow_steps_are_timed_less_often(cost, expected, monkeypatch):
+    bench = Bench(monkeypatch, lambda slots: cost)
+    assert measure(bench.rehearse, 1, CPU)[0] == 1
+    assert bench.now == cost * (1 + expected)  # one before the clock starts
+
+
 def test_no_more_than_trials_and_room(monkeypatch):
     bench = Bench(monkeypatch, lambda s: 1e-3)
     assert measure(bench.rehearse, 6, CPU)[0] == 4 and max(bench.tried) == 4

@@ -67,7 +67,8 @@ def test_the_study_reference_is_up_to_date():
 def test_the_demo_s_command_in_small(tmp_path):
     """A real sweep on the shipped data and encoders, then every verb that the README shows on it."""
     study = ROOT / "search_spaces" / "quickstart.yaml"
-    small = ["sweep.trials=2", "train.epochs=2", "sweep.scheduler.grace_epochs=1", "sweep.final.seeds=2"]
+    small = ["sweep.trials=2", "train.epochs=2", "train.schedule.warmup_epochs=0", "sweep.final.seeds=2"]
+    small += ["sweep.scheduler.grace_epochs=1", "sweep.scheduler.reduction_factor=2"]
     ran = mmsweep("tune", study, *small, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "missing text" in ran.stdout and "mlflow ui" in ran.stdout and "report/index.html" in ran.stdout

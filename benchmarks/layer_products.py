@@ -216,7 +216,7 @@ def main() -> None:
         lines.append(f"| {entry['layer']} | {entry['product']} | {' | '.join(shown)} |")
     lines += ["", "Rows of a product (768 to 768, up to 24) that differ among more, whatever the layer:"]
     lines += [f"{', '.join(map(str, rows)) or 'none'} on {n} thread{'s' * (n > 1)};" for n, rows in few.items()]
-    lines += ["the last layer computes multiples of four tokens (mmsweep/models/last_block.py): enough with AVX2."]
+    lines += ["products of fewer than 16 are therefore filled up with rows of zeros (mmsweep/models/few_rows.py)."]
     print("\n".join(lines))
     if options.write:
         ran = {"rows": options.rows, "packs": list(PACKS), "machine": machine(), "seconds": round(seconds)}

@@ -17,10 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MULTIPLE = 4
-"""Tokens of a sample are computed in multiples of so many. MKL computes products of few rows otherwise than larger
-ones, but with AVX2 for multiples of four (which ones: docs/results/layer_products.md). A slot's last batch may be a
-single sample: it would round otherwise beside neighbours. With AVX-512 it does, below 16 rows; sixteen tokens for every
-sample would cost most of what is saved."""
+"""Tokens of a sample are computed in multiples of so many: some processors' products of a few rows more than a multiple
+of four differ among others (docs/results/layer_products.md). What is too few in all, few_rows.py fills up."""
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from typing_extensions import Self
 
 from mmsweep.models.encoder import Encoder
+from mmsweep.models.few_rows import filled, linear
 from mmsweep.models.packing import NARROWEST, Packed
 
 
@@ -122,7 +122,7 @@ class _Adapted(torch.autograd.Function):
     ) -> Tensor:
         S = A_SIR.shape[0]
         kept_SNI = (x if mask is None else (x * mask).to(x.dtype)).reshape(S, -1, x.shape[-1])
-        y = F.linear(x, weight_OI, bias_O)
+        y = linear(x, weight_OI, bias_O)
         inner_SRN = torch.bmm(A_SIR.mT, kept_SNI.mT)
         y.view(S, -1, y.shape[-1]).baddbmm_(inner_SRN.mT, B_SRO)
         ctx.save_for_backward(kept_SNI, mask, inner_SRN, weight_OI, A_SIR, B_SRO)
@@ -139,7 +139,8 @@ class _Adapted(torch.autograd.Function):
             # One sum here, in one order: a slot without dropout rounds as it does beside one that has some.
             own = torch.bmm(inner_grad_SRN.mT, A_SIR.mT).view(*grad.shape[:-1], -1)
             own = own if mask is None else own.mul_(mask)
-            x_grad = torch.mm(grad.reshape(-1, grad.shape[-1]), weight_OI).view(own.shape).add_(own)
+            grad_NO = grad.reshape(-1, grad.shape[-1])
+            x_grad = torch.mm(filled(grad_NO), weight_OI)[: len(grad_NO)].view(own.shape).add_(own)
         return x_grad, None, None, None, torch.bmm(inner_grad_SRN, kept_SNI).mT, torch.bmm(inner_SRN, grad_SNO)
 
 

@@ -12,6 +12,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens
 from mmsweep.models.families import Timm
+from mmsweep.models.few_rows import steady
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.last_block import LastBlock, take
 from mmsweep.models.weights import locate
@@ -48,6 +49,7 @@ class PretrainedEncoder(Encoder):
         self.family = architecture.family
         network: Any = architecture.network(weights)
         self.network = network
+        steady(network)
         options = options or FormatOptions()
         if self.family is Timm:
             cfg = network.pretrained_cfg

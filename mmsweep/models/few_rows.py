@@ -1,0 +1,42 @@
+"""Products of few rows that round as those of many do.
+
+MKL multiplies a matrix of fewer than 16 rows otherwise than a larger one on the processors that were looked at
+(docs/results/layer_products.md, layer_products_avx512.md). A slot whose batch is a sample or two, an epoch's last one
+say, reads so few tokens in its encoders' last block (last_block.py) that it would round otherwise alone than beside
+neighbours. Rows of zeros make up for those that are missing.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAST = 16
+
+
+def filled(x: Tensor) -> Tensor:
+    """[N, I] to [max(N, 16), I] on a CPU, the rows that are new being zeros; x itself elsewhere."""
+    few = x.device.type == "cpu" and x.shape[0] < LEAST
+    return F.pad(x, (0, 0, 0, LEAST - x.shape[0])) if few else x
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """`F.linear`, each row as among many: [..., I] to [..., O]."""
+    rows = x.numel() // x.shape[-1]
+    if rows >= LEAST:
+        return F.linear(x, weight_OI, bias_O)
+    return F.linear(filled(x.reshape(rows, -1)), weight_OI, bias_O)[:rows].view(*x.shape[:-1], -1)
+
+
+class SteadyLinear(nn.Linear):
+    """A linear whose output at a row does not depend on how many others there are, on one thread."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def steady(network: nn.Module) -> None:
+    """Make every `nn.Linear` within a network a `SteadyLinear`, in place; weights and names stay what they are."""
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = SteadyLinear

@@ -253,11 +253,13 @@ class Resources(_Section):
         "measurement finds that a tenth faster and memory allows. Always one where the backbone itself is trained",
     )
 
-    @model_validator(mode="after")
-    def _some_slot(self) -> Resources:
-        if self.slots != "auto" and not 1 <= self.slots <= MOST_SLOTS:
-            raise misfit("no such number of slots", f"auto, or 1 to {MOST_SLOTS}", "slots", self.slots)
-        return self
+    @field_validator("slots", mode="before")
+    @classmethod
+    def _some_slot(cls, slots: Any) -> Any:
+        whole = isinstance(slots, int) and not isinstance(slots, bool)
+        if slots != "auto" and not (whole and 1 <= slots <= MOST_SLOTS):
+            raise misfit("no such number of slots", f"auto, or 1 to {MOST_SLOTS}")
+        return slots
 
 
 class Tracking(_Section):

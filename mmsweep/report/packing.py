@@ -95,15 +95,22 @@ class Packing:
         until = self.width()
         return None if until is None else {"width": until[0], "slots": until[1]}
 
+    def shared(self) -> float:
+        """Of the seconds that trials' epochs took, the share that passed on hosts: those of a pack pass at once."""
+        epochs = [e for e in self.epochs if e.kind == "trial"]
+        own = sum(e.width * e.seconds for e in epochs)
+        return sum(e.seconds for e in epochs) / own if own else 1.0
+
     def sentence(self) -> str | None:
-        """What is said of packs; None where no host had more than one slot."""
+        """What is said of packs; None where one slot a host was asked for."""
         if all(epoch.slots == 1 for epoch in self.epochs):
-            return None
+            reasons = dict.fromkeys(c.reason for c in self.capacities if c.slots == 1 and c.reason)
+            return f"one slot a host: {'; '.join(reasons)}" if self.epochs and reasons else None
         until = self.width()
         if until is None:  # there was nothing to wait for
             widest = max(self.epochs, key=lambda e: e.width)
             return f"all trials were given out at once, up to {widest.width} in {widest.slots} slots"
-        return f"{until[0]:.1f} of {until[1]:g} slots filled until the tail"
+        return f"{until[0]:.1f} of {until[1]:g} slots filled while there were trials to fill them with"
 
 
 def _mean(epochs: Sequence[PackEpoch]) -> tuple[float, float] | None:

@@ -19,7 +19,8 @@ def headline(record: SweepRecord) -> str:
             return "No trial has reported yet."
         score = wording.score(record.metric, best.objective)
         where = wording.scenario_label(record.objective.metric.split("/")[1])
-        return f"No test result yet. Best on validation so far: trial {best.id}, {score} ({where})."
+        test = "No test result yet" if record.study.sweep.final else "No test result, as no final runs are asked for"
+        return f"{test}. Best on validation so far: trial {best.id}, {score} ({where})."
     return _kept(record, chosen)
 
 
@@ -98,7 +99,8 @@ def selection(record: SweepRecord) -> list[str]:
             f"{sweep.scheduler.name.upper()} stopped weak trials, none before epoch {sweep.scheduler.grace_epochs}. "
             "Trials stopped early are marked and never win over one that ran to its end."
         )
-    lines.append("Selection saw validation only. Test was read by the final runs.")
+    read = "is read by final runs only" if sweep.final else "was not read: the study asks for no final runs"
+    lines.append(f"Selection saw validation only. Test {read}.")
     lines.append(_validation_part(record))
     seeds = sorted({run.seed for group in record.groups for run in group.runs})
     if seeds and record.planned:
@@ -134,7 +136,9 @@ def facts(record: SweepRecord) -> list[tuple[str, str]]:
         "seeds": ", ".join(f"{k} {v}" for k, v in {**seeds, "sampler": study.sweep.sampler.seed}.items()),
         "study digest": study.digest(),
         "created": _moment(record.meta.get("created")),
-        "time trained": wording.duration(sum(t.seconds for t in record.trials)) if record.trials else "",
+        "time trained": wording.duration(record.packing.shared() * sum(t.seconds for t in record.trials))
+        if record.trials
+        else "",
         "packs": record.packing.sentence() or "",
         "MLflow store": str(record.tracking.get("uri", "")),
         "MLflow run": str(record.tracking.get("run_id", "")),

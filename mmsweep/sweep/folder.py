@@ -150,7 +150,8 @@ class SweepFolder:
             raise UserError(
                 f"the study has changed since this sweep began ({', '.join(changed)})", file=self.path, key=key,
                 found=_at(study.resolved(), key), expected=f"{_at(before.resolved(), key)!r}, as before",
-                hint="Give the changed study another name (name=…) or --out; --extend N adds trials.",
+                hint="To go on, say again what was changed on the command line (KEY=VALUE). A changed study needs "
+                "another name (name=…) or --out; --extend N adds trials.",
             )  # fmt: skip
 
 

@@ -83,11 +83,13 @@ def count_hosts(size: HostSize, wanted: int | str, trials: int, nodes: list[dict
         has = "; ".join(
             f"{n['Resources'].get('CPU', 0):g} CPUs, {n['Resources'].get('GPU', 0):g} GPUs" for n in nodes if n["Alive"]
         )
+        lacks_gpus = size.gpus > 0 and not any(n["Resources"].get("GPU") for n in nodes if n["Alive"])
         raise UserError(
             f"the cluster lacks the resources for {needed} host{'s' if needed > 1 else ''}",
-            key="resources",
+            key="resources.gpus" if lacks_gpus else "resources",
             found=f"{size.workers} worker(s) a host with {size.cpus:g} CPUs and {size.gpus:g} GPUs each",
             expected=f"at most what there is (nodes: {has})",
+            hint="resources.gpus=0 trains on CPUs." if lacks_gpus else None,
         )
     return max(1, min(fit if wanted == "auto" else needed, trials))
 

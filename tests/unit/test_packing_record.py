@@ -17,14 +17,23 @@ def epoch(width, seconds=1.0, *, slots=4, tail=False, kind="trial"):
 def test_the_mean_is_over_time_and_ends_where_the_tail_begins():
     packing = Packing([], [epoch(4, 3.0), epoch(2, 1.0), epoch(1, 9.0, tail=True), epoch(3, 9.0, kind="final")])
     assert packing.width() == (3.5, 4.0)
-    assert packing.sentence() == "3.5 of 4 slots filled until the tail"
+    assert packing.sentence() == "3.5 of 4 slots filled while there were trials to fill them with"
 
 
 def test_what_else_is_said():
     assert Packing().sentence() is None
     assert Packing([], [epoch(1, slots=1)]).sentence() is None
+    reason = "2 are only 1.02 times as fast as 1"
+    found = [Capacity("p", "cpu", 1, reason), Capacity("p", "cpu", 1, reason), Capacity("p", "cpu", 2, "no room")]
+    assert Packing(found, [epoch(1, slots=1)]).sentence() == f"one slot a host: {reason}"
     at_once = Packing([], [epoch(3, tail=True), epoch(1, tail=True)])
     assert "up to 3 in 4 slots" in str(at_once.sentence())
+
+
+def test_seconds_of_a_pack_pass_once():
+    assert Packing().shared() == 1.0
+    packing = Packing([], [epoch(4, 3.0), epoch(1, 4.0, tail=True), epoch(3, 9.0, kind="final")])
+    assert packing.shared() == (3.0 + 4.0) / (4 * 3.0 + 1 * 4.0)
 
 
 def test_the_file_gives_back_what_was_written(tmp_path):
@@ -42,8 +51,14 @@ def test_a_dry_run_says_how_slots_are_found(tiny_study):
     assert dry_run(tiny_study.with_values({"resources.slots": 6}))["slots"] == {"asked": 6, "reason": None}
     whole = tiny_study.with_values({"model.encoders.text.trainable": True, "resources.slots": 6})
     assert dry_run(whole)["slots"]["asked"] == 1 and "cannot share it" in dry_run(whole)["slots"]["reason"]
-    with pytest.raises(UserError, match=r"resources.slots: no such number of slots; found 0"):
-        tiny_study.with_values({"resources.slots": 0})
+
+
+@pytest.mark.parametrize("slots", [0, 65, 2.5, "lots", None, True])
+def test_numbers_of_slots_that_there_are_not(slots, tiny_study):
+    with pytest.raises(
+        UserError, match=f"resources.slots: no such number of slots; found {slots!r}.* auto, or 1 to 64"
+    ):
+        tiny_study.with_values({"resources.slots": slots})
 
 
 def test_progress_says_slots_and_reasons_once(capsys):

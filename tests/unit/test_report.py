@@ -56,8 +56,8 @@ def test_how_full_the_packs_were_is_in_the_json_and_on_the_page(tmp_path: Path) 
     (folder / FILE).write_text(Packing([], packs).text())
     record = SweepRecord.load(folder)
     assert record.to_json()["packing"] == {"width": 3.5, "slots": 4.0}
-    assert dict(facts(record))["packs"] == "3.5 of 4 slots filled until the tail"
-    assert "3.5 of 4 slots filled until the tail" in write_report(folder).read_text()
+    assert dict(facts(record))["packs"] == "3.5 of 4 slots filled while there were trials to fill them with"
+    assert "3.5 of 4 slots filled while there were trials to fill them with" in write_report(folder).read_text()
 
 
 def test_means_and_deviations_are_those_of_the_seeds(finished: Path) -> None:
@@ -270,6 +270,12 @@ def test_the_page_of_an_unfinished_sweep_says_so(trials: int, tmp_path: Path) ->
     assert "The sweep is running" in text
     assert ("No trial has reported yet." if trials == 0 else "No test result yet.") in text
     assert "Results on test" not in text
+
+
+def test_a_sweep_without_final_runs_has_no_test_result_to_come(tmp_path: Path) -> None:
+    made = factory.study(sweep={**factory.STUDY["sweep"], "final": None})
+    text = checked(write_report(factory.make_sweep(tmp_path / "s", made, finals=False)))
+    assert "No test result, as no final runs are asked for." in text and "Test was not read:" in text
 
 
 def test_the_page_of_one_trained_configuration_has_no_search(tmp_path: Path) -> None:

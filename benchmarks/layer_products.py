@@ -206,7 +206,7 @@ def main() -> None:
         f"`python benchmarks/layer_products.py --rows {options.rows}` on {machine()} ({seconds:.0f} s).",
         f"B = {options.rows} rows by themselves against the same rows among {' and '.join(f'{S}B' for S in PACKS)};",
         'a number is the largest difference relative to the largest value, "equal" that all bits are.',
-        "No slot computes a product of a single column (a narrower head or adapter has two, packing.py), nor one of few rows.",
+        "No product of mmsweep has one column (heads and adapters have two at least, packing.py) or few rows.",
         "",
         f"| layer | product | {' | '.join(columns)} |",
         f"|---|---|{'---|' * len(columns)}",

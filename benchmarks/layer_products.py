@@ -206,7 +206,7 @@ def main() -> None:
         f"`python benchmarks/layer_products.py --rows {options.rows}` on {machine()} ({seconds:.0f} s).",
         f"B = {options.rows} rows by themselves against the same rows among {' and '.join(f'{S}B' for S in PACKS)};",
         'a number is the largest difference relative to the largest value, "equal" that all bits are.',
-        "No product of mmsweep has one column (heads and adapters have two at least, packing.py) or few rows.",
+        "Packs have no product of one column (heads, adapters: two at least) or, with frozen weights, of few rows.",
         "",
         f"| layer | product | {' | '.join(columns)} |",
         f"|---|---|{'---|' * len(columns)}",

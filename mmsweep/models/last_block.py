@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MULTIPLE = 4
-"""Tokens of a sample are computed in multiples of so many: some processors' products of a few rows more than a multiple
-of four differ among others (docs/results/layer_products.md). What is too few in all, few_rows.py fills up."""
+"""Tokens of a sample are computed in multiples of so many: of the numbers of rows whose products differ among others
+(docs/results/layer_products.md) the AMD's are no multiples of four. Those below 16 few_rows.py fills up; above 24 it is
+not known."""
 
 
 @dataclass(frozen=True)

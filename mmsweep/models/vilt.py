@@ -30,6 +30,7 @@ from mmsweep.models.backbone import Backbone, Blueprint, draw_linear, without_ab
 from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import CompileMode, Tokens
 from mmsweep.models.families import load_whole
+from mmsweep.models.few_rows import steady
 from mmsweep.models.input_formats import FormatOptions, image_format, text_format
 from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import find, has_pooler, preprocessing
@@ -67,6 +68,7 @@ class ViLT(Backbone):
         self.network = network
         self.compiler: BlockCompiler | None = None
         self.head = PackedLinear(network.config.hidden_size, outputs)
+        steady(self.network)
         self.network.requires_grad_(False)
 
     @classmethod

@@ -102,7 +102,7 @@ class Packing:
         return sum(e.seconds for e in epochs) / own if own else 1.0
 
     def sentence(self) -> str | None:
-        """What is said of packs; None where one slot a host was asked for."""
+        """What is said of packs; None where there is nothing to say."""
         if all(epoch.slots == 1 for epoch in self.epochs):
             reasons = dict.fromkeys(c.reason for c in self.capacities if c.slots == 1 and c.reason)
             return f"one slot a host: {'; '.join(reasons)}" if self.epochs and reasons else None

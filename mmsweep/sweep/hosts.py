@@ -83,7 +83,7 @@ def count_hosts(size: HostSize, wanted: int | str, trials: int, nodes: list[dict
         has = "; ".join(
             f"{n['Resources'].get('CPU', 0):g} CPUs, {n['Resources'].get('GPU', 0):g} GPUs" for n in nodes if n["Alive"]
         )
-        lacks_gpus = size.gpus > 0 and not any(n["Resources"].get("GPU") for n in nodes if n["Alive"])
+        lacks_gpus = size.gpus > 0 and all(n["Resources"].get("GPU", 0) < size.gpus for n in nodes if n["Alive"])
         raise UserError(
             f"the cluster lacks the resources for {needed} host{'s' if needed > 1 else ''}",
             key="resources.gpus" if lacks_gpus else "resources",

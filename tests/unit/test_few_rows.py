@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmsweep.models.few_rows import LEAST, SteadyLinear, linear, steady
 from mmsweep.models.lora import Noise, PackedLoRALinear
@@ -70,6 +71,31 @@ def test_an_adapted_linear_of_few_samples_equals_its_slot(samples, base):
             assert torch.equal(whole[share], own)
 
 
+class Rows(TorchDispatchMode):
+    """Of every product of two matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.found.append(args[-2].shape[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("rows", [1, LEAST - 1, LEAST + 1])
+def test_no_product_of_few_rows_is_computed(rows, adapted):
+    base = nn.Linear(6, 5).requires_grad_(False)
+    steady(base)
+    module = PackedLoRALinear(base, 2, 1.0, 0.0, Noise()) if adapted else base
+    with Rows() as seen:
+        value, gradient = value_and_gradient(module, torch.randn(1, rows, 6), torch.randn(1, rows, 5))
+    assert value.shape == (1, rows, 5) and gradient.shape == (1, rows, 6)
+    assert seen.found == [max(rows, LEAST)] * 2
+
+
 def test_it_is_the_linear_that_it_was():
     plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)).double()
     x = torch.randn(2, 3, 6, dtype=torch.double)
@@ -78,4 +104,5 @@ def test_it_is_the_linear_that_it_was():
     assert isinstance(plain[0], SteadyLinear) and isinstance(plain[2], SteadyLinear)
     assert list(plain.state_dict()) == names
     torch.testing.assert_close(plain(x), before)
+    assert plain(x[:0]).shape == (0, 3, 3)
     assert torch.autograd.gradcheck(lambda v: linear(v, plain[0].weight, plain[0].bias), x.requires_grad_())

@@ -84,3 +84,5 @@ def test_hosts_are_as_many_as_fit_and_never_more_than_trials() -> None:
     assert count_hosts(HostSize(1, 4, 1), 2, 30, nodes) == 2
     with pytest.raises(UserError, match=r"resources: .*lacks.*found .*64 CPUs.*16 CPUs, 4 GPUs; 16 CPUs, 4 GPUs"):
         count_hosts(HostSize(1, 64, 0), "auto", 3, nodes)
+    with pytest.raises(UserError, match=r"resources.gpus: .*lacks.*8 GPUs each.*resources.gpus=0 trains on CPUs"):
+        count_hosts(HostSize(1, 4, 8), "auto", 3, nodes)

@@ -106,10 +106,10 @@ def test_folders_that_hold_no_sweep(place: Path, say: Say) -> None:
 
 @pytest.mark.slow
 def test_resources_that_the_cluster_lacks(study: Callable[..., Path], place: Path, say: Say) -> None:
-    path = study({"resources.gpus": 8})
+    path = study({"resources.gpus": 800})
     message = say("tune", path)
     assert message.startswith(f"{line_of(path, 'gpus:')}resources.gpus: the cluster lacks the resources for 1 host; ")
-    assert "with 1 CPUs and 8 GPUs each" in message and "expected at most what there is (nodes: " in message
+    assert "with 1 CPUs and 800 GPUs each" in message and "expected at most what there is (nodes: " in message
     assert message.endswith("resources.gpus=0 trains on CPUs.")
     assert not (place / "sweeps" / "wrong" / "study.yaml").exists()
 

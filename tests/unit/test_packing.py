@@ -19,6 +19,7 @@ from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.models.backbone import Adaptation, LoraOptions
 from mmsweep.models.backbones import BACKBONES
+from mmsweep.models.few_rows import SteadyLinear
 from mmsweep.models.lora import Noise, PackedLoRALinear
 from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.models.peft_format import export_adapter, import_adapter
@@ -233,6 +234,15 @@ def mean_losses(method, batch, used_BM, S):
 PAIRS = [
     (b, m) for b in ("dual_encoder", "vilt") for m in sorted(METHODS) if issubclass(BACKBONES[b], METHODS[m].accepts)
 ]
+
+
+@pytest.mark.parametrize("backbone", ["dual_encoder", "vilt"])
+def test_a_backbone_that_slots_share_has_only_steady_linears(backbone, make):
+    """A plain one would round a slot's few rows, of a pooler or a last block, otherwise beside neighbours."""
+    method = make("cmpt" if backbone == "dual_encoder" else "mmp", backbone=backbone)
+    parts = method.backbone.parts().values()
+    linears = [m for part in parts for m in part.modules() if isinstance(m, torch.nn.Linear)]
+    assert linears and {type(m) for m in linears} == {SteadyLinear}
 
 
 @pytest.mark.parametrize(("backbone", "name"), PAIRS)

@@ -10,6 +10,7 @@ class _Unset:
 
 
 UNSET = _Unset()
+LONGEST_QUOTE = 200
 _FIELDS = ("file", "line", "key", "found", "expected", "hint")
 
 
@@ -49,7 +50,7 @@ class UserError(Exception):
             where += f"{self.key}: "
         text = where + self.problem
         if not isinstance(self.found, _Unset):
-            text += f"; found {self.found!r}"
+            text += f"; found {_quoted(self.found)}"
         if self.expected:
             text += f"; expected {self.expected}"
         return text + (f". {self.hint}" if self.hint else "")
@@ -61,6 +62,15 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray carries exceptions between processes; keyword-only arguments need a rebuild from state.
         return _rebuild, (self.problem, {name: getattr(self, name) for name in _FIELDS})
+
+
+def _quoted(value: Any) -> str:
+    """A value as a message shows it: cut where it would bury the message."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of too many digits, an object of a library
+        return f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:60]} … (a {type(value).__name__}, cut)"
 
 
 def _rebuild(problem: str, fields: dict[str, Any]) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -10,11 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
-from mmsweep.errors import UserError
+from mmsweep.errors import UNSET, UserError
+from mmsweep.study_yaml import LONGEST_KEY, read_text, read_yaml
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MISFIT = "misfit"
@@ -25,19 +26,6 @@ class Section(BaseModel):
     """What every part of a study file is: unknown keys refused, values frozen, defaults checked too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class _ScientificLoader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does."""
-
-
-_ScientificLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?|\.(?:inf|nan))$"
-    ),
-    list("-+0123456789."),
-)
 
 
 @dataclass
@@ -53,20 +41,9 @@ class Source:
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Source:
         """Read a YAML file, apply `key=value` overrides, fill in environment variables, make paths absolute."""
         try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-            hint = f"There: {', '.join(near[:8])}." if near else None
-            raise UserError("no such study file", file=path, expected="a YAML file", hint=hint) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"the study file cannot be read ({error})", file=path) from None
-        try:
-            node = yaml.compose(text, Loader=_ScientificLoader)
-            values = yaml.load(text, Loader=_ScientificLoader)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            problem = getattr(error, "problem", None) or str(error)
-            raise UserError(f"not valid YAML ({problem})", file=path, line=mark.line + 1 if mark else None) from None
+            values, lines = read_yaml(read_text(path))
+        except UserError as problem:
+            raise problem.placed(file=path) from None
         if not isinstance(values, dict):
             raise UserError(
                 "not a study",
@@ -74,17 +51,20 @@ class Source:
                 found=type(values).__name__,
                 expected="a mapping with name, data, model, method",
             )
-        source = cls(values, path)
-        source._note_lines(node, "")
+        source = cls(values, path, lines)
         for override in overrides:
-            key, equals, value = override.partition("=")
+            key, equals, text = (part.strip() for part in override.partition("="))
             if not equals or not key:
-                raise UserError("not an override", key=override, expected="key=value, for example train.epochs=2")
+                raise UserError("not an override", found=override, expected="key=value, for example train.epochs=2")
+            if len(key) > LONGEST_KEY:
+                raise UserError("a key too long", file="command line", found=key)
             try:
-                source.set(key.strip(), yaml.load(value, Loader=_ScientificLoader))
-            except yaml.YAMLError:
-                raise UserError("the override's value is not valid YAML", key=key, found=value) from None
-            source.overridden.add(key.strip())
+                value, _ = read_yaml(text)
+            except UserError as problem:
+                problem = problem.placed(file="command line", line=None, key=key)
+                raise problem.placed(found=text) if problem.found is UNSET else problem from None
+            source.set(key, value)
+            source.overridden.add(key)
         source.values = source._expand(source.values, "")
         return source
 
@@ -111,27 +91,6 @@ class Source:
             inner = inner[part]
         inner[parts[-1]] = value
 
-    def _note_lines(self, node: Any, prefix: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key_node, value_node in node.value:
-                key = f"{prefix}{key_node.value}"
-                line = key_node.start_mark.line + 1
-                if key in self.lines:  # YAML's readers silently keep the last
-                    raise UserError(
-                        "this key stands twice",
-                        file=self.file,
-                        line=line,
-                        key=key,
-                        found=f"the first on line {self.lines[key]}",
-                        expected="once",
-                    )
-                self.lines[key] = line
-                self._note_lines(value_node, key + ".")
-        elif isinstance(node, yaml.SequenceNode):
-            for index, item in enumerate(node.value):
-                self.lines[f"{prefix}{index}"] = item.start_mark.line + 1
-                self._note_lines(item, f"{prefix}{index}.")
-
     def _expand(self, value: Any, key: str) -> Any:
         if isinstance(value, dict):
             return {k: self._expand(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
@@ -151,10 +110,19 @@ class Source:
                 hint=f"export {gaps[0]}=…",
             )
         text = _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
-        if key in _PATH_KEYS or (_is_network(key) and text.startswith((".", "~"))):
-            path = Path(text).expanduser()
-            base = self.file.parent if self.file and key not in self.overridden else Path.cwd()
-            return str(path if path.is_absolute() else (base / path).resolve())
+        if key not in _PATH_KEYS and not _is_network(key):
+            return text
+        try:
+            if key in _PATH_KEYS or text.startswith((".", "~")):
+                path = Path(text).expanduser()
+                base = self.file.parent if self.file and key not in self.overridden else Path.cwd()
+                text = str(path if path.is_absolute() else (base / path).resolve())
+            os.lstat(text)
+        except (RuntimeError, ValueError, OSError) as error:  # no such user, a loop of links, a NUL, too long
+            if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG, errno.ELOOP):
+                return text  # whoever reads it says more about what is missing
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"not a path ({reason})", **self.place(key), found=text) from None
         return text
 
 
@@ -189,7 +157,7 @@ def first_problem(error: ValidationError, source: Source, schema: type[BaseModel
     if problem["type"] == "missing":
         return UserError("this key is missing", **place, expected="a value")
     message = problem["msg"].removeprefix("Value error, ")
-    found = _short(problem.get("input")) if context.get("key") is None else context["found"]
+    found = problem.get("input") if context.get("key") is None else context["found"]
     if problem["type"] in ("value_error", MISFIT):
         return UserError(message, **place, found=found, expected=problem.get("ctx", {}).get("expected"))
     return UserError("wrong value", **place, found=found, expected=message[0].lower() + message[1:])
@@ -200,11 +168,6 @@ def misfit(problem: str, expected: str, key: str | None = None, found: Any = Non
     return PydanticCustomError(
         MISFIT, "{problem}", {"problem": problem, "expected": expected, "key": key, "found": found}
     )
-
-
-def _short(value: Any) -> Any:
-    """A value to quote, or only its kind where quoting it would bury the message."""
-    return value if len(repr(value)) <= 200 else f"a {type(value).__name__} of {len(value)}"
 
 
 def _is_union_branch(part: int | str) -> bool:

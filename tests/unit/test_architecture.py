@@ -17,7 +17,7 @@ ROOT = Path(mmsweep.__file__).parent
 FLOORS = [
     {"__init__", "errors", "json_text", "transfer"},
     {"availability", "data", "models", "tasks"},
-    {"methods", "study", "study_data", "study_mult", "study_search", "study_source"},
+    {"methods", "study", "study_data", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},
     {"assembly", "check", "compatibility", "jobs", "plan", "report", "views"},
     {"sweep"},

@@ -17,7 +17,7 @@ from mmsweep.report.figures import all_of_finals
 from mmsweep.report.leaderboard import Leaderboard
 from mmsweep.report.published import published_table
 from mmsweep.report.record import SweepRecord
-from mmsweep.report.search_figures import all_of_search
+from mmsweep.report.search_figures import all_of_search, importance_note
 from mmsweep.report.sentences import facts, headline, rivals, selection, state_sentence
 from mmsweep.training.checkpoint import write_whole
 
@@ -76,6 +76,7 @@ def render(
         agreement=agreement,
         board_note=board.note if several else "",
         figures={name: _figure(name, path) for name, path in drawn.items()},
+        importance_note=importance_note(record),
         best=record.best,
         best_objective=_validation(record),
         best_params=_params(record),
@@ -139,9 +140,9 @@ CAPTIONS = {
         "Validation score after each epoch; a triangle marks where the scheduler stopped a trial.",
     ),
     "importance": (
-        "What mattered",
-        "How much of what sets good trials apart each parameter explains (PED-ANOVA over finished trials); "
-        "of fewer than some twenty trials it is a hint at most.",
+        "Parameter importance",
+        "Share of the variance of the finished trials' scores that each parameter explains alone (fANOVA); whiskers "
+        "span 90 % of the trees.",
     ),
     "parallel": (
         "Where good trials lie",

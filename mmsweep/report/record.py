@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from mmsweep.report.packing import Packing
 from mmsweep.study import Study
 from mmsweep.study_search import Objective
 from mmsweep.training.checkpoint import TrialFolder
+
+_LONGEST_GROUP = 50  # characters of a group's name before its digest: file names end at 255 bytes
 
 
 @dataclass(frozen=True)
@@ -181,9 +185,36 @@ class SweepRecord:
 
 
 def group_name(params: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """The folder of the finals of one value of `sweep.final.per`; of several keys those that the trial has, joined."""
-    found = [str(params[key]) for key in keys if key in params] or ["None"]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(found)) or "-"
+    """The folder of the final runs of one value of `sweep.final.per`; of several keys, the trial's values joined.
+
+    Different values never share a name: wherever the plain text could stand for another value too (it was cleaned or
+    shortened, `"4"` beside 4, `a-b` beside `a` and `b`), a digest of the exact values follows it.
+    """
+    found = {key: params[key] for key in keys if key in params}
+    parts = [str(value) for value in found.values()]
+    text = "-".join(parts) if found else "None"
+    name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", text))[-_LONGEST_GROUP:].strip(".-")
+    exact = (
+        "" != name == text
+        and list(found) == list(keys[: len(found)])
+        and all(_unmistakable(value) for value in found.values())
+        and (len(keys) == 1 or not any("-" in part for part in parts))
+    )
+    if exact:
+        return name
+    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{name}-{digest}".lstrip("-")
+
+
+def _unmistakable(value: Any) -> bool:
+    """Whether no other value has the same plain text: a text that reads as a number, a truth value or None has."""
+    if not isinstance(value, str):
+        return value is not None  # "None" is the group of the trials that have none of the keys
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return True
+    return False
 
 
 def _trial(folder: TrialFolder, objective: Objective, sweep_state: str, runs: Mapping[str, str]) -> TrialRecord:
@@ -226,13 +257,18 @@ def _groups(root: Path, study: Study, sweep_state: str) -> tuple[FinalGroup, ...
             seed = int(folder.trial().get("seed") or path.name.removeprefix("seed-"))
             runs.append(FinalRun(group.name, seed, path, state, done.get("error") if done else None, found))
         groups.append(FinalGroup(group.name, tuple(runs)))
-    keys = study.sweep.final.keys if study.sweep.final else []
-    values = product(*(study.search[key].choices for key in keys if key in study.search)) if keys else ()
-    order: list[str] = []  # "a-1" of a conditional second key may be "a" where it does not apply
-    for combined in values:
-        order += [group_name(dict(zip(keys, combined, strict=False)), keys[:n]) for n in range(len(keys), 0, -1)]
-    groups.sort(key=lambda g: (order.index(g.name) if g.name in order else len(order), g.name))
+    groups.sort(key=lambda group: (_place(group, study), group.name))
     return tuple(groups)
+
+
+def _place(group: FinalGroup, study: Study) -> tuple[int, ...]:
+    """Where a group's values of `sweep.final.per` stand among the study's choices; values of no choice come last."""
+    params = TrialFolder(group.runs[0].folder).trial().get("params") or {} if group.runs else {}
+    places = []
+    for key in study.sweep.final.keys if study.sweep.final else []:
+        choices = study.search[key].choices
+        places.append(choices.index(params[key]) if params.get(key) in choices else len(choices))
+    return tuple(places)
 
 
 def _cells(group: FinalGroup) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def make_sweep(
         groups = GROUPS if made.sweep.final and made.sweep.final.per else {"best": GROUPS["cmpt"]}
         for group, strengths in groups.items():
             for seed in (101, 102, 103):
-                make_final(folder / "final" / group / f"seed-{seed}", made, seed, strengths)
+                params = {"method.name": group} if group in GROUPS else {}
+                make_final(folder / "final" / group / f"seed-{seed}", made, seed, strengths, params=params)
     return folder
 
 
@@ -146,11 +147,18 @@ def make_final(
     task: Task | None = None,
     rows: int = 300,
     natural: Mapping[str, float] | None = None,
+    params: Mapping[str, Any] | None = None,
 ) -> None:
     """One evaluated final run; `strengths` is how often the right class wins without text, without image."""
     place = TrialFolder(folder)
     place.create(
-        {"id": f"final/{folder.parent.name}/{folder.name}", "params": {}, "kind": "final", "seed": seed}, made.to_yaml()
+        {
+            "id": f"final/{folder.parent.name}/{folder.name}",
+            "params": dict(params or {}),
+            "kind": "final",
+            "seed": seed,
+        },
+        made.to_yaml(),
     )
     predictions, task = invent(strengths, seed, task=task, rows=rows, natural=natural)
     scenarios = [Scenario.parse(spec, MODALITIES) for spec in made.scenarios.evaluate]

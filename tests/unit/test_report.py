@@ -9,6 +9,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -18,13 +19,14 @@ from mmsweep.report import tables, wording
 from mmsweep.report.packing import FILE, PackEpoch, Packing
 from mmsweep.report.page import write_report
 from mmsweep.report.published import ROWS, published, published_table
-from mmsweep.report.record import SweepRecord
-from mmsweep.report.search_figures import importances
+from mmsweep.report.record import SweepRecord, group_name
+from mmsweep.report.search_figures import importance_bars, importance_note, importances
 from mmsweep.report.sentences import facts
 from mmsweep.tasks.classification import MultiLabel
+from mmsweep.training.checkpoint import Report, TrialFolder
 from tests.unit import report_factory as factory
 
-FIGURES = {"share_available", "scenarios", "per_class", "history", "curves", "importance", "parallel"}
+FIGURES = {"share_available", "scenarios", "per_class", "history", "curves", "parallel"}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,38 @@ def test_a_score_is_the_best_epoch_and_a_stopped_trial_never_wins(finished: Path
     again = SweepRecord.load(folder)
     assert again.ranking[0].id == stopped.id
     assert again.best is not None and again.best.id == record.best.id
+
+
+def test_different_values_of_final_per_never_share_a_group() -> None:
+    values = [
+        "/data/bert-a",
+        "/data/bert/a",
+        "模型甲",
+        "模型乙",
+        "4",
+        4,
+        4.0,
+        True,
+        "True",
+        None,
+        "None",
+        "",
+        "-",
+        ".",
+        "..",
+    ]
+    values += ["a" * 300, "a" * 299 + "b", "../../x", "a/b", "a b", "é", "e\u0301", [1], ["1"], "[1]", {"rate": 0.5}]
+    names = [group_name({"k": value}, ["k"]) for value in values] + [group_name({}, ["k"])]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"\w[\w.-]*", name) and len(name.encode()) <= 255 for name in names)
+    assert group_name({"method.name": "cmpt"}, ["method.name"]) == "cmpt"  # what needs no digest has none
+    assert group_name({"k": 4}, ["k"]) == "4"
+    assert group_name({}, ["k"]) == "None"
+    pairs = [("a-b", "c"), ("a", "b-c"), ("a", "1"), ("a", 1), ("a", None)]
+    names = [group_name(dict(zip("kl", pair, strict=True)), ["k", "l"]) for pair in pairs]
+    names += [group_name({"k": "a"}, ["k", "l"]), group_name({"l": "a"}, ["k", "l"]), group_name({}, ["k", "l"])]
+    assert len(set(names)) == len(names)
+    assert group_name({"k": "a", "l": 1}, ["k", "l"]) == "a-1"
 
 
 def test_groups_come_in_the_study_s_order_and_validation_chooses(by_method: Path) -> None:
@@ -200,13 +234,33 @@ def test_published_numbers_stand_beside_matching_scenarios_only(tmp_path: Path, 
     assert table.rows[0][3:5] == ("52.61 ± 0.12", "Kim & Kim 43.21")
 
 
-def test_importance_needs_complete_trials(finished: Path, tmp_path: Path) -> None:
-    found = importances(SweepRecord.load(finished))
-    assert set(found) == set(factory.STUDY["search"]) and sum(found.values()) == pytest.approx(1.0)
-    few = factory.make_sweep(tmp_path / "few", trials=2, finals=False)
-    assert importances(SweepRecord.load(few)) == {}
-    (few / "optuna.db").unlink()
-    assert importances(SweepRecord.load(few)) == {}
+def test_importance_is_fanova_s_with_its_spread_and_needs_twenty_finished_trials(tmp_path: Path) -> None:
+    folder, made = tmp_path / "ranked", factory.study(sweep={"trials": 40, "final": None})
+    folder.mkdir()
+    (folder / "study.yaml").write_text(made.to_yaml())
+    random = np.random.default_rng(0)
+    for number in range(40):
+        params = {"method.align_weight": 10 ** random.uniform(-2, 0), "model.lora.rank": [1, 2, 4, 8][number % 4]}
+        params |= {
+            "method.masking.probability": random.uniform(0, 0.9),
+            "train.optimizer.lr": 10 ** random.uniform(-4, -2),
+        }
+        trial = TrialFolder(folder / "trials" / f"{number:04d}")
+        trial.create({"id": f"{number:04d}", "number": number, "params": params, "seed": 0}, made.to_yaml())
+        score = 0.5 + 0.05 * np.log2(params["model.lora.rank"]) + random.normal(0, 0.02)
+        trial.append(Report(1, {made.sweep.objectives[0].metric: score}))
+        trial.mark_done("finished")
+        if number == 18:
+            assert importances(SweepRecord.load(folder)) == {}
+            assert "19 trials ran to their end" in importance_note(SweepRecord.load(folder))
+    found = importances(SweepRecord.load(folder))
+    assert set(found) == set(factory.STUDY["search"]) and next(iter(found)) == "model.lora.rank"
+    assert sum(importance.share for importance in found.values()) == pytest.approx(1.0)
+    rank, others = found["model.lora.rank"], [found[key] for key in list(found)[1:]]
+    assert rank.low <= rank.share <= rank.high and rank.share > 0.7
+    assert all(rank.low > other.high for other in others)
+    assert "40 finished trials" in importance_note(SweepRecord.load(folder))
+    assert importance_bars(SweepRecord.load(folder), tmp_path / "bars.png") is not None
 
 
 class _Page(HTMLParser):

@@ -44,6 +44,7 @@ _RC: Any = {
     "legend.frameon": False,
     "lines.linewidth": 2.0,
     "lines.markersize": 5.0,
+    "text.parse_math": False,  # a dollar sign in a class's or a modality's name is no formula
 }
 
 

@@ -13,6 +13,7 @@ import rich.table
 from rich import box
 from rich.text import Text
 
+from mmsweep.markdown import markdown_text
 from mmsweep.report import wording
 from mmsweep.report.finals import FinalGroup
 from mmsweep.report.leaderboard import Leaderboard
@@ -51,10 +52,10 @@ class Table:
 
     def to_markdown(self) -> str:
         """A heading-less pipe table under its title."""
-        escaped = [[text.replace("|", "\\|") for text in row] for row in [self.columns, *self.rows]]
+        escaped = [[markdown_text(text) for text in row] for row in [self.columns, *self.rows]]
         marks = ["---" if position < self.left else "---:" for position in range(len(self.columns))]
         lines = [f"| {' | '.join(row)} |" for row in [escaped[0], marks, *escaped[1:]]]
-        return f"**{self.title}**\n\n" + "\n".join(lines) + "\n"
+        return f"**{markdown_text(self.title)}**\n\n" + "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
         """A booktabs table."""

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import yaml
 from mlflow.entities import Run
 
+from mmsweep.markdown import markdown_text
+
 _NOTE_LIMIT = 7500  # MLflow keeps 8,000 characters of a tag
 
 
@@ -67,13 +69,14 @@ def _table(
     if shown:
         first, sign = shown[0], -1 if metrics[shown[0]].mode == "max" else 1
         runs.sort(key=lambda run: (first not in run.data.metrics, sign * run.data.metrics.get(first, 0.0)))
-    header = [kind, "state", *(titles[name] for name in shown), *params]
+    header = [kind, "state", *(markdown_text(text) for text in [*(titles[name] for name in shown), *params])]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for position, run in enumerate(runs):
-        name = f"[{run.info.run_name}](#/experiments/{experiment_id}/runs/{run.info.run_id})"
+        name = f"[{markdown_text(run.info.run_name)}](#/experiments/{experiment_id}/runs/{run.info.run_id})"
         values = [f"{run.data.metrics[m]:.4f}" if m in run.data.metrics else "" for m in shown]
         state = run.data.tags.get("mmsweep.state", run.info.status.lower())
-        line = f"| {' | '.join([name, state, *values, *(_short(run.data.params.get(key, '')) for key in params)])} |"
+        varied = [markdown_text(_short(run.data.params.get(key, ""))) for key in params]
+        line = f"| {' | '.join([name, state, *values, *varied])} |"
         if sum(map(len, lines)) + len(line) > limit:
             return "\n".join(lines) + f"\n\n… and {len(runs) - position} more."
         lines.append(line)

@@ -15,7 +15,7 @@ import mmsweep
 ROOT = Path(mmsweep.__file__).parent
 # Bottom to top. A part may import the floors below its own, and parts of its own floor as long as no circle closes.
 FLOORS = [
-    {"__init__", "errors", "json_text", "transfer"},
+    {"__init__", "errors", "json_text", "markdown", "transfer"},
     {"availability", "data", "models", "tasks"},
     {"methods", "study", "study_data", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},

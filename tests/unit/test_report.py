@@ -22,7 +22,7 @@ from mmsweep.report.published import ROWS, published, published_table
 from mmsweep.report.record import SweepRecord, group_name
 from mmsweep.report.search_figures import importance_bars, importance_note, importances
 from mmsweep.report.sentences import facts
-from mmsweep.tasks.classification import MultiLabel
+from mmsweep.tasks.classification import MultiLabel, SingleLabel
 from mmsweep.training.checkpoint import Report, TrialFolder
 from tests.unit import report_factory as factory
 
@@ -307,6 +307,27 @@ def test_the_page_of_a_finished_sweep_stands_alone(finished: Path) -> None:
     names = {path.name for path in (index.parent / "tables").iterdir()}
     shown = ("trials", "scenarios", "agreement_1", "agreement_2")
     assert names == {"trials.csv", "scenarios.csv"} | {f"{n}.{kind}" for n in shown for kind in ("md", "tex")}
+
+
+def test_names_from_users_are_text_everywhere(tmp_path: Path) -> None:
+    """Markup, formulas and table borders in values and class names are shown as they are."""
+    names = ["<script>alert(1)</script>", "$x_{", "a|b", "_c_ `d` **e**"]
+    search = {"model.encoders.text.name": {"choice": names}, "train.optimizer.lr": {"uniform": [1e-4, 1e-2]}}
+    search |= {"method.masking.probability": {"uniform": [0.0, 0.9]}}
+    made = factory.study(search=search, sweep={"trials": 12, "final": {"seeds": 1, "per": "model.encoders.text.name"}})
+    folder = factory.make_sweep(tmp_path / "named", made, finals=False)
+    for name in names:
+        params = {"model.encoders.text.name": name}
+        task = SingleLabel(Target("single_label", (*names, "f", "g", "h")))
+        place = folder / "final" / group_name(params, list(params)) / "seed-101"
+        factory.make_final(place, made, 101, (0.5, 0.6), task=task, params=params)
+    index = write_report(folder)
+    text = checked(index)
+    assert "<script" not in text and "&lt;script&gt;alert(1)" in text
+    rows = tables.Table("t", ("name",), tuple((name,) for name in names)).to_markdown().splitlines()[4:]
+    shown = ["&lt;script&gt;alert(1)&lt;/script&gt;", r"$x\_{", r"a\|b", r"\_c\_ \`d\` \*\*e\*\*"]
+    assert rows == [f"| {cell} |" for cell in shown]
+    assert {path.stem for path in index.parent.glob("*.png")} >= {"per_class", "parallel", "scenarios"}
 
 
 def test_the_page_of_groups_has_a_leaderboard(by_method: Path) -> None:

@@ -1,0 +1,14 @@
+"""Markdown as GitHub and MLflow read it."""
+
+from __future__ import annotations
+
+import html
+import re
+
+# An underscore within a word is an underscore; at a word's edge it starts or ends emphasis.
+_SPECIAL = re.compile(r"[\\`*\[|~]|(?<!\w)_|_(?!\w)")
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: what would be markup, HTML or a table's border is escaped."""
+    return _SPECIAL.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))

@@ -44,7 +44,7 @@ from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from
 from mmsweep.training.stand_ins import write_stand_ins
 from mmsweep.training.world import World
-from mmsweep.views import make_augmentation, make_inference, raster_window
+from mmsweep.views import kept_formats, make_augmentation, make_inference, raster_window
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -194,7 +194,7 @@ def prepare_data(study: Study) -> PreparedData:
     """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, no weights."""
     builder = make_builder(study)
     blueprint = _blueprint(study, builder, load=False, files=True)
-    formats = BACKBONES[study.model.backbone.name].formats_of(blueprint)
+    formats = kept_formats(study, BACKBONES[study.model.backbone.name].formats_of(blueprint))
     return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
 
 
@@ -219,7 +219,7 @@ class Warm:
             self.key = self.data = self.backbone = None
             builder = make_builder(study)
             backbone = make_backbone(study, builder)
-            formats = backbone.formats
+            formats = kept_formats(study, backbone.formats)
             try:
                 if self.world.first:  # one rank decodes, the others map what it wrote
                     prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)

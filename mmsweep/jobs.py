@@ -34,7 +34,9 @@ class Job:
 def warm_key(study: Study) -> str:
     """Studies with equal keys may train on the same host without it loading anything anew."""
     data = study.data.model_dump(mode="json", exclude={"augmentation"})
-    data["window"] = study.data.augmentation.window  # decides the training grid, and so the shapes of tokens
+    varied = study.data.augmentation
+    data["window"] = varied.window  # decides the training grid, and so the shapes of tokens
+    data["kept"] = varied.crop is not None, varied.random_frames  # decide which columns are prepared
     networks = study.model.model_dump(mode="json", include={"backbone", "encoders"})
     return _digest([data, networks, study.resources.cpus])
 

@@ -29,11 +29,24 @@ class VideoOptions(Section):
 
 
 class Augmentation(Section):
-    crop: tuple[float, float] | None = Field(None, description="smallest and largest area of a random resized crop")
-    flip: bool = Field(False, description="mirror images at random")
-    random_frames: bool = Field(False, description="random instead of uniform video frames")
-    window: int | None = Field(None, ge=8, description="side of the part of rasters that a training step sees")
-    scale: tuple[float, float] | None = Field(None, description="rasters: smallest and largest random enlargement")
+    crop: tuple[float, float] | None = Field(
+        None,
+        description="Smallest and largest area of a random crop, as shares of the whole picture, for example "
+        "[0.5, 1.0]; the crop is resized to what the encoder sees. null crops nothing. Prepared training pictures and "
+        "frames are then also kept whole, at twice the encoder's pixels, and take three times the disk space",
+    )
+    flip: bool = Field(False, description="Mirror half of the pictures, clips and rasters, chosen at random")
+    random_frames: bool = Field(
+        False,
+        description="Show random frames of each training clip instead of uniform ones. They are drawn from all of its "
+        "frames, or from 8 × `data.video.frames` uniform ones of a longer clip: so many are prepared and kept on disk",
+    )
+    window: int | None = Field(
+        None, ge=8, description="Side in pixels of the part of rasters that a training step sees; null: all of them"
+    )
+    scale: tuple[float, float] | None = Field(
+        None, description="Smallest and largest factor by which rasters are enlarged at random; null enlarges nothing"
+    )
 
 
 class ManifestColumn(Section):

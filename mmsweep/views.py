@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mmsweep.data.augmentation import Augmentation
+from mmsweep.data.formats import Format
 from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.training.inference import Inference
@@ -24,6 +27,12 @@ def make_augmentation(study: Study) -> Augmentation | None:
     except UserError as problem:
         key = "scale" if problem.key == "scale" else "crop"
         raise problem.placed(key=f"data.augmentation.{key}") from None
+
+
+def kept_formats(study: Study, formats: Mapping[str, Format]) -> dict[str, Format]:
+    """The formats that data is prepared in: an encoder's, with room for what the study's augmentation draws from."""
+    augmentation = make_augmentation(study)
+    return dict(formats) if augmentation is None else augmentation.kept_formats(formats)
 
 
 def raster_window(study: Study) -> tuple[int, int] | None:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmsweep.data.dataset import IGNORE
+from mmsweep.data.formats import Format, ImageFormat, VideoFormat
 from mmsweep.errors import UserError
 from mmsweep.transfer import Resident, sent
+
+KEPT_FRAMES = 8
+"""Most frames of a training clip that are kept for random frames, as a multiple of those that are shown."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,12 @@ class Augmentation:
     """What is varied while training. All off by default.
 
     Args:
-        crop_scale: area of a random crop as a share of the picture, [low, high]; None: no crop.
-        crop_ratio: its aspect ratio, [low, high] around 1.
+        crop_scale: area of a random crop as a share of the whole picture, [low, high]; None: no crop.
+        crop_ratio: its width / height, [low, high] around 1. A picture that is too narrow or too flat for a crop of
+            that area and ratio gives the largest crop of the ratio.
         flip: probability of a horizontal flip.
         brightness, contrast, saturation: each factor is drawn from [1 - x, 1 + x].
-        random_frames: clips show frames drawn at random (in order) instead of uniformly.
+        random_frames: clips show kept frames drawn at random (in order) instead of uniform ones.
         window: (height, width) that training sees of rasters and their label map; None: all of them.
         scale: rasters are enlarged by a factor drawn from [low, high] before the window is cut; below 1 the window may
             reach beyond them: there inputs are 0 and pixels have no class.
@@ -64,6 +70,22 @@ class Augmentation:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError("the strength must lie within 0 and 1", key=name, found=getattr(self, name))
 
+    def kept_formats(self, formats: Mapping[str, Format]) -> dict[str, Format]:
+        """The formats with room for what is drawn: whole pictures for crops, more frames for random ones.
+
+        Training pictures are then kept twice: as evaluation shows them, and with twice as many pixels for crops. How
+        much is kept does not depend on the options' values, so configurations that differ in them share the columns.
+        """
+        return {name: self._kept(format) for name, format in formats.items()}
+
+    def _kept(self, format: Format) -> Format:
+        if isinstance(format, VideoFormat):
+            image = cast(ImageFormat, self._kept(format.image))
+            return replace(format, image=image, kept=KEPT_FRAMES * format.frames if self.random_frames else None)
+        if isinstance(format, ImageFormat):
+            return replace(format, whole=None if self.crop_scale is None else math.ceil(format.size * math.sqrt(2)))
+        return format
+
     @property
     def changes_pictures(self) -> bool:
         return self.crop_scale is not None or self.flip > 0 or self._colours
@@ -72,18 +94,22 @@ class Augmentation:
     def _colours(self) -> bool:
         return max(self.brightness, self.contrast, self.saturation) > 0
 
-    def draw(self, rows: int, generator: torch.Generator, stored_frames: Mapping[str, int] | None = None) -> Draws:
+    def draw(self, rows: int, generator: torch.Generator, kept_frames: Mapping[str, int] | None = None) -> Draws:
         """Random numbers for `rows` rows. How far the generator moves depends on `rows` and the formats only.
 
         Args:
-            stored_frames: modality -> number of frames on disk, of the clips.
+            kept_frames: modality -> most frames that are kept of a clip.
         """
         uniform_BK = torch.rand(rows, _COLUMNS, generator=generator)
-        frames = {name: torch.rand(rows, count, generator=generator) for name, count in (stored_frames or {}).items()}
+        frames = {name: torch.rand(rows, count, generator=generator) for name, count in (kept_frames or {}).items()}
         return Draws(uniform_BK, frames)
 
-    def pictures(self, pictures: Tensor, draws: Draws, size: int) -> Tensor:
-        """uint8 [B,3,H,W] or [B,F,3,H,W] -> [..., size, size], uint8, or float in 0..255 after a crop or colours."""
+    def pictures(self, pictures: Tensor, draws: Draws, size: int, aspect_B: Tensor | None = None) -> Tensor:
+        """uint8 [B,3,H,W] or [B,F,3,H,W] -> [..., size, size], uint8, or float in 0..255 after a crop or colours.
+
+        Args:
+            aspect_B: log(width / height) that pictures had before they were stretched to a square; None: they were not.
+        """
         frames = pictures.shape[1] if pictures.ndim == 5 else 1
         host_BK = draws.uniform_BK.repeat_interleave(frames, 0)
         uniform_BK = sent(host_BK, pictures.device)
@@ -91,16 +117,14 @@ class Augmentation:
         if self.crop_scale is not None:
             flat = F.grid_sample(
                 flat.float(),
-                self._grid(uniform_BK, flat, (size, size)),
+                self._grid(uniform_BK, (size, size), None if aspect_B is None else aspect_B.repeat_interleave(frames)),
                 mode="bilinear",
                 padding_mode="border",
                 align_corners=False,
             )
-        else:
-            flat = centre_crop(flat, size)
-            if self.flip > 0:
-                flipped = self._flipped(host_BK, flat.device)
-                flat = flat.index_copy(0, flipped, flat[flipped].flip(-1))
+        elif self.flip > 0:
+            flipped = self._flipped(host_BK, flat.device)
+            flat = flat.index_copy(0, flipped, flat[flipped].flip(-1))
         if self._colours:
             flat = self._recolour(flat.float(), uniform_BK)
         return flat.reshape(*pictures.shape[:-3], *flat.shape[-3:])
@@ -121,7 +145,7 @@ class Augmentation:
             return values.index_copy(0, flipped, values[flipped].flip(-1))
         uniform_BK = sent(draws.uniform_BK, values.device)
         if self.crop_scale is not None:
-            grid = self._grid(uniform_BK, values, size)
+            grid = self._grid(uniform_BK, size)
         else:
             grid = self._window_grid(uniform_BK, values, size)
         return F.grid_sample(values, grid, mode=mode, padding_mode="zeros", align_corners=False)
@@ -141,18 +165,32 @@ class Augmentation:
         (height_B, y_B), (width_B, x_B) = sides
         return self._affine(uniform_BK, width_B, height_B, x_B, y_B, size)
 
-    def frames(self, modality: str, wanted: int, draws: Draws) -> Tensor:
-        """int64 [B, wanted]: which stored frames to show, in order of time."""
-        return draws.frames[modality].argsort(dim=1, stable=True)[:, :wanted].sort(dim=1).values
+    def frames(self, modality: str, wanted: int, draws: Draws, kept_B: Tensor) -> Tensor:
+        """int64 [B, wanted]: which of the kept frames to show, in order of time; some twice where there are too few.
 
-    def _grid(self, uniform_BK: Tensor, flat: Tensor, size: tuple[int, int]) -> Tensor:
+        Args:
+            kept_B: how many distinct frames a clip has.
+        """
+        order_BF = draws.frames[modality]
+        order_BF = order_BF.masked_fill(torch.arange(order_BF.shape[1]) >= kept_B[:, None], 2.0)  # above every draw
+        drawn_BF = order_BF.argsort(dim=1, stable=True)[:, :wanted].sort(dim=1).values
+        # As `uniform_frames`, in whole numbers.
+        uniform_BF = (2 * torch.arange(wanted) + 1) * kept_B[:, None].long() // (2 * wanted)
+        return torch.where((kept_B >= wanted)[:, None], drawn_BF, uniform_BF)
+
+    def _grid(self, uniform_BK: Tensor, size: tuple[int, int], aspect_B: Tensor | None = None) -> Tensor:
         assert self.crop_scale is not None
         low, high = self.crop_scale
         area_B = low + (high - low) * uniform_BK[:, _AREA]
         log_low, log_high = math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1])
-        ratio_B = torch.exp(log_low + (log_high - log_low) * uniform_BK[:, _RATIO])
-        width_B = (area_B * ratio_B).sqrt().clamp(max=1.0)
-        height_B = (area_B / ratio_B).sqrt().clamp(max=1.0)
+        # Logarithms of width / height, relative to the picture's own: a square crop of a wide picture is a narrow part.
+        shape_B = torch.zeros_like(area_B) if aspect_B is None else aspect_B
+        fits_B = -area_B.log()  # beyond it a crop of this area is wider or higher than the picture
+        ratio_B = log_low + (log_high - log_low) * uniform_BK[:, _RATIO]
+        ratio_B = ratio_B.clamp(shape_B - fits_B, shape_B + fits_B).clamp(log_low, log_high) - shape_B
+        width_B, height_B = (area_B * ratio_B.exp()).sqrt(), (area_B / ratio_B.exp()).sqrt()
+        larger_B = torch.maximum(width_B, height_B).clamp(min=1.0)
+        width_B, height_B = width_B / larger_B, height_B / larger_B
         # grid_sample counts from -1 to 1: a crop of width w may have its centre within ±(1 - w).
         x_B = (2 * uniform_BK[:, _LEFT] - 1) * (1 - width_B)
         y_B = (2 * uniform_BK[:, _TOP] - 1) * (1 - height_B)
@@ -202,12 +240,6 @@ class Draws:
     def rows(self, rows: slice | Tensor) -> Draws:
         """The numbers of some rows (a rank's)."""
         return Draws(self.uniform_BK[rows], {name: values[rows] for name, values in self.frames.items()})
-
-
-def centre_crop(pictures: Tensor, size: int) -> Tensor:
-    """[..., H, W] -> [..., size, size]."""
-    top, left = (pictures.shape[-2] - size) // 2, (pictures.shape[-1] - size) // 2
-    return pictures[..., top : top + size, left : left + size]
 
 
 # A column for every decision, used or not: switching one on leaves the others' numbers as they were.

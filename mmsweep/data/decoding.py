@@ -1,13 +1,13 @@
-"""Raw values become arrays: pictures, texts, sounds and clips, each by its format.
+"""Raw values become arrays: pictures, texts, sounds and sequences, each by its format (clips: `clips.py`).
 
 Every function raises `Undecodable` with a reason for people when a value cannot be read; `prepared.py` turns it into a
-bad row with its file and line. Audio and video files need the optional packages `mmsweep[audio]` and `mmsweep[video]`.
+bad row with its file and line. Audio files need the optional package `mmsweep[audio]`.
 """
 
 from __future__ import annotations
 
 import io
-import re
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat, TextFormat, VideoFormat
+from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat, TextFormat
 from mmsweep.errors import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Undecodable(Exception):
@@ -55,27 +53,29 @@ def _shown(value: Any) -> str:
 
 
 def decode_image(value: str | Path | bytes, format: ImageFormat) -> np.ndarray:
-    """uint8 [3, stored, stored]: turned by EXIF, transparency on white, shorter side resized (bicubic), centre crop.
+    """uint8 [3, size, size]: turned by EXIF, transparency on white, shorter side resized (bicubic), centre crop.
 
     SVG drawings are rendered first, by resvg (`mmsweep[svg]`).
     """
+    return fit_square(open_picture(value, format.size), format)
+
+
+def open_picture(value: str | Path | bytes, side: int) -> Image.Image:
+    """An RGB picture, turned by EXIF, transparency on white; a drawing's shorter side has at least `side` pixels."""
     data = read_bytes(value)
     if _is_svg(data):
-        data = _rendered(data, value, format.resized_side)
+        data = _rendered(data, value, side)
     try:
         with Image.open(io.BytesIO(data)) as opened:
             picture = ImageOps.exif_transpose(opened) or opened
-            picture = _to_rgb(picture)
+            return _to_rgb(picture)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise Undecodable(f"the picture {_name(value)} cannot be decoded ({first_line(error)})") from None
-    return fit_square(picture, format)
 
 
 def fit_square(picture: Image.Image, format: ImageFormat) -> np.ndarray:
-    """uint8 [3, stored, stored] of an RGB picture."""
-    side, stored = format.resized_side, format.stored_side
-    if format.fit == "pad" and picture.size[0] != picture.size[1]:
-        picture = ImageOps.pad(picture, (max(picture.size),) * 2, color=(255, 255, 255))
+    """uint8 [3, size, size] of an RGB picture: what evaluation shows."""
+    side, picture = format.size, _padded(picture, format)
     width, height = picture.size
     short = min(width, height)
     if short != side:
@@ -84,8 +84,31 @@ def fit_square(picture: Image.Image, format: ImageFormat) -> np.ndarray:
             (side * width // short if width > height else side, side * height // short if height > width else side),
             Image.Resampling.BICUBIC,
         )
-    left, top = (picture.size[0] - stored) // 2, (picture.size[1] - stored) // 2
-    picture = picture.crop((left, top, left + stored, top + stored))
+    left, top = (picture.size[0] - side) // 2, (picture.size[1] - side) // 2
+    return _channels_first(picture.crop((left, top, left + side, top + side)))
+
+
+def whole_square(picture: Image.Image, format: ImageFormat) -> tuple[np.ndarray, float]:
+    """uint8 [3, whole, whole] of an RGB picture, stretched; and log(width / height), which the stretching hides."""
+    assert format.whole is not None
+    picture = _padded(picture, format)
+    stretched = picture.resize((format.whole, format.whole), Image.Resampling.BICUBIC)
+    return _channels_first(stretched), math.log(picture.size[0] / picture.size[1])
+
+
+def decode_whole(value: str | Path | bytes, format: ImageFormat) -> tuple[np.ndarray, float]:
+    """As `whole_square`, of a picture by path or bytes. Raises as `decode_image`."""
+    assert format.whole is not None
+    return whole_square(open_picture(value, format.whole), format)
+
+
+def _padded(picture: Image.Image, format: ImageFormat) -> Image.Image:
+    if format.fit == "pad" and picture.size[0] != picture.size[1]:
+        return ImageOps.pad(picture, (max(picture.size),) * 2, color=(255, 255, 255))
+    return picture
+
+
+def _channels_first(picture: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
 
 
@@ -284,56 +307,3 @@ def decode_sequence(value: str | Path | bytes, format: SequenceFormat) -> np.nda
         step, column = np.argwhere(~np.isfinite(array))[0]
         raise Undecodable(f"the sequence {_name(value)} holds {array[step, column]} at step {step}, column {column}")
     return np.ascontiguousarray(array[: format.length], np.float32)
-
-
-# ---- clips ---------------------------------------------------------------------------------------------------------
-
-
-def decode_video(value: str | Path, format: VideoFormat) -> np.ndarray:
-    """uint8 [F,3,H,W]: the middle frame of each of F equal parts of the clip (frames repeat in shorter clips)."""
-    path = Path(value)
-    if path.is_dir():
-        # Numbers compare as numbers (frame-10 after frame-9); an unsorted listing is a known bug of others' loaders.
-        names = sorted(
-            (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: natural_key(p.name)
-        )
-        if not names:
-            raise Undecodable(f"the folder {path} holds no frames")
-        chosen = [names[i] for i in uniform_frames(len(names), format.stored_frames)]
-        return np.stack([decode_image(name, format.image) for name in chosen])
-    if not path.exists():
-        raise Undecodable(f"the clip {path} does not exist")
-    return _decode_video_file(path, format)
-
-
-def uniform_frames(count: int, wanted: int) -> list[int]:
-    """Middle of each of `wanted` equal parts of `count` frames."""
-    return [int((k + 0.5) * count / wanted) for k in range(wanted)]
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key in which frame-9 comes before frame-10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _decode_video_file(path: Path, format: VideoFormat) -> np.ndarray:
-    try:
-        import av
-    except ImportError:
-        raise UserError("video files need the package av", file=path, hint="pip install 'mmsweep[video]'") from None
-    try:
-        with av.open(str(path)) as clip:
-            if not clip.streams.video:
-                raise Undecodable(f"the clip {path} has no pictures")
-            count = sum(1 for _ in clip.decode(video=0))  # containers' own frame counts cannot be trusted
-        if count == 0:
-            raise Undecodable(f"the clip {path} has no frames")
-        chosen = uniform_frames(count, format.stored_frames)
-        frames: dict[int, np.ndarray] = {}
-        with av.open(str(path)) as clip:
-            for index, frame in enumerate(clip.decode(video=0)):
-                if index in chosen:
-                    frames[index] = fit_square(frame.to_image(), format.image)
-    except (OSError, ValueError, IndexError) as error:  # av.FFmpegError derives from these
-        raise Undecodable(f"the clip {path} cannot be decoded ({first_line(error)})") from None
-    return np.stack([frames[index] for index in chosen])

@@ -18,58 +18,35 @@ from mmsweep.errors import UserError
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """Pictures: column uint8 [N,3,stored,stored]; batch float32 [B,3,size,size], (x/255 - mean) / std.
+    """Pictures: column uint8 [N,3,size,size]; batch float32 [B,3,size,size], (x/255 - mean) / std.
 
     Args:
         size: side of the square that the network sees.
         mean, std: per channel, in 0..1.
-        resize: shorter side before the centre crop; None means `size` (no margin).
-        stored: side of the square kept on disk, cropped to `size` in the batch; None means `size`. Random crops
-            want more.
         fit: what happens to a picture that is not square: `crop` shows its middle, `pad` shows all of it on white.
+        whole: side of a second column, for random crops: all of each training picture, stretched to a square. None
+            keeps no such column.
     """
 
     size: int
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    resize: int | None = None
-    stored: int | None = None
     fit: Literal["crop", "pad"] = "crop"
+    whole: int | None = None
 
     kind = "image"
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError("the image size must be positive", key="size", found=self.size)
-        if self.resize is not None and self.resize < self.size:
-            raise UserError(
-                "a picture cannot be cropped to more than it was resized to",
-                key="resize",
-                found=self.resize,
-                expected=f"at least size = {self.size}",
-            )
-        if not self.size <= self.stored_side <= self.resized_side:
-            raise UserError(
-                "the stored picture must lie between what is shown and what was resized to",
-                key="stored",
-                found=self.stored,
-                expected=f"{self.size} to {self.resized_side}",
-            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UserError("mean and std must have three entries, std above 0", found=(self.mean, self.std))
 
-    @property
-    def stored_side(self) -> int:
-        return self.stored or self.size
-
-    @property
-    def resized_side(self) -> int:
-        return self.resize or self.size
-
     def key(self) -> dict[str, Any]:
         # mean and std act on the device, after the column: pictures prepared for one encoder serve another.
-        key = {"kind": self.kind, "stored": self.stored_side, "resize": self.resized_side}
-        return key if self.fit == "crop" else {**key, "fit": self.fit}
+        key: dict[str, Any] = {"kind": self.kind, "stored": self.size, "resize": self.size}
+        options = {"fit": None if self.fit == "crop" else self.fit, "whole": self.whole}
+        return key | {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -137,34 +114,32 @@ class AudioFormat:
 
 @dataclass(frozen=True)
 class VideoFormat:
-    """Clips: column uint8 [N,F,3,H,W]; batch float32 [B,f,3,H,W], each frame as `image` says.
+    """Clips: column uint8 [N,f,3,H,W]; batch float32 [B,f,3,H,W], each frame as `image` says.
 
     Args:
         image: how a frame is read.
         frames: f, what the network sees: uniform over the clip, random with `Augmentation(random_frames=True)`.
-        stored: F, frames kept on disk (uniform over the clip); None keeps `frames`. Random frames need more.
+        kept: most frames of a training clip in a second column, uniform over the clip, which random frames are drawn
+            from. None keeps no such column, unless `image.whole` asks for one.
     """
 
     image: ImageFormat
     frames: int = 3
-    stored: int | None = None
+    kept: int | None = None
 
     kind = "video"
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or (self.stored is not None and self.stored < self.frames):
+        if self.frames < 1 or (self.kept is not None and self.kept < self.frames):
             raise UserError(
-                "a clip needs at least one frame, and as many stored as are shown",
+                "a clip needs at least one frame, and as many kept as are shown",
                 key="frames",
-                found=(self.frames, self.stored),
+                found=(self.frames, self.kept),
             )
 
-    @property
-    def stored_frames(self) -> int:
-        return self.stored or self.frames
-
     def key(self) -> dict[str, Any]:
-        return {"kind": self.kind, "image": self.image.key(), "stored": self.stored_frames}
+        key = {"kind": self.kind, "image": self.image.key(), "stored": self.frames}
+        return key if self.kept is None else {**key, "kept": self.kept}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Layout of a prepared folder (written under a temporary name, then renamed, so th
     train/targets.npy          int64 [N] | float32 [N,C] | float32 [N] | uint8 [N,H,W] (label maps)
     train/natural.npy          bool [N,M]
     train/image.npy            uint8 [N,3,H,W]                 (or <audio>.npy, <video>.npy)
+    train/image.varied.npy     what augmentation draws from, as `training_layout` says (train/ only)
     train/height.npy           uint8 or uint16 [N,C,H,W]       (rasters, in their own type)
     train/<sequence>.npy       float32 [N,T,F], and <sequence>.length.npy int32 [N]
     train/text.ids.npy         int32 [N,L], and text.mask.npy bool [N,L]
@@ -26,8 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from mmsweep.data.clips import decode_kept_frames, decode_video
+from mmsweep.data.columns import TARGETS, Layout, column_layout, map_size, training_layout
 from mmsweep.data.dataset import SPLITS, Sample, Target
-from mmsweep.data.decoding import Undecodable, decode_image, decode_video, sound_decoder, text_encoder
+from mmsweep.data.decoding import Undecodable, decode_image, decode_whole, sound_decoder, text_encoder
 from mmsweep.data.derived import sequence_decoder
 from mmsweep.data.formats import (
     AudioFormat,
@@ -43,9 +46,6 @@ from mmsweep.errors import UserError
 
 CODE_VERSION = 1
 """Raise it when the same input would give other columns: old caches are then left alone."""
-
-TARGETS = "targets"
-"""The column of targets; no modality may have this name."""
 
 BadSamples = list[tuple[Sample, str]]
 """Rows that cannot be used, and why."""
@@ -99,7 +99,7 @@ def write_prepared(
         (folder / name).mkdir(parents=True)
         maps = target if target.task == "segmentation" else None
         samples, targets = (splits[name], []) if maps else _with_valid_targets(splits[name], target, bad)
-        columns = _Columns(folder / name, samples, formats, maps)
+        columns = _Columns(folder / name, samples, formats, maps, training=name == "train")
         good = columns.decode(decoders, bad, lambda done, total, name=name: progress and progress(name, done, total))  # type: ignore[misc]
         if bad and not skip_bad:
             continue  # only the list of bad rows is still of interest
@@ -132,12 +132,12 @@ def write_prepared(
 
 def _require_space(folder: Path, splits: Mapping[str, list[Sample]], formats: Mapping[str, Format]) -> None:
     # A mapped file on a full disk ends the process (SIGBUS) instead of raising.
-    row = sum(
-        int(np.prod(shape)) * np.dtype(dtype).itemsize
-        for modality, format in formats.items()
-        for _, dtype, shape in column_layout(modality, format)
-    )
-    needed, free = row * sum(len(rows) for rows in splits.values()), shutil.disk_usage(folder).free
+    def bytes_of(layout: Callable[[str, Format], Layout]) -> int:
+        columns = [column for modality, format in formats.items() for column in layout(modality, format)]
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in columns)
+
+    needed = bytes_of(column_layout) * sum(map(len, splits.values())) + bytes_of(training_layout) * len(splits["train"])
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             "the disk has no room for the prepared data",
@@ -240,18 +240,35 @@ def _decoder(format: Format) -> Callable[[Any], np.ndarray] | None:
     return None  # texts are tokenised many at once
 
 
+def _training_decoder(format: Format) -> Callable[[Any], tuple[np.ndarray, float]] | None:
+    """A function from a raw value to what augmentation draws from, and its log(width / height)."""
+    if isinstance(format, ImageFormat) and training_layout("", format):
+        return lambda value: decode_whole(value, format)
+    if isinstance(format, VideoFormat) and training_layout("", format):
+        return lambda value: decode_kept_frames(value, format)
+    return None
+
+
 class _Columns:
     """The columns of one split while they are written."""
 
     def __init__(
-        self, folder: Path, samples: list[Sample], formats: Mapping[str, Format], maps: Target | None = None
+        self,
+        folder: Path,
+        samples: list[Sample],
+        formats: Mapping[str, Format],
+        maps: Target | None = None,
+        training: bool = False,
     ) -> None:
         self.folder, self.samples, self.formats, self.maps = folder, samples, formats, maps
         self.arrays: dict[str, np.ndarray] = {}
         self.sums: dict[str, tuple[np.ndarray, int]] = {}
         for modality, format in formats.items():
-            for name, dtype, shape in column_layout(modality, format):
+            layout = column_layout(modality, format) + (training_layout(modality, format) if training else [])
+            for name, dtype, shape in layout:
                 self.arrays[name] = _create(folder / f"{name}.npy", dtype, (len(samples), *shape))
+        varied = {m: _training_decoder(f) for m, f in formats.items()} if training else {}
+        self.varied = {modality: decoder for modality, decoder in varied.items() if decoder is not None}
         if maps:
             self.map_size = map_size(formats)
             self.arrays[TARGETS] = _create(folder / f"{TARGETS}.npy", np.uint8, (len(samples), *self.map_size))
@@ -283,6 +300,9 @@ class _Columns:
                 if value is not None:
                     try:
                         arrays[modality] = decoder(value)
+                        if modality in self.varied:
+                            pixels, aspect = self.varied[modality](value)
+                            arrays[f"{modality}.varied"], arrays[f"{modality}.aspect"] = pixels, np.array(aspect)
                     except Undecodable as error:
                         return {}, f"{modality}: {error}"
             return arrays, None
@@ -295,14 +315,14 @@ class _Columns:
                 for row, (arrays, reason) in zip(rows, pool.map(one, rows), strict=True):
                     if reason is not None:
                         reasons[row] = reason
-                    for modality, array in arrays.items():
-                        if f"{modality}.length" in self.arrays:
-                            self.arrays[f"{modality}.length"][row] = len(array)
-                            self.arrays[modality][row, : len(array)] = array
+                    for name, array in arrays.items():
+                        if f"{name}.length" in self.arrays:
+                            self.arrays[f"{name}.length"][row] = len(array)
+                            self.arrays[name][row, : len(array)] = array
                         else:
-                            self.arrays[modality][row] = array
-                        if modality != TARGETS:
-                            self._add(modality, array)
+                            self.arrays[name][row] = array
+                        if name in self.formats:
+                            self._add(name, array)
                 progress(rows.stop, len(self.samples))
         bad.extend((self.samples[row], reasons[row]) for row in sorted(reasons))
         return np.array([row not in reasons for row in range(len(self.samples))], bool)
@@ -345,38 +365,6 @@ class _Columns:
 
 
 _WINDOW = 256
-
-
-def column_layout(modality: str, format: Format) -> list[tuple[str, Any, tuple[int, ...]]]:
-    """Columns of a modality: (name, dtype, shape of a row)."""
-    if isinstance(format, TextFormat):
-        return [(f"{modality}.ids", np.int32, (format.length,)), (f"{modality}.mask", np.bool_, (format.length,))]
-    if isinstance(format, AudioFormat):
-        return [(modality, np.float32, (format.frames, format.mel_bins))]
-    if isinstance(format, SequenceFormat):
-        return [(modality, np.float32, (format.length, format.width)), (f"{modality}.length", np.int32, ())]
-    if isinstance(format, VideoFormat):
-        side = format.image.stored_side
-        return [(modality, np.uint8, (format.stored_frames, 3, side, side))]
-    if isinstance(format, RasterFormat):
-        return [(modality, np.dtype(format.dtype), (format.channels, *format.size))]
-    return [(modality, np.uint8, (3, format.stored_side, format.stored_side))]
-
-
-def map_size(formats: Mapping[str, Format]) -> tuple[int, int]:
-    """(H, W) of the rasters, and so of the label maps.
-
-    Raises:
-        UserError: no raster, or rasters of several sizes.
-    """
-    sizes = {modality: format.size for modality, format in formats.items() if isinstance(format, RasterFormat)}
-    if len(set(sizes.values())) != 1:
-        raise UserError(
-            "a label map needs rasters, all of one size",
-            key="data.modalities",
-            found={m: f"{h} x {w}" for m, (h, w) in sizes.items()},
-        )
-    return next(iter(sizes.values()))
 
 
 def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

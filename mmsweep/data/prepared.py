@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Target
-from mmsweep.data.formats import KINDS, AudioFormat, Format, SequenceFormat
+from mmsweep.data.formats import KINDS, AudioFormat, Format, SequenceFormat, VideoFormat
 from mmsweep.data.preparation import Progress, cache_key, write_prepared
 from mmsweep.data.prepared_split import FILLS, PreparedSplit
 from mmsweep.errors import UserError
@@ -95,9 +95,23 @@ def prepare(
         if not record["rows"][name]:
             raise UserError(f"the dataset {builder.name} has no rows in {name}", hint=builder.provenance())
     splits = {name: PreparedSplit(folder, name, formats, target, fills) for name in SPLITS}
+    _check_clips(splits["train"])
     return PreparedData(
         splits, target, dict(builder.modalities), record["fingerprint"], record["split_digest"], skipped, folder
     )
+
+
+def _check_clips(train: PreparedSplit) -> None:
+    """Refuse random frames where no clip has more frames than are shown."""
+    clips = {m: f for m, f in train.formats.items() if isinstance(f, VideoFormat) and f.kept is not None}
+    longest = {m: int(train.kept_frames(m).max()) for m in clips}
+    if clips and all(longest[m] <= f.frames for m, f in clips.items()):
+        raise UserError(
+            f"no training clip has more frames than the {max(f.frames for f in clips.values())} that are shown",
+            key="data.augmentation.random_frames",
+            found=True,
+            expected=f"false, or data.video.frames below {max(longest.values())}",
+        )
 
 
 def refusal(rows: list[BadRow]) -> UserError:

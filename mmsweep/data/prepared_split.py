@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mmsweep.data.augmentation import Augmentation, Draws
+from mmsweep.data.columns import TARGETS, column_layout, map_size, training_layout
 from mmsweep.data.dataset import Batch, Target
-from mmsweep.data.decoding import uniform_frames
 from mmsweep.data.formats import (
     AudioFormat,
     Format,
@@ -23,7 +23,6 @@ from mmsweep.data.formats import (
     TextFormat,
     VideoFormat,
 )
-from mmsweep.data.preparation import TARGETS, column_layout, map_size
 from mmsweep.data.raw_batch import Normalisation, RawBatch
 from mmsweep.errors import UserError
 
@@ -58,7 +57,8 @@ class PreparedSplit:
         else:
             self.targets = np.load(folder / name / f"{TARGETS}.npy", allow_pickle=False)
         for modality, format in self.formats.items():
-            for column, dtype, shape in column_layout(modality, format):
+            extra = training_layout(modality, format) if name == "train" else []
+            for column, dtype, shape in column_layout(modality, format) + extra:
                 self._columns[column] = _map(folder / name / f"{column}.npy", dtype, (len(self.ids), *shape))
         fill = {m: self._fill_value(m, f) for m, f in self.formats.items() if not isinstance(f, TextFormat)}
         self._normalisation = Normalisation(self.formats, target, fill)
@@ -105,8 +105,9 @@ class PreparedSplit:
 
         Args:
             index: int64 [B], rows of the split: the whole batch over all ranks.
-            augmentation, generator: training only; draws are made for the whole batch, on the CPU. Of several
-                generators, each draws for an equal share of the batch: a slot's rows.
+            augmentation, generator: of the training split only, prepared with the augmentation's `kept_formats`. Draws
+                are made for the whole batch, on the CPU. Of several generators, each draws for an equal share of the
+                batch: a slot's rows.
             present: bool [B,M], what a scenario leaves; taken together with what the data has.
             rows: which of the B rows to make (a rank's share); None: all.
             one_length: texts are as long as the split's longest, not the batch's: nothing depends on a row's mates.
@@ -129,7 +130,7 @@ class PreparedSplit:
                 continue
             if not present_B.any() and isinstance(format, ImageFormat | AudioFormat | VideoFormat):
                 continue  # nothing to read
-            columns[modality] = {"values": self._values(modality, format, index_B, augmentation, draws)}
+            columns[modality] = self._parts(modality, index_B, augmentation, draws)
             if isinstance(format, SequenceFormat):
                 length_B = np.where(present_B, self._columns[f"{modality}.length"][index_B], 0)
                 columns[modality]["mask"] = torch.from_numpy(np.arange(format.length) < length_B[:, None])
@@ -141,6 +142,10 @@ class PreparedSplit:
     def column(self, modality: str) -> np.ndarray:
         """A raster's stored values, in the file's own type: uint8 or uint16 [N,C,H,W]."""
         return self._columns[modality]
+
+    def kept_frames(self, modality: str) -> np.ndarray:
+        """int32 [N]: how many distinct frames of each clip random frames are drawn from; 0 where there is no clip."""
+        return self._columns[f"{modality}.varied.length"]
 
     def longest(self, modality: str) -> int:
         """Tokens of the split's longest text."""
@@ -159,10 +164,11 @@ class PreparedSplit:
             return None
         if generator is None:
             raise ValueError("augmentation draws from an explicit generator")
+        if self.name != "train" or augmentation.kept_formats(self.formats) != self.formats:
+            raise ValueError("this augmentation needs a training split that was prepared with its `kept_formats`")
         generators = [generator] if isinstance(generator, torch.Generator) else generator
-        clips = {m: f.stored_frames for m, f in self.formats.items() if isinstance(f, VideoFormat)}
-        stored = clips if augmentation.random_frames else None
-        return Draws.together([augmentation.draw(rows // len(generators), g, stored) for g in generators])
+        kept = {m: f.kept for m, f in self.formats.items() if isinstance(f, VideoFormat) and f.kept is not None}
+        return Draws.together([augmentation.draw(rows // len(generators), g, kept) for g in generators])
 
     def _text(
         self, modality: str, format: TextFormat, index_B: np.ndarray, present_B: np.ndarray, one_length: bool
@@ -180,22 +186,19 @@ class PreparedSplit:
         parts = {"ids": ids_BL[:, :length], "mask": mask_BL[:, :length]}
         return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
 
-    def _values(
-        self, modality: str, format: Format, index_B: np.ndarray, augmentation: Augmentation | None, draws: Draws | None
-    ) -> Tensor:
-        column = self._columns[modality]
-        if isinstance(format, VideoFormat):
-            frames_BF = self._frames(modality, format, len(index_B), augmentation, draws)
-            return torch.from_numpy(column[index_B[:, None], frames_BF])
-        return torch.from_numpy(column[index_B])
-
-    def _frames(
-        self, modality: str, format: VideoFormat, count: int, augmentation: Augmentation | None, draws: Draws | None
-    ) -> np.ndarray:
-        if augmentation is not None and augmentation.random_frames and draws is not None:
-            return augmentation.frames(modality, format.frames, draws).numpy()
-        uniform = uniform_frames(format.stored_frames, format.frames)
-        return np.broadcast_to(np.array(uniform), (count, format.frames))
+    def _parts(
+        self, modality: str, index_B: np.ndarray, augmentation: Augmentation | None, draws: Draws | None
+    ) -> dict[str, Tensor]:
+        """Values as evaluation sees them, or what this augmentation needs where that is kept."""
+        column, format = f"{modality}.varied", self.formats[modality]
+        if augmentation is None or draws is None or column not in self._columns:
+            return {"values": torch.from_numpy(self._columns[modality][index_B])}
+        aspect = {"aspect": torch.from_numpy(self._columns[f"{modality}.aspect"][index_B])}
+        if not isinstance(format, VideoFormat) or format.kept is None:
+            return {"values": torch.from_numpy(self._columns[column][index_B])} | aspect
+        kept_B = torch.from_numpy(self.kept_frames(modality)[index_B])
+        frames_BF = augmentation.frames(modality, format.frames, draws, kept_B).numpy()
+        return {"values": torch.from_numpy(self._columns[column][index_B[:, None], frames_BF])} | aspect
 
     def _fill_value(
         self, modality: str, format: ImageFormat | AudioFormat | VideoFormat | RasterFormat | SequenceFormat

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmsweep.data.augmentation import Augmentation, Draws, centre_crop
+from mmsweep.data.augmentation import Augmentation, Draws
 from mmsweep.data.dataset import Batch, Target
 from mmsweep.data.formats import (
     AudioFormat,
@@ -30,8 +30,9 @@ class RawBatch:
     """Rows as they are stored, on the host. Used once: on a CPU the batch is made in their place.
 
     Args:
-        columns: modality -> its parts: ids and mask of texts, values and mask of sequences, else values. Pictures and
-            the like that no row has are left out.
+        columns: modality -> its parts: ids and mask of texts, values and mask of sequences, else values, of whole
+            pictures that were stretched to squares also their aspect. Pictures and the like that no row has are left
+            out.
         absent: modality -> int64, the rows that hold the fill value.
         present_BM, index: as Batch's.
         target: as stored: label maps are uint8.
@@ -89,7 +90,7 @@ class Normalisation:
             if not parts:
                 inputs[modality] = fill.expand(len(raw.index), *_shown_shape(format)).contiguous()
                 continue
-            values = self._shown(modality, format, parts["values"], raw)
+            values = self._shown(modality, format, parts, raw)
             if modality in raw.absent:
                 values[sent(raw.absent[modality], device)] = fill
             inputs[modality] = {"values": values, "mask": parts["mask"]} if "mask" in parts else values
@@ -99,9 +100,9 @@ class Normalisation:
             target = target.long() if varied is None or draws is None else varied.labels(target, draws)
         return Batch(inputs, sent(raw.present_BM, device), target, sent(raw.index, device), raw.present_BM)
 
-    def _shown(self, modality: str, format: Format, values: Tensor, raw: RawBatch) -> Tensor:
+    def _shown(self, modality: str, format: Format, parts: Mapping[str, Tensor], raw: RawBatch) -> Tensor:
         """Float32, fresh or the host's own: may be written to."""
-        augmentation, draws = raw.augmentation, raw.draws
+        values, augmentation, draws = parts["values"], raw.augmentation, raw.draws
         if isinstance(format, RasterFormat):
             mean, std = (constant.on(values.device) for constant in self._rasters[modality])
             # Cast on the device: float32 holds 16 bits exactly, and integers of 16 bits have few operations in torch.
@@ -111,9 +112,7 @@ class Normalisation:
             return values
         size = format.image.size if isinstance(format, VideoFormat) else format.size
         if augmentation is not None and augmentation.changes_pictures and draws is not None:
-            values = augmentation.pictures(values, draws, size)
-        else:
-            values = centre_crop(values, size)
+            values = augmentation.pictures(values, draws, size, parts.get("aspect"))
         factor, shift = (constant.on(values.device) for constant in self._scales[modality])
         # In place on the fresh float copy: ten times as fast on a CPU as mixed-type or out-of-place arithmetic.
         return values.float().mul_(factor).add_(shift)

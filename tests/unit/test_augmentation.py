@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from mmsweep.data.augmentation import Augmentation, Draws, centre_crop
+from mmsweep.data.augmentation import Augmentation, Draws
+from mmsweep.data.clips import uniform_frames
 from mmsweep.errors import UserError
 
 
@@ -17,12 +20,6 @@ def ramp(rows: int = 16, side: int = 12) -> torch.Tensor:
     """Pictures that grow brighter to the right."""
     line = torch.linspace(0, 250, side).to(torch.uint8)
     return line.expand(rows, 3, side, side).contiguous()
-
-
-def test_off_means_centre_crop() -> None:
-    augmentation = Augmentation()
-    assert not augmentation.changes_pictures
-    assert torch.equal(augmentation.pictures(ramp(), draws_of(augmentation, 16), 8), centre_crop(ramp(), 8))
 
 
 def test_flips_are_whole_and_as_frequent_as_asked() -> None:
@@ -46,6 +43,25 @@ def test_crops_show_a_part_of_the_picture() -> None:
     torch.testing.assert_close(flipped.pictures(ramp(), draws_of(flipped, 16), 12), out.flip(-1), atol=1e-2, rtol=1e-4)
 
 
+@pytest.mark.parametrize("width", [12, 48, 3])
+@pytest.mark.parametrize("area", [0.2, 0.6, 1.0])
+def test_a_crop_has_its_area_and_shape_in_the_picture_s_own_proportions(width: int, area: float) -> None:
+    """Pictures of 12 rows that were stretched to squares: what a crop shows of them is neither flat nor narrow."""
+    augmentation, rows = Augmentation(crop_scale=(area, area)), 200
+    ramps = torch.stack(torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij"))
+    aspect_B = torch.full((rows,), math.log(width / 12))
+    shown = augmentation.pictures(ramps.expand(rows, 2, 64, 64), draws_of(augmentation, rows), 32, aspect_B)
+    height_B = (shown[:, 0, 20, 0] - shown[:, 0, 10, 0]) / 10 * 32 * 12
+    width_B = (shown[:, 1, 0, 20] - shown[:, 1, 0, 10]) / 10 * 32 * width
+    ratio_B = width_B / height_B
+    assert (ratio_B > 0.74).all() and (ratio_B < 1.35).all()
+    largest = min(area * 12 * width, 4 / 3 * min(12, width) ** 2)
+    assert (width_B * height_B < 1.05 * area * 12 * width).all()
+    assert float((width_B * height_B).max()) > 0.95 * largest  # to the borders, where the ramp's samples end
+    moves = shown.mean((2, 3)).std(0).sum() > 0.02
+    assert moves == (area < 1 or width != 12)
+
+
 def test_colours_stay_in_range_and_grey_stays_grey() -> None:
     augmentation = Augmentation(brightness=0.5, contrast=0.5, saturation=0.5)
     out = augmentation.pictures(ramp(), draws_of(augmentation, 16), 12)
@@ -59,8 +75,10 @@ def test_ranks_see_what_one_rank_sees() -> None:
     whole = augmentation.pictures(ramp(), draws, 8)
     parts = [augmentation.pictures(ramp(8), draws.rows(slice(i, i + 8)), 8) for i in (0, 8)]
     assert torch.equal(torch.cat(parts), whole)
-    frames = torch.cat([augmentation.frames("clip", 3, draws.rows(slice(i, i + 8))) for i in (0, 8)])
-    assert torch.equal(frames, augmentation.frames("clip", 3, draws))
+    kept = torch.full((16,), 9)
+    halves = [slice(0, 8), slice(8, 16)]
+    frames = torch.cat([augmentation.frames("clip", 3, draws.rows(rows), kept[rows]) for rows in halves])
+    assert torch.equal(frames, augmentation.frames("clip", 3, draws, kept))
 
 
 def test_an_option_leaves_the_others_numbers_alone() -> None:
@@ -79,9 +97,20 @@ def test_all_frames_of_a_clip_are_cropped_alike() -> None:
 
 def test_random_frames_are_distinct_and_in_order() -> None:
     augmentation = Augmentation(random_frames=True)
-    frames = augmentation.frames("clip", 3, draws_of(augmentation, 50, clip=7))
+    frames = augmentation.frames("clip", 3, draws_of(augmentation, 50, clip=7), torch.full((50,), 7))
     assert frames.shape == (50, 3) and (frames.diff(dim=1) > 0).all() and int(frames.max()) == 6
     assert len({tuple(row) for row in frames.tolist()}) > 10
+
+
+def test_random_frames_of_short_clips_are_their_own() -> None:
+    """A clip of five frames shows three of them; one that has too few shows them as evaluation does."""
+    augmentation, kept = Augmentation(random_frames=True), torch.tensor([5, 3, 2, 1, 0] * 40)
+    frames = augmentation.frames("clip", 3, draws_of(augmentation, 200, clip=24), kept)
+    five = frames[kept == 5]
+    assert (five.diff(dim=1) > 0).all() and set(five.flatten().tolist()) == set(range(5))
+    for count in (3, 2, 1):
+        assert {tuple(row) for row in frames[kept == count].tolist()} == {tuple(uniform_frames(count, 3))}
+    assert (frames[kept == 0] == 0).all()
 
 
 @pytest.mark.parametrize(

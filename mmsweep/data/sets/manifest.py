@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mmsweep.data.clips import natural_key
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, Target
-from mmsweep.data.decoding import natural_key
 from mmsweep.data.formats import SequenceFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions
 from mmsweep.data.registry import DatasetCard, register_dataset

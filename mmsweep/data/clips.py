@@ -1,0 +1,104 @@
+"""Clips become arrays: some frames of a folder of pictures or of a video file (`mmsweep[video]`), read as pictures.
+
+Raises `Undecodable` as `decoding.py` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from mmsweep.data.decoding import Undecodable, first_line, fit_square, open_picture, whole_square
+from mmsweep.data.formats import VideoFormat
+from mmsweep.errors import UserError
+
+Frame = TypeVar("Frame")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def decode_video(value: str | Path, format: VideoFormat) -> np.ndarray:
+    """uint8 [f,3,H,W]: the middle frame of each of f equal parts of the clip (frames repeat in shorter clips)."""
+
+    def choose(count: int) -> list[int]:
+        return uniform_frames(count, format.frames)
+
+    return np.stack(_frames(value, choose, format.image.size, lambda frame: fit_square(frame, format.image)))
+
+
+def decode_kept_frames(value: str | Path, format: VideoFormat) -> tuple[np.ndarray, float]:
+    """What augmentation draws from: uint8 [k,3,H,W], k distinct frames where `format.kept` says how many at most.
+
+    Also log(width / height) of the frames, which `image.whole` hides. Raises as `decode_video`.
+    """
+    image, most = format.image, format.kept
+
+    def choose(count: int) -> list[int]:
+        return uniform_frames(count, format.frames if most is None else min(count, most))
+
+    def fit(frame: Image.Image) -> tuple[np.ndarray, float]:
+        return (fit_square(frame, image), 0.0) if image.whole is None else whole_square(frame, image)
+
+    frames = _frames(value, choose, image.whole or image.size, fit)
+    return np.stack([pixels for pixels, _ in frames]), frames[0][1]
+
+
+def _frames(
+    value: str | Path, choose: Callable[[int], list[int]], side: int, fit: Callable[[Image.Image], Frame]
+) -> list[Frame]:
+    """Frames of a folder of pictures or of a video file, each fitted as soon as it is decoded.
+
+    Args:
+        choose: from the number of frames to the places of those that are wanted, in order.
+        side: as `open_picture`.
+    """
+    path = Path(value)
+    if path.is_dir():
+        # Numbers compare as numbers (frame-10 after frame-9); an unsorted listing is a known bug of others' loaders.
+        names = sorted(
+            (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: natural_key(p.name)
+        )
+        if not names:
+            raise Undecodable(f"the folder {path} holds no frames")
+        return [fit(open_picture(names[i], side)) for i in choose(len(names))]
+    if not path.exists():
+        raise Undecodable(f"the clip {path} does not exist")
+    return _file_frames(path, choose, fit)
+
+
+def uniform_frames(count: int, wanted: int) -> list[int]:
+    """Middle of each of `wanted` equal parts of `count` frames."""
+    return [int((k + 0.5) * count / wanted) for k in range(wanted)]
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key in which frame-9 comes before frame-10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _file_frames(path: Path, choose: Callable[[int], list[int]], fit: Callable[[Image.Image], Frame]) -> list[Frame]:
+    try:
+        import av
+    except ImportError:
+        raise UserError("video files need the package av", file=path, hint="pip install 'mmsweep[video]'") from None
+    try:
+        with av.open(str(path)) as clip:
+            if not clip.streams.video:
+                raise Undecodable(f"the clip {path} has no pictures")
+            count = sum(1 for _ in clip.decode(video=0))  # containers' own frame counts cannot be trusted
+        if count == 0:
+            raise Undecodable(f"the clip {path} has no frames")
+        chosen = choose(count)
+        frames: dict[int, Frame] = {}
+        with av.open(str(path)) as clip:
+            for index, frame in enumerate(clip.decode(video=0)):
+                if index in chosen:
+                    frames[index] = fit(frame.to_image())
+    except (OSError, ValueError, IndexError) as error:  # av.FFmpegError derives from these
+        raise Undecodable(f"the clip {path} cannot be decoded ({first_line(error)})") from None
+    return [frames[index] for index in chosen]

@@ -10,6 +10,7 @@ from mmsweep.compatibility import check_backbone, check_method, check_name, chec
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbones import BACKBONES
+from mmsweep.search_space import check_search
 from mmsweep.study import Study
 from mmsweep.study_mult import MulTSpec
 from mmsweep.tasks import Task, make_task
@@ -21,6 +22,12 @@ def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[st
     """Every metric that a trial reports on validation."""
     scenarios = [s.name for s in make_scenarios(study, modalities)] + ["mean_missing", "worst_missing"]
     return [f"val/{s}/{m}" for s in scenarios for m in task.metric_names]
+
+
+def check_sweep(study: Study) -> None:
+    """Refuse what can be known to fail of a study and of its search. Raises UserError as `check` and `check_search`."""
+    check_search(study)
+    check(study)
 
 
 def check(study: Study) -> None:

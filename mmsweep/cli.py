@@ -63,11 +63,11 @@ def tune(
             _print_plan(study, as_json)
             return
         from mmsweep.assembly import facts, prepare_data
-        from mmsweep.check import check
+        from mmsweep.check import check_sweep
         from mmsweep.sweep.start import run_sweep
 
         folder = out_folder or Path("sweeps") / study.name
-        check(study)
+        check_sweep(study)
         outcome = run_sweep(
             study,
             folder,
@@ -184,9 +184,9 @@ def validate(
     for file in files:
         try:
             with _studying(file, None) as study:
-                from mmsweep.check import check  # once the file itself is right: it takes seconds
+                from mmsweep.check import check_sweep  # once the file itself is right: it takes seconds
 
-                check(study)
+                check_sweep(study)
             if not as_json:
                 print(f"{file}: ok, {len(study.search)} searched keys")
         except UserError as problem:
@@ -210,9 +210,9 @@ def submit(
 ) -> None:
     """Print and run the `ray job submit` that tunes this study on a cluster."""
     with _studying(study_file, overrides) as study:
-        from mmsweep.check import check
+        from mmsweep.check import check_sweep
 
-        check(study)
+        check_sweep(study)
     if out_folder is None or not out_folder.is_absolute():
         raise UserError(
             "a job's working directory is a copy that Ray deletes",

@@ -10,7 +10,7 @@ import torch
 
 from mmsweep.assembly import card_of, make_backbone, make_builder, make_method, make_scenarios
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
-from mmsweep.check import check
+from mmsweep.check import check_sweep
 from mmsweep.jobs import count_trials
 from mmsweep.methods import Method
 from mmsweep.models.packing import alone, trained
@@ -19,7 +19,7 @@ from mmsweep.study import Study
 
 def dry_run(study: Study) -> dict[str, Any]:
     """The plan of a study without weights or data: parameters, tokens, scenarios, steps (the JSON of DESIGN §6)."""
-    check(study)
+    check_sweep(study)
     card = card_of(study)
     modalities = tuple(card.modalities)
     with torch.device("meta"):

@@ -172,9 +172,11 @@ class Schedule(_Section):
 
 
 class Train(_Section):
-    epochs: int = Field(10, ge=1, description="passes over the training rows; each ends with a score on validation")
-    batch_size: int = Field(8, ge=1, description="global, over all ranks (B22)")
-    eval_batch_size: int | None = Field(None, ge=1, description="null: four times batch_size")
+    epochs: int = Field(
+        10, ge=1, le=100_000, description="Passes over the training rows; each ends with a score on validation."
+    )
+    batch_size: int = Field(8, ge=1, le=1_000_000, description="global, over all ranks (B22)")
+    eval_batch_size: int | None = Field(None, ge=1, le=1_000_000, description="null: four times batch_size")
     optimizer: Optimizer = Field(Optimizer(), description="how weights are changed")
     schedule: Schedule = Field(Schedule(), description="the learning rate over the run")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is used where the device has it")
@@ -236,6 +238,7 @@ class Scenarios(_Section):
     )
 
 
+MOST_HOSTS = 10_000
 MOST_SLOTS = 64
 """Of a host: Tune follows each of its trials by a process of its own."""
 
@@ -244,22 +247,23 @@ class Resources(_Section):
     hosts: int | Literal["auto"] = Field(
         "auto", description="worker groups that train at once, each with its own backbone; auto: all there is room for"
     )
-    workers: int = Field(1, ge=1, description="processes that train a trial together, data-parallel")
-    cpus: float = Field(1, gt=0, description="of a worker")
-    gpus: float = Field(0, ge=0, description="of a worker")
+    workers: int = Field(1, ge=1, le=10_000, description="Processes that train a trial together, data-parallel.")
+    cpus: float = Field(1, gt=0, le=10_000, description="CPU cores of each worker.")
+    gpus: float = Field(0, ge=0, le=1000, description="GPUs of each worker; a fraction shares one.")
     slots: int | Literal["auto"] = Field(
         "auto",
         description=f"trials that a host trains in one pass, {MOST_SLOTS} at most; auto: doubled as long as a short "
         "measurement finds that a tenth faster and memory allows. Always one where the backbone itself is trained",
     )
 
-    @field_validator("slots", mode="before")
+    @field_validator("slots", "hosts", mode="before")
     @classmethod
-    def _some_slot(cls, slots: Any) -> Any:
-        whole = isinstance(slots, int) and not isinstance(slots, bool)
-        if slots != "auto" and not (whole and 1 <= slots <= MOST_SLOTS):
-            raise misfit("no such number of slots", f"auto, or 1 to {MOST_SLOTS}")
-        return slots
+    def _some(cls, number: Any, info: ValidationInfo) -> Any:
+        most = MOST_SLOTS if info.field_name == "slots" else MOST_HOSTS
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if number != "auto" and not (whole and 1 <= number <= most):
+            raise misfit(f"no such number of {info.field_name}", f"auto, or 1 to {most:,}")
+        return number
 
 
 class Tracking(_Section):
@@ -320,11 +324,12 @@ class Study(_Section):
         place = source.place(f"search.{key}")
         if key.split(".")[0] not in ("data", "model", "method", "train", "scenarios") or key == "scenarios.evaluate":
             raise UserError("this key cannot be searched", **place, expected="a key of data, model, method or train")
+        alone = self.model_copy(update={"search": {}})  # the space itself need not be checked again for each value
         for value in dimension.edges():
             if dimension.kind in ("int", "log_int"):
                 value = int(value)
             try:
-                self.with_values({key: value})
+                alone.with_values({key: value})
             except UserError as error:
                 if error.problem == UNKNOWN_KEY:
                     raise error.placed(**place) from None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mmsweep.errors import UserError
 from mmsweep.study_source import Section, misfit
+
+MOST_COMBINATIONS = 10_000
+_FEW = 32
 
 
 class Dimension(Section):
@@ -19,8 +24,10 @@ class Dimension(Section):
     log_uniform: tuple[float, float] | None = Field(None, description="its logarithm is uniform")
     int_: tuple[int, int] | None = Field(None, alias="int", description="a whole number, bounds included")
     log_int: tuple[int, int] | None = Field(None, description="a whole number, its logarithm uniform")
-    choice: list[Any] | None = Field(None, min_length=1, description="one of these values")
-    step: float | None = Field(None, gt=0, description="of uniform and int: from the lower bound on")
+    choice: list[Any] | None = Field(None, min_length=1, max_length=1000, description="One of these values.")
+    step: float | None = Field(
+        None, gt=0, description="distance between values, counted from the lower bound; for uniform and int only"
+    )
     when: dict[str, Any] = Field(
         default_factory=dict, description="key: value or list of values under which it is searched"
     )
@@ -34,6 +41,17 @@ class Dimension(Section):
             raise misfit("an empty range", "a lower bound below the upper bound")
         if kinds[0].startswith("log") and self.low <= 0:
             raise misfit("a logarithmic range that reaches 0", "a lower bound above 0")
+        if self.step is not None and self.kind not in ("uniform", "int"):
+            raise misfit(f"step has no meaning for {self.kind}", "no step, or uniform or int", "step", self.step)
+        if self.step is not None and self.kind == "int" and self.step % 1:
+            raise misfit("the step between whole numbers is no whole number", "a whole number", "step", self.step)
+        if self.step is not None and self.step > self.high - self.low:
+            raise misfit("the step is wider than the range", f"at most {self.high - self.low:g}", "step", self.step)
+        seen: set[Any] = set()
+        for name in map(choice_name, self.choices):
+            if name in seen:
+                raise misfit("a choice that stands twice", "different values (1, 1.0 and true are one)", "choice", name)
+            seen.add(name)
         return self
 
     @property
@@ -42,7 +60,7 @@ class Dimension(Section):
         if self.choice is not None:
             return len(self.choice)
         step = self.step or (1 if self.kind in ("int", "log_int") else 0)
-        return 1 + (self.high - self.low) // step if step else math.inf
+        return 1 + _whole_steps(self.low, self.high, step) if step else math.inf
 
     @property
     def kind(self) -> Literal["uniform", "log_uniform", "int", "log_int", "choice"]:
@@ -63,9 +81,48 @@ class Dimension(Section):
     def choices(self) -> list[Any]:
         return list(self.choice or [])
 
+    def contains(self, value: Any) -> bool:
+        """Whether a value is one that would be suggested."""
+        if self.choice is not None:
+            return any(c == value and isinstance(c, bool) == isinstance(value, bool) for c in self.choice)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        if self.kind in ("int", "log_int") and value % 1:
+            return False
+        if self.step is None:
+            return True
+        steps = (value - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-6
+
+    def samples(self) -> list[Any]:
+        """Values that stand for all of them: each where there are few, else spread over the range."""
+        if self.choice is not None:
+            return self.choices
+        whole = self.kind in ("int", "log_int")
+        if self.count <= _FEW:
+            step = self.step or 1
+            values = [self.low + step * n for n in range(int(self.count))]
+        elif self.step or whole:
+            step, last = self.step or 1, int(self.count) - 1
+            values = [self.low + step * n for n in sorted({1, *(last * k // _FEW for k in range(_FEW + 1))})]
+        else:  # no fraction of a range of floats is a whole number by chance
+            values = [self.low, *(self.low + (self.high - self.low) * f for f in (0.1618, 0.3819, 0.7071)), self.high]
+        return [int(value) if whole else value for value in values]
+
     def edges(self) -> list[Any]:
         """Values that must be valid for the whole range to be: the bounds, or every choice."""
         return self.choices if self.choice is not None else [self.low, self.high]
+
+
+def choice_name(choice: Any) -> Any:
+    """How Optuna keeps a choice: plain values as they are, lists and mappings by their JSON."""
+    plain = choice is None or isinstance(choice, str | int | float | bool)
+    return choice if plain else json.dumps(choice, sort_keys=True)
+
+
+def _whole_steps(low: float, high: float, step: float) -> int:
+    """How often a step fits into a range, in decimal numbers: 0.1 fits nine times into 0 to 0.9."""
+    return int((Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step)))
 
 
 class Conditions:
@@ -97,14 +154,23 @@ class Conditions:
         return True
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the choices, each once: a key stands only where its condition holds."""
+        """Every combination of the choices, each once: a key stands only where its condition holds.
+
+        Raises:
+            UserError: there are more than `MOST_COMBINATIONS`.
+        """
         points: list[dict[str, Any]] = [{}]
         for key, dimension in self.dimensions.items():
-            choices = [choice for i, choice in enumerate(dimension.choices) if choice not in dimension.choices[:i]]
+            counts = [len(dimension.choices) if self.holds(dimension, point) else 1 for point in points]
+            if sum(counts) > MOST_COMBINATIONS:
+                raise UserError(
+                    "too many combinations for a grid", key="search", found=f"{sum(counts):,} with {key}",
+                    expected=f"at most {MOST_COMBINATIONS:,}", hint="Take out choices, or use another sampler.",
+                )  # fmt: skip
             points = [
                 {**point, **added}
                 for point in points
-                for added in ([{key: choice} for choice in choices] if self.holds(dimension, point) else [{}])
+                for added in ([{key: c} for c in dimension.choices] if self.holds(dimension, point) else [{}])
             ]
         return points
 
@@ -141,19 +207,28 @@ class Sampler(Section):
 
 
 class Scheduler(Section):
-    name: Literal["asha", "median", "none"] = Field("asha", description="which stops weak trials early; none: no trial")
-    grace_epochs: int = Field(1, ge=1, description="epochs before a trial is judged; more than the warm-up")
-    reduction_factor: int = Field(3, ge=2, description="asha: one of so many goes on at each rung")
+    name: Literal["asha", "median", "none"] = Field(
+        description="Which rule stops weak trials early; none stops no trial. A scheduler section must name it."
+    )
+    grace_epochs: int = Field(
+        1, ge=1, description="Epochs before a trial is first judged; must exceed the warm-up. For asha and median."
+    )
+    reduction_factor: int = Field(3, ge=2, description="asha: one trial of this many continues at each rung.")
 
 
 class Budget(Section):
     hours: float | None = Field(
-        None, gt=0, description="the search ends after so many, the final runs not counted; null: no limit"
+        None,
+        gt=0,
+        le=100_000,
+        description="Hours after which the search ends, the final runs not counted; null: no limit.",
     )
 
 
 class Final(Section):
-    seeds: int = Field(3, ge=1, description="training seeds of the winner, none of which the sweep has used")
+    seeds: int = Field(
+        3, ge=1, le=1000, description="Training seeds with which the winner is trained again; none was used before."
+    )
     per: str | list[str] | None = Field(
         None, description="searched keys: the best configuration of each of their (combined) values is re-trained"
     )
@@ -165,7 +240,9 @@ class Final(Section):
 
 
 class Sweep(Section):
-    trials: int = Field(20, ge=1, description="configurations that are trained; a grid counts its own")
+    trials: int = Field(
+        20, ge=1, le=100_000, description="Configurations that are trained; a grid trains every combination instead."
+    )
     objective: Objective | list[Objective] = Field(Objective(), description="what is best; a list: a Pareto front")
     sampler: Sampler = Field(Sampler(), description="who suggests configurations")
     seeds: int = Field(1, ge=1, description="training seeds of a configuration; 1 in this version")
@@ -175,6 +252,13 @@ class Sweep(Section):
     )
     budget: Budget = Field(Budget(), description="when the sweep ends at the latest")
     final: Final | None = Field(Final(), description="the winner, trained again and read on test; null: not")
+
+    @field_validator("objective")
+    @classmethod
+    def _some_objective(cls, objective: Objective | list[Objective]) -> Objective | list[Objective]:
+        if objective == []:
+            raise misfit("no objective", "{metric: val/…}, or a list of them")
+        return objective
 
     @property
     def objectives(self) -> list[Objective]:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from mmsweep.errors import UNSET, UserError
@@ -19,6 +19,8 @@ from mmsweep.study_yaml import LONGEST_KEY, read_text, read_yaml
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 MISFIT = "misfit"
+LARGEST = 2**31 - 1
+"""Of every number in a study; seeds are 32 bits wide in the libraries that take them."""
 _PATH_KEYS = ("data.root", "data.path", "train.init_from")
 
 
@@ -26,6 +28,25 @@ class Section(BaseModel):
     """What every part of a study file is: unknown keys refused, values frozen, defaults checked too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes and on as true, which Python would count as 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        values = value if isinstance(value, list | tuple) else [value]
+        numeric = _mentions(annotation, (int, float)) and not _mentions(annotation, (bool, Any))
+        if numeric and any(isinstance(v, bool) for v in values):
+            raise misfit("wrong value", "a number, not true or false")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _within_reason(cls, value: Any) -> Any:
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int | float) and abs(number) > LARGEST:
+                raise misfit("a number too large", f"at most {LARGEST:,}")
+        return value
 
 
 @dataclass
@@ -168,6 +189,10 @@ def misfit(problem: str, expected: str, key: str | None = None, found: Any = Non
     return PydanticCustomError(
         MISFIT, "{problem}", {"problem": problem, "expected": expected, "key": key, "found": found}
     )
+
+
+def _mentions(annotation: Any, types: Sequence[Any]) -> bool:
+    return annotation in types or any(_mentions(argument, types) for argument in get_args(annotation))
 
 
 def _is_union_branch(part: int | str) -> bool:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from mmsweep.study import Study
 from mmsweep.study_search import Dimension
@@ -28,13 +27,20 @@ command line as `key=value`. Relative paths are taken from the study file's fold
 """
 
 
-def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    yield prefix, model
+def sections(model: type[BaseModel], prefix: str = "", in_force: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """Every section: its dotted prefix, its model, and the section that is in force where a study leaves it out."""
+    yield prefix, model, in_force
     for name, field in model.model_fields.items():
+        given = getattr(in_force, name) if in_force is not None else _given(field)
         for inner in _models(field.annotation):
             if inner is not Dimension:
                 step = ".<modality>" if typing.get_origin(field.annotation) is dict else ""
-                yield from sections(inner, f"{prefix}.{name}{step}" if prefix else name + step)
+                path = f"{prefix}.{name}{step}" if prefix else name + step
+                yield from sections(inner, path, given if isinstance(given, inner) else None)
+
+
+def _given(field: Any) -> Any:
+    return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -64,24 +70,30 @@ def _type(annotation: Any) -> str:
     return text.replace("|", "or")
 
 
-def _default(field: Any) -> str:
-    if field.is_required():
+def _default(name: str, field: Any, in_force: Any) -> str:
+    if in_force is None and field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined or isinstance(value, BaseModel):
+    value = _given(field) if in_force is None else getattr(in_force, name)
+    if isinstance(value, BaseModel):
         return ""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text.replace("|", "\\|")  # a bar would end the table's cell
 
 
+def _limit(constraint: Any) -> list[str]:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return [f"{word} {getattr(constraint, name):,}" for name, word in words.items() if hasattr(constraint, name)]
+
+
 def render() -> str:
     parts = [INTRODUCTION]
-    for prefix, model in [*sections(Study), ("search.<key>", Dimension)]:
+    for prefix, model, in_force in [*sections(Study), ("search.<key>", Dimension, None)]:
         parts.append(f"## `{prefix or 'study'}`\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
         for name, field in model.model_fields.items():
-            limits = ", ".join(str(m) for m in field.metadata if type(m).__name__ in ("Ge", "Gt", "Le", "Lt"))
-            meaning = "; ".join(part for part in (field.description or "", limits) if part)
-            parts.append(f"| `{field.alias or name}` | {_type(field.annotation)} | {_default(field)} | {meaning} |\n")
+            limits = ", ".join(word for m in field.metadata for word in _limit(m))
+            meaning = "; ".join(part for part in ((field.description or "").rstrip("."), limits) if part)
+            cells = (f"`{field.alias or name}`", _type(field.annotation), _default(name, field, in_force), meaning)
+            parts.append(f"| {' | '.join(cells)} |\n")
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"
 

@@ -11,12 +11,11 @@ of one slot that was killed suggests exactly what an undisturbed one would have.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,93 +26,15 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mmsweep.errors import UserError
+from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study
-from mmsweep.study_search import Conditions, Dimension, Objective
+from mmsweep.study_search import Objective
 from mmsweep.sweep.names import trial_id
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, score
 from mmsweep.training.checkpoint import TrialFolder
 
 MAX_LOSSES = 3  # how often a trial that Tune loses is served again
 FOLDER = "mmsweep_trial"  # Optuna user attribute: the number of the trial's folder
-
-
-class SearchSpace(Conditions):
-    """The study's search space as Optuna's define-by-run function.
-
-    >>> SearchSpace(study)(optuna_trial)  # doctest: +SKIP
-    {"method.name": "mmp", "method.aggregated_tokens": 8}
-
-    A dimension with `when` is suggested only where its condition holds among what was suggested before, or else in
-    the study.
-    """
-
-    def __init__(self, study: Study) -> None:
-        super().__init__(study.search, study.value)
-
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, dimension in self.dimensions.items():
-            if self.holds(dimension, values):
-                values[key] = self._suggest(trial, key, dimension)
-        return values
-
-    def _suggest(self, trial: Any, key: str, dimension: Dimension) -> Any:
-        if dimension.kind == "choice":
-            names = [_name(choice) for choice in dimension.choices]
-            return dimension.choices[names.index(trial.suggest_categorical(key, names))]
-        if dimension.kind in ("int", "log_int"):
-            low, high, step = int(dimension.low), int(dimension.high), int(dimension.step or 1)
-            return trial.suggest_int(key, low, high, step=step, log=dimension.kind == "log_int")
-        return trial.suggest_float(
-            key, dimension.low, dimension.high, step=dimension.step, log=dimension.kind == "log_uniform"
-        )
-
-    def point(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Given values as Optuna wants them enqueued: those that are searched under their conditions, choices by name.
-
-        Raises:
-            UserError: a value lies outside of its dimension.
-        """
-        chosen: dict[str, Any] = {}
-        for key, dimension in self.dimensions.items():
-            if key in values and self.holds(dimension, chosen):
-                _check_inside(key, dimension, values[key])
-                chosen[key] = values[key]
-        return {k: _name(v) if self.dimensions[k].kind == "choice" else v for k, v in chosen.items()}
-
-
-def _name(choice: Any) -> Any:
-    """Optuna keeps plain values; lists and mappings go by their JSON."""
-    return (
-        choice if choice is None or isinstance(choice, str | int | float | bool) else json.dumps(choice, sort_keys=True)
-    )
-
-
-def _check_inside(key: str, dimension: Dimension, value: Any) -> None:
-    if dimension.kind == "choice":
-        inside = value in dimension.choices
-    else:
-        inside = isinstance(value, int | float) and dimension.low <= value <= dimension.high
-    if not inside:
-        expected = (
-            dimension.choices if dimension.kind == "choice" else f"a value in [{dimension.low:g}, {dimension.high:g}]"
-        )
-        raise UserError(
-            "a starting point lies outside of the search space",
-            key=f"search.{key}",
-            found=value,
-            expected=str(expected),
-            hint="Widen the search, change the value, or take `current` out of sweep.start_from.",
-        )
-
-
-def starting_points(study: Study) -> list[dict[str, Any]]:
-    """What is tried first: `sweep.start_from`, or the whole grid."""
-    space = SearchSpace(study)
-    if study.sweep.sampler.name == "grid":
-        return [space.point(values) for values in space.grid()]
-    current = {key: study.value(key) for key in study.search}
-    return [space.point({**current, **(point if isinstance(point, dict) else {})}) for point in study.sweep.start_from]
 
 
 def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:

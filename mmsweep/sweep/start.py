@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
+from mmsweep.search_space import check_search
 from mmsweep.study import Study
 from mmsweep.sweep.cluster import connecting
 from mmsweep.sweep.folder import SweepFolder, check_lasting
@@ -52,10 +53,7 @@ def run_sweep(
             "nothing to search", key="search", found={}, expected="at least one key with a range or choices",
             hint="`mmsweep train` trains one configuration.",
         )  # fmt: skip
-    if study.sweep.start_from:
-        from mmsweep.sweep.search import starting_points  # seconds
-
-        starting_points(study)
+    check_search(study)
     return _run(
         study, out, trials=count_trials(study), resume=resume, extend=extend, retry_failed=retry_failed, live=live,
         warm=warm, describe=describe,

@@ -26,6 +26,7 @@ import mmsweep.sweep.cluster as cluster
 from mmsweep.errors import UserError
 from mmsweep.jobs import company
 from mmsweep.report.record import SweepRecord
+from mmsweep.search_space import starting_points
 from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
 from mmsweep.sweep.folder import SweepFolder
@@ -33,7 +34,7 @@ from mmsweep.sweep.hosts import LIGHT_TRIAL, HostPool
 from mmsweep.sweep.names import trial_id
 from mmsweep.sweep.outcome import SweepOutcome
 from mmsweep.sweep.progress import Progress
-from mmsweep.sweep.search import TrialSearch, open_optuna, starting_points, tell
+from mmsweep.sweep.search import TrialSearch, open_optuna, tell
 from mmsweep.sweep.session import Session, starting_hosts
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow
 from mmsweep.training.checkpoint import TrialFolder, write_whole

@@ -19,7 +19,7 @@ FLOORS = [
     {"availability", "data", "models", "tasks"},
     {"methods", "study", "study_data", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},
-    {"assembly", "check", "compatibility", "jobs", "plan", "report", "views"},
+    {"assembly", "check", "compatibility", "jobs", "plan", "report", "search_space", "views"},
     {"sweep"},
     {"cli"},
     {"__main__"},

@@ -22,8 +22,8 @@ from sizes import study_file
 
 from mmsweep.assembly import Warm
 from mmsweep.report.packing import PackEpoch
+from mmsweep.search_space import starting_points
 from mmsweep.study import Study
-from mmsweep.sweep.search import starting_points
 from mmsweep.training.world import World
 
 

@@ -64,7 +64,7 @@ def test_the_papers_sizes(name, total, trainable, tokens):
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_lora_parameters_grow_with_the_rank(rank):
     path = next(p for p in STUDIES if p.stem == "cmpt_food101")
-    plan = dry_run(Study.load(path, [f"model.lora.rank={rank}"]))
+    plan = dry_run(Study.load(path, [f"model.lora.rank={rank}", "sweep.start_from=[]"]))
     assert plan["parameters"]["by_part"]["lora"] == 147_456 * rank
 
 

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel, ValidationError
 
 import mmsweep
 from mmsweep.errors import UserError
 from mmsweep.study import Study
+from mmsweep.study_search import Dimension
 from mmsweep.study_source import Source
 
 TEXT = """\
@@ -285,6 +287,16 @@ def test_dimensions_as_they_are_read(file: Path) -> None:
         ("{uniform: [0, 1], step: 0}", "greater than 0"),
         ("{uniform: [0, 1], when: {method.nome: cmpt}}", "`when` names an unknown key"),
         ("[0, 1]", "search.method.align_weight"),
+        ("{log_uniform: [0.1, 1], step: 0.1}", "step has no meaning for log_uniform; found 0.1"),
+        ("{log_int: [1, 8], step: 2}", "step has no meaning for log_int"),
+        ("{choice: [0.1, 0.2], step: 0.1}", "step has no meaning for choice"),
+        ("{int: [0, 8], step: 0.5}", "the step between whole numbers is no whole number; found 0.5"),
+        ("{int: [0, 8], step: 2.5}", "the step between whole numbers is no whole number; found 2.5"),
+        ("{uniform: [0, 1], step: 2}", "the step is wider than the range"),
+        ("{int: [no, 8]}", "not true or false"),
+        ("{int: [1.5, 8]}", "fractional part"),
+        ("{choice: [1, true]}", "a choice that stands twice"),
+        ("{choice: [1, 1.0]}", "a choice that stands twice"),
     ],
 )
 def test_wrong_dimensions(file: Path, line: str, words: str) -> None:
@@ -332,3 +344,57 @@ def test_sweeps_that_cannot_be(file: Path, overrides: list[str], key: str) -> No
 def test_warmup_in_steps_is_not_held_against_asha(file: Path) -> None:
     overrides = ["train.schedule={warmup_epochs: 1, warmup_steps: 3}", "sweep.scheduler={name: asha, grace_epochs: 1}"]
     assert Study.load(file, overrides).sweep.scheduler.grace_epochs == 1
+
+
+# ---- numbers without sense
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "resources.hosts=0",
+        "resources.hosts=-1",
+        "resources.hosts=yes",
+        "resources.hosts=1000000",
+        "sweep.objective=[]",
+        "sweep.trials=1000000000000",
+        "sweep.final.seeds=1000000000",
+        "train.epochs=1000000000",
+        "train.epochs=yes",
+        "train.optimizer.betas=[true, 0.9]",
+        "train.seed=4294967296",
+        "data.text.length=99999999999",
+        "sweep.budget.hours=1e300",
+        "model.lora.alpha=1e300",
+    ],
+)
+def test_numbers_that_make_no_sense(file: Path, override: str) -> None:
+    with pytest.raises(UserError) as problem:
+        Study.load(file, [override])
+    assert problem.value.key == override.partition("=")[0] and problem.value.file == "command line"
+
+
+def test_every_number_of_the_schema_has_an_upper_bound() -> None:
+    """Whatever field is added: 10^12 is refused, and true is no number."""
+
+    def numbers(schema: type[Any], seen: tuple[type[Any], ...] = ()) -> Any:
+        for name, info in schema.model_fields.items():
+            kinds = str(info.annotation)
+            if schema is not Dimension and ("int" in kinds or "float" in kinds) and "dict" not in kinds:
+                yield schema, info.alias or name
+            for model in models(info.annotation):
+                if model not in seen:
+                    yield from numbers(model, (*seen, model))
+
+    def models(annotation: Any) -> list[type[Any]]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return [annotation]
+        return [model for argument in get_args(annotation) for model in models(argument)]
+
+    found = list(numbers(Study))
+    assert len(found) > 40
+    for schema, name in found:
+        for value in (10**12, 1e300, True):
+            with pytest.raises(ValidationError) as problem:
+                schema.model_validate({name: value})
+            assert any(error["loc"][:1] == (name,) for error in problem.value.errors()), (schema, name, value)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
+_SECRET_OPTION = re.compile(r"([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
 
 
 class _Unset:
@@ -11,6 +15,25 @@ class _Unset:
 
 UNSET = _Unset()
 LONGEST_QUOTE = 200
+MASK = "***"
+"""What stands for a password where an address is shown or written."""
+
+
+def masked(text: str) -> str:
+    """The text with every password of an address in it replaced: `http://ann:***@host`, `…?password=***`.
+
+    A password that is taken from the environment (`http://ann:${PASSWORD}@host`) stays as its variable's name.
+    """
+
+    def password(match: re.Match[str]) -> str:
+        return match[0] if re.fullmatch(r":\$\{\w+\}@", match[0][len(match[1]) :]) else f"{match[1]}:{MASK}@"
+
+    def option(match: re.Match[str]) -> str:
+        return match[0] if "=${" in match[0] else match[1] + MASK
+
+    return _SECRET_OPTION.sub(option, _PASSWORD.sub(password, text))
+
+
 _FIELDS = ("file", "line", "key", "found", "expected", "hint")
 
 
@@ -53,7 +76,7 @@ class UserError(Exception):
             text += f"; found {_quoted(self.found)}"
         if self.expected:
             text += f"; expected {self.expected}"
-        return text + (f". {self.hint}" if self.hint else "")
+        return masked(text + (f". {self.hint}" if self.hint else ""))
 
     def placed(self, **fields: Any) -> UserError:
         """The same problem with some fields set: what the floor that raised it could not know, such as the file."""

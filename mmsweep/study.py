@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from mmsweep.errors import UserError
+from mmsweep.errors import UserError, masked
 from mmsweep.study_data import Data
 from mmsweep.study_mult import MulTSpec
 from mmsweep.study_search import Dimension, Sweep
@@ -267,7 +267,11 @@ class Resources(_Section):
 
 
 class Tracking(_Section):
-    uri: str | None = Field(None, description="MLflow's store; null: $MLFLOW_TRACKING_URI, else ./mlflow.db")
+    uri: str | None = Field(
+        None,
+        description="Address of MLflow's store; null means $MLFLOW_TRACKING_URI, else ./mlflow.db. Write a password "
+        "as `${VARIABLE}`: the sweep's files then hold the variable's name. A password written out is masked in them.",
+    )
     experiment: str | None = Field(None, description="MLflow's experiment; null: the study's name")
 
 
@@ -289,6 +293,7 @@ class Study(_Section):
     sweep: Sweep = Field(Sweep(), description="how it is searched")
     resources: Resources = Field(Resources(), description="what it runs on")
     tracking: Tracking = Field(Tracking(), description="where runs are logged")
+    _references: dict[str, str] = PrivateAttr(default_factory=dict)  # see Source.references
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -303,6 +308,7 @@ class Study(_Section):
         """
         source = Source.read(Path(path), overrides)
         study = cls._checked(source.values, source)
+        study._references = source.references
         for key, dimension in study.search.items():
             study._check_dimension(key, dimension, source)
         study._check_sweep(source)
@@ -386,7 +392,14 @@ class Study(_Section):
         return self.model_dump(mode="json", by_alias=True)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+        """`resolved` as it is written to files: a place named by a variable (`${DATA}/mmimdb`) keeps the variable's
+        name, and a password in `tracking.uri` is masked."""
+        source = Source(values=self.resolved())
+        for key, text in self._references.items():
+            source.set(key, text)
+        if self.tracking.uri:
+            source.set("tracking.uri", masked(self.tracking.uri))
+        return yaml.safe_dump(source.values, sort_keys=False, allow_unicode=True)
 
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:16]
@@ -407,4 +420,7 @@ class Study(_Section):
         source = Source(values=self.resolved())
         for key, value in values.items():
             source.set(key, value)
-        return self._checked(source.values, source)
+        study = self._checked(source.values, source)
+        replaced = tuple(f"{key}." for key in values)
+        study._references = {k: text for k, text in self._references.items() if not f"{k}.".startswith(replaced)}
+        return study

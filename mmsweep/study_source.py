@@ -17,7 +17,8 @@ from pydantic_core import PydanticCustomError
 from mmsweep.errors import UNSET, UserError
 from mmsweep.study_yaml import LONGEST_KEY, read_text, read_yaml
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+"""A variable of the environment in a study's text."""
 MISFIT = "misfit"
 LARGEST = 2**31 - 1
 """Of every number in a study; seeds are 32 bits wide in the libraries that take them."""
@@ -57,6 +58,7 @@ class Source:
     file: Path | None = None
     lines: dict[str, int] = field(default_factory=dict)
     overridden: set[str] = field(default_factory=set)
+    references: dict[str, str] = field(default_factory=dict)  # keys whose text named variables -> that text
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Source:
@@ -117,9 +119,9 @@ class Source:
             return {k: self._expand(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
         if isinstance(value, list):
             return [self._expand(v, f"{key}.{i}") for i, v in enumerate(value)]
-        if not isinstance(value, str):
-            return value
-        gaps = [name for name in _VARIABLE.findall(value) if name not in os.environ]
+        if not isinstance(value, str) or key == "tracking.uri":
+            return value  # an address may hold a password: its variables are read when the store is opened
+        gaps = [name for name in VARIABLE.findall(value) if name not in os.environ]
         if gaps and (key in _PATH_KEYS or _is_network(key)):
             return value  # a dry run needs neither data nor weights: asked for when they are read
         if gaps:
@@ -130,9 +132,11 @@ class Source:
                 expected=f"{gaps[0]} in the environment",
                 hint=f"export {gaps[0]}=…",
             )
-        text = _VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
+        text = VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
         if key not in _PATH_KEYS and not _is_network(key):
-            return text
+            return text  # it decides what is computed, so the value is kept
+        if text != value and not text.startswith((".", "~")) and (key not in _PATH_KEYS or Path(text).is_absolute()):
+            self.references[key] = value
         try:
             if key in _PATH_KEYS or text.startswith((".", "~")):
                 path = Path(text).expanduser()

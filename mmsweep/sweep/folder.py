@@ -20,6 +20,7 @@ import mmsweep
 from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.sweep.names import trial_id
+from mmsweep.tracking.address import expanded
 from mmsweep.training.checkpoint import TrialFolder, write_whole
 
 # What may differ when a sweep goes on: where and how long it runs, not what it computes.
@@ -200,6 +201,7 @@ def check_lasting(study: Study, out: Path) -> None:
             hint="Add: --out /path/to/sweeps",
         )
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = expanded(uri) if uri else None
     local = uri is None or (uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"))
     if local:
         raise UserError(

@@ -172,8 +172,7 @@ class Session:
         about, reports, done = folder.trial(), folder.reports(), folder.done() is not None
         id, own = about["id"], study or self.study
         self.progress.trial(id, about["params"], own.train.epochs, replayed=done and bool(reports))
-        text = (folder.path / "study.yaml").read_text(encoding="utf-8")
-        self.tracker.start_trial(id, about["params"], {"mmsweep.seed": str(about["seed"])}, text)
+        _start_run(self.tracker, folder)
         self._reports[id] = []
         kind: Literal["trial", "final"] = "final" if about["kind"] == "final" else "trial"
         posting = Posting(
@@ -211,15 +210,33 @@ class Session:
             else:
                 folder.mark_done("stopped")
         self.board.stop.remote(id)
+        _end_run(self.tracker, folder, self.study)
         done = folder.done() or {}
-        if done["state"] == "finished" and (folder.path / "evaluation.json").exists():
-            self.tracker.log_test(id, _test_metrics(folder.path / "evaluation.json"))
-        self.tracker.end_trial(
-            id,
-            done["state"],
-            [p for p in (_best_weights(folder, self.study), folder.path / "evaluation.json") if p and p.exists()],
-        )
         self.progress.ended(id, done["state"], done["error"])
+
+
+def replay_run(tracker: Tracker, folder: TrialFolder, study: Study) -> None:
+    """Write down whatever the tracking store lacks of a trial or final run that has ended.
+
+    Args:
+        study: the sweep's.
+    """
+    _start_run(tracker, folder)
+    for report in folder.reports():
+        tracker.log_epoch(folder.trial()["id"], report.epoch, report.metrics)
+    _end_run(tracker, folder, study)
+
+
+def _start_run(tracker: Tracker, folder: TrialFolder) -> None:
+    about, text = folder.trial(), (folder.path / "study.yaml").read_text(encoding="utf-8")
+    tracker.start_trial(about["id"], about["params"], {"mmsweep.seed": str(about["seed"])}, text)
+
+
+def _end_run(tracker: Tracker, folder: TrialFolder, study: Study) -> None:
+    id, state, evaluation = folder.trial()["id"], (folder.done() or {})["state"], folder.path / "evaluation.json"
+    if state == "finished" and evaluation.exists():
+        tracker.log_test(id, _test_metrics(evaluation))
+    tracker.end_trial(id, state, [p for p in (_best_weights(folder, study), evaluation) if p and p.exists()])
 
 
 def _best_weights(folder: TrialFolder, study: Study) -> Path | None:

@@ -35,7 +35,7 @@ from mmsweep.sweep.names import trial_id
 from mmsweep.sweep.outcome import SweepOutcome
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.search import TrialSearch, open_optuna, tell
-from mmsweep.sweep.session import Session, starting_hosts
+from mmsweep.sweep.session import Session, replay_run, starting_hosts
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow
 from mmsweep.training.checkpoint import TrialFolder, write_whole
 
@@ -90,6 +90,7 @@ class Sweep:
                 try:
                     if hosts is None:
                         state = "finished"
+                        self._replay(tracker, progress)
                     else:
                         about = (self.warm, folder.path, tracker, progress, interrupt)
                         with Session.open(study, hosts, *about) as session:
@@ -107,6 +108,14 @@ class Sweep:
                 state = "interrupted"
                 folder.update(state=state)
         return SweepOutcome(state, folder.path, run_id, tracker.ui_command(), tracker.warnings)
+
+    def _replay(self, tracker: Tracker, progress: Progress) -> None:
+        """Bring what never arrived to a store that was away while the sweep ran."""
+        progress.phase("completing the MLflow runs")
+        finals = sorted(path.parent for path in (self.folder.path / "final").glob("*/*/trial.json"))
+        for folder in [*map(self.folder.trial, self.folder.numbers()), *map(TrialFolder, finals)]:
+            if folder.done() is not None:
+                replay_run(tracker, folder, self.study)
 
     def _hosts(self, progress: Progress, interrupt: cluster.Interrupt) -> AbstractContextManager[HostPool]:
         folder = self.folder

@@ -5,14 +5,41 @@ from __future__ import annotations
 import os
 import ssl
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from mmsweep.errors import UserError
+from mmsweep.errors import MASK, UserError, masked
+from mmsweep.study_source import VARIABLE
 
 KEY = "tracking.uri"
 EXPECTED = "sqlite:///<path>, an http(s) address of an MLflow server, or null for ./mlflow.db"
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+
+
+def expanded(uri: str) -> str:
+    """The address with the environment's values in place of `${VARIABLE}`.
+
+    Raises:
+        UserError: a variable is not set, or a masked password was taken over from a sweep's files.
+    """
+    gap = next((name for name in VARIABLE.findall(uri) if name not in os.environ), None)
+    if gap:
+        raise UserError(
+            "an environment variable is not set", key=KEY, found=uri, expected=f"{gap} in the environment",
+            hint=f"export {gap}=…",
+        )  # fmt: skip
+    if f":{MASK}@" in uri or f"={MASK}" in uri:
+        raise UserError(
+            "the password of this address is not kept in the sweep's files", key=KEY, found=uri,
+            hint="Give tracking.uri again, with the password as ${VARIABLE}",
+        )  # fmt: skip
+    return VARIABLE.sub(lambda match: os.environ[match.group(1)], uri)
+
+
+def shown(uri: str | None, resolved: str) -> str:
+    """An address as it may be written and printed: variables by name, passwords masked."""
+    return masked(uri if uri and VARIABLE.search(uri) else resolved)
 
 
 def check_store(uri: str | None, root: Path) -> None:
@@ -37,7 +64,7 @@ def resolve_uri(uri: str | None, root: Path) -> str:
     Raises:
         UserError: a file store (mlflow refuses them), a database in memory, or a scheme that mlflow does not know.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = expanded(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
     scheme = uri.split(":", 1)[0].split("+")[0].lower() if ":" in uri else ""
     if scheme in ("", "file"):
         beside = Path(uri.removeprefix("file:")).parent / "mlflow.db"
@@ -57,8 +84,10 @@ def check_reachable(uri: str) -> None:
     """Refuse a server that does not answer (within five seconds). Raises UserError."""
     if not uri.startswith(("http://", "https://")):
         return
+    parts = urllib.parse.urlsplit(uri)  # urllib takes a user and a password for a part of the host's name
+    health = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path + "/health").geturl()
     try:
-        urllib.request.urlopen(uri + "/health", timeout=5).close()
+        urllib.request.urlopen(health, timeout=5).close()
     except urllib.error.HTTPError:
         return  # it answers; whether it lets us in is said by the first call
     except (OSError, ValueError) as error:  # URLError is an OSError

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from mlflow.exceptions import MlflowException
 
+from mmsweep.errors import masked
 from mmsweep.tracking.store import impatient
 
 log = logging.getLogger("mmsweep.tracking")
@@ -27,7 +28,7 @@ class Outbox:
         where: the store's URI, for the warnings.
 
     Attributes:
-        warnings: every trouble so far, in words.
+        warnings: what went wrong so far, each kind once, in words; passwords are masked.
     """
 
     def __init__(self, where: str) -> None:
@@ -91,8 +92,8 @@ class Outbox:
             return refused
 
     def _warn(self, message: str, kind: str | None = None) -> None:
-        """Keeps every message; logs one of each kind, not one for each epoch."""
-        self.warnings.append(message)
+        """Keep and log one message of each kind, not one for each epoch."""
         if (kind or message) not in self._seen:
             self._seen.add(kind or message)
-            log.warning(message)
+            self.warnings.append(masked(message))
+            log.warning("%s", self.warnings[-1])

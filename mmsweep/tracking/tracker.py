@@ -35,6 +35,8 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from mmsweep.errors import UserError
+from mmsweep.study_source import VARIABLE
+from mmsweep.tracking.address import shown
 from mmsweep.tracking.naming import Objective, children_table, metric_name, objectives
 from mmsweep.tracking.outbox import Outbox
 from mmsweep.tracking.store import Store, impatient
@@ -75,7 +77,7 @@ class Tracker:
     def __init__(self, uri: str | None, experiment: str, root: Path) -> None:
         self._store = Store.open(uri, experiment, root)
         self._client = self._store.client
-        self.uri, self.experiment = self._store.uri, experiment
+        self.uri, self.experiment = shown(uri, self._store.uri), experiment
         self._outbox = Outbox(self.uri)
         self._parent: str | None = None
         self._sweep = ""
@@ -90,11 +92,12 @@ class Tracker:
         return self._outbox.warnings
 
     def ui_command(self) -> str:
-        """The command that shows the runs (for a server: its address)."""
+        """The command that shows the runs (for a server: its address), without any password."""
         if self.uri.startswith(("http://", "https://")):
             return self.uri
         mlflow = "mlflow" if shutil.which("mlflow") else f"{shlex.quote(sys.executable)} -m mlflow"
-        return f"{mlflow} ui --backend-store-uri {shlex.quote(self.uri)}"
+        uri = f'"{self.uri}"' if VARIABLE.search(self.uri) else shlex.quote(self.uri)  # the shell fills variables in
+        return f"{mlflow} ui --backend-store-uri {uri}"
 
     # ------------------------------------------------------------------ the sweep's own run
 
@@ -228,11 +231,11 @@ class Tracker:
         """
         run = self._run(trial_id)
         run.state = state
-        if run.settled == state:
-            return
         for path in map(Path, artifacts):
             what = f"artifact {path.name} of {trial_id}"
-            self._outbox.write_unordered(what, lambda path=path: self._send(self._run_id(run), path, ""))  # type: ignore[misc]
+            self._outbox.write_unordered(what, lambda path=path: self._send_missing(run, path))  # type: ignore[misc]
+        if run.settled == state:
+            return
 
         def write() -> None:
             run_id = self._run_id(run)
@@ -262,6 +265,13 @@ class Tracker:
     def _send(self, run_id: str, path: Path, folder: str) -> None:
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         send(run_id, str(path), folder or None)
+
+    def _send_missing(self, run: _ChildRun, path: Path) -> None:
+        """Attach a file to a trial's run; a run that an earlier driver closed gets it only where it lacks it."""
+        run_id = self._run_id(run)
+        attached = [] if run.settled is None else self._client.list_artifacts(run_id)
+        if path.name not in {item.path for item in attached}:
+            self._send(run_id, path, "")
 
     def _parent_id(self) -> str:
         if self._parent is None:

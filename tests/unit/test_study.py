@@ -74,6 +74,25 @@ def test_what_is_resolved_gives_the_same_study(file: Path, tmp_path: Path) -> No
     assert Study.load(again) == study and Study.load(again).to_yaml() == study.to_yaml()
 
 
+def test_a_place_from_the_environment_is_written_by_its_variable(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_DATA", str(tmp_path / "secret-place"))
+    monkeypatch.setenv("MY_RATE", "0.25")
+    uri, rate = "tracking.uri=http://ann:${PASSWORD_THAT_IS_NOT_SET}@host", "method.align_weight=${MY_RATE}"
+    study = Study.load(file, ["data.root=${MY_DATA}/raw", uri, rate])
+    assert study.data.root == str(tmp_path / "secret-place" / "raw")
+    again = tmp_path / "again.yaml"
+    for written in (study, study.with_values({"train.seed": 3})):
+        text = written.to_yaml()
+        assert "secret-place" not in text and "${MY_DATA}/raw" in text and "${PASSWORD_THAT_IS_NOT_SET}" in text
+        assert "align_weight: 0.25" in text  # what decides the result is kept by value
+        again.write_text(text)
+        assert Study.load(again).resolved() == written.resolved()
+    assert "${MY_DATA}" not in study.with_values({"data.root": "/other"}).to_yaml()
+    assert "hunter2" not in Study.load(file, ["tracking.uri=http://ann:hunter2@host"]).to_yaml()
+
+
 def test_defaults_are_in_what_is_resolved(file: Path) -> None:
     resolved = Study.load(file).resolved()
     assert resolved["train"]["schedule"] == {

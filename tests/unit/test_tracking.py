@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from mmsweep.errors import UserError
-from mmsweep.tracking.address import resolve_uri
+from mmsweep.tracking.address import check_store, resolve_uri, shown
 from mmsweep.tracking.environment import environment_tags
 from mmsweep.tracking.naming import metric_name
 from mmsweep.tracking.tracker import Tracker
@@ -225,6 +226,42 @@ def test_a_store_that_fails_in_mid_sweep_costs_nothing(tmp_path: Path, monkeypat
     assert not any("never reached" in warning for warning in writer.warnings)
 
 
+def test_addresses_show_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "hunter2")
+    assert resolve_uri("http://ann:${STORE_PASSWORD}@host", tmp_path) == "http://ann:hunter2@host"
+    assert shown("http://ann:${STORE_PASSWORD}@host", "") == "http://ann:${STORE_PASSWORD}@host"
+    assert shown("http://${USER}:hunter2@host", "") == "http://${USER}:***@host"
+    assert shown(None, "postgresql://ann:hu/nt@er2@host/db?x=1&password=hunter2") == (
+        "postgresql://ann:***@host/db?x=1&password=***"
+    )
+    for uri in (f"sqlite:///{tmp_path}/a:b.db", "http://host:5000/mlflow", "postgresql://ann@host:5432/db"):
+        assert shown(uri, uri) == uri
+    assert "hunter2" not in str(UserError("no", found="http://ann:hunter2@host", hint="mysql://a:hunter2@b/c"))
+    for uri, problem in (("http://ann:***@host", "is not kept"), ("http://${NOT_SET_AT_ALL}@host", "is not set")):
+        with pytest.raises(UserError, match=problem):
+            resolve_uri(uri, tmp_path)
+
+
+def test_a_resumed_sweep_brings_what_never_arrived(tmp_path: Path) -> None:
+    """An artifact that was lost reaches a run that was closed without it, and one that arrived is not sent again."""
+    writer = started(tmp_path)
+    writer.start_trial("0000", {}, {}, STUDY)
+    writer.end_trial("0000", "finished", [tmp_path / "evaluation.json"])
+    writer.end_sweep("finished")
+    assert "never reached" in writer.warnings[-1]
+    (tmp_path / "evaluation.json").write_text("{}")
+    for _ in range(2):
+        again = started(tmp_path)
+        again.start_trial("0000", {}, {}, STUDY)
+        again.end_trial("0000", "finished", [tmp_path / "evaluation.json"])
+        again.end_sweep("finished")
+        assert again.warnings == []
+        run = children(again)["0000"]
+        found = MlflowClient(tracking_uri=again.uri).list_artifacts(run.info.run_id)
+        assert {item.path for item in found} == {"study.yaml", "evaluation.json"}
+        assert run.info.status == "FINISHED"
+
+
 def test_what_never_reaches_the_store_is_named(tmp_path: Path) -> None:
     writer = started(tmp_path)
     writer.start_trial("0000", {}, {}, STUDY)
@@ -291,7 +328,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         deadline = time.monotonic() + 180
         while True:
             try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30).close()
                 break
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()
@@ -302,9 +339,13 @@ def server(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
-def test_the_same_sweep_on_a_real_server(server: str, tmp_path: Path) -> None:
-    writer = Tracker(server, "demo", tmp_path)
-    assert writer.ui_command() == server
+def test_the_same_sweep_on_a_real_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named with a user and a password, which no file and no message shows."""
+    monkeypatch.setenv("STORE_PASSWORD", "hunter2")
+    named = server.replace("//", "//ann:${STORE_PASSWORD}@")
+    check_store(named, tmp_path)
+    writer = Tracker(named, "demo", tmp_path)
+    assert writer.ui_command() == named
     writer.start_sweep("demo", tmp_path / "sweeps/demo", STUDY, {"dataset": "d", "dataset_fingerprint": "f"})
     writer.start_trial("0000", {f"p{i}": i for i in range(120)}, {}, STUDY)  # more than one request takes
     writer.log_epoch("0000", 1, {**METRICS, **{f"val/s{i}/f1_macro": i / 1200 for i in range(1200)}})
@@ -313,6 +354,8 @@ def test_the_same_sweep_on_a_real_server(server: str, tmp_path: Path) -> None:
     writer.end_trial("0000", "finished", [weights])
     writer.end_sweep("finished")
     assert writer.warnings == []
+    assert not [p for p in (tmp_path / "sweeps").rglob("*") if p.is_file() and "hunter2" in p.read_text()]
+    writer.uri = server
     run = children(writer)["0000"]
     assert (run.info.status, len(run.data.params), len(run.data.metrics)) == ("FINISHED", 120, 1205)
     client = MlflowClient(tracking_uri=server)

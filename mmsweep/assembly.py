@@ -35,6 +35,7 @@ from mmsweep.models.lora import Noise
 from mmsweep.models.mult import MulTOptions
 from mmsweep.models.packing import alone
 from mmsweep.study import MOST_SLOTS, ScenarioSpec, Study
+from mmsweep.study_data import ManifestSplit
 from mmsweep.tasks import MultiLabel, make_task
 from mmsweep.training.capacity import measure
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint, load_weights
@@ -98,15 +99,12 @@ def _manifest(study: Study) -> ManifestOptions | None:
     columns = {name: ModalityColumn(m.kind, m.column, m.length, m.width) for name, m in data.modalities.items()}
     classes = tuple(data.target.classes) if data.target.classes else None
     target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes, data.target.signed)
-    split = data.split
-    if split is None:
-        rule = SplitRule(seed=data.split_seed)
-    elif split.column:
-        rule = SplitRule(column=split.column, seed=data.split_seed)
-    else:
-        seed = data.split_seed if split.seed is None else split.seed
-        rule = SplitRule(None, split.train or 0.0, split.val or 0.0, split.test or 0.0, seed)
-    return ManifestOptions(Path(data.path), columns, target, rule, data.group.column if data.group else None)
+    split = data.split or ManifestSplit()
+    seed = data.split_seed if split.seed is None else split.seed
+    shares = (0.8, 0.1, 0.1) if split.train is None else (split.train, split.val or 0.0, split.test or 0.0)
+    rule = SplitRule(split.column, *shares, seed, split.stratify)
+    group, id = (part.column if part else None for part in (data.group, data.id))
+    return ManifestOptions(Path(data.path), columns, target, rule, group, id)
 
 
 def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool = True, files: bool = True) -> Backbone:

@@ -3,9 +3,16 @@ decodes nothing; label maps are read, since the classes stand nowhere else."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import re
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +21,7 @@ from mmsweep.data.decoding import Undecodable
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.rasters import Window, decode_labels
 from mmsweep.data.registry import build_dataset, datasets
+from mmsweep.data.splitting import repeated
 from mmsweep.errors import UserError
 
 _FEW = 5
@@ -55,6 +63,7 @@ def check(builder: DatasetBuilder, on_bad: str = "refuse") -> list[str]:
     findings += _gaps(builder, splits)
     findings += _targets(builder, splits, grade)
     findings += _identities(splits)
+    findings += _repeated(splits)
     return findings
 
 
@@ -77,23 +86,37 @@ def _bad_rows(builder: DatasetBuilder, grade: str) -> Iterator[str]:
 def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
     words = {m for m, kind in builder.modalities.items() if kind == "text"}
     words |= {m for m, format in builder.sequences.items() if format.recipe == "words"}
-    absent = []
+    folders = {m for m, kind in builder.modalities.items() if kind == "video"}
+    absent, irregular = [], []
     seen = 0
     for name in SPLITS:
         for sample in splits[name]:
-            values = [sample.values.get(m) for m in builder.modalities if m not in words]
+            values = {m: sample.values.get(m) for m in builder.modalities if m not in words}
             if builder.target.task == "segmentation":
-                values.append(sample.target)
-            for value in values:
+                values["target"] = sample.target
+            for modality, value in values.items():
                 path = value.path if isinstance(value, Window) else value
                 if isinstance(path, str | Path):
                     seen += 1
-                    if not Path(path).exists():
+                    mode = _mode(path)
+                    if mode is None:
                         absent.append(f"{sample.origin}: {path}")
+                    elif not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and modality in folders)):
+                        irregular.append(f"{sample.origin}: {path}")
     if absent:
         yield f"{grade}: {len(absent)} of {seen:,} files do not exist: {_list(absent)}"
-    elif seen:
+    if irregular:
+        yield f"{grade}: {len(irregular)} of {seen:,} files are no regular files: {_list(irregular)}"
+    if seen and not absent and not irregular:
         yield f"all {seen:,} files exist"
+
+
+def _mode(path: str | Path) -> int | None:
+    """The kind of a file, as `stat` gives it; None where there is none, or where none can have this name."""
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
 
 
 def _gaps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
@@ -120,6 +143,7 @@ def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade:
         if numbers:
             yield f"train: targets from {min(numbers):g} to {max(numbers):g}, mean {sum(numbers) / len(numbers):g}"
         return
+    yield from _names(target.classes)
     counts = {name: Counter(_labels(splits[name])) for name in SPLITS}
     train, rows = counts["train"], len(splits["train"])
     if train:
@@ -134,12 +158,27 @@ def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade:
         if absent:
             yield f"warning: {name} has no row of {len(absent)} classes: {_list(absent)}"
     if target.task == "multi_label":
+        joined = [repr(label) for label in target.classes if re.search(r"[,;|\t]", label)]
+        if joined and all(len(sample.target) < 2 for name in SPLITS for sample in splits[name]):
+            yield f"warning: no row has two labels; several in one? {_list(joined)} (data.target.separator)"
         for name in SPLITS:
             bare = sum(not sample.target for sample in splits[name])
             if bare:
                 yield f"{name}: {bare:,} rows have no label (they count as negative for every class)"
     elif len(target.classes) > max(20, rows / 2):
         yield "warning: almost every row has a class of its own; is the target a number (task: regression)?"
+
+
+def _names(classes: Sequence[str]) -> Iterator[str]:
+    """Classes that look alike: the same but for case, blanks, Unicode's spelling, or as numbers."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        with contextlib.suppress(ValueError, OverflowError):
+            plain = f"{float(plain):.15g}"
+        alike.setdefault(plain, []).append(repr(name))
+    if pairs := [" and ".join(names) for names in alike.values() if len(names) > 1]:
+        yield f"warning: {len(pairs)} classes are spelt in several ways: {_list(pairs)}"
 
 
 def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
@@ -186,6 +225,35 @@ def _identities(splits: Mapping[str, list[Sample]]) -> Iterator[str]:
         yield f"warning: {len(crossing)} groups stand in more than one split: {_list(crossing)}"
     elif homes:
         yield f"{len(homes):,} groups, none in two splits"
+
+
+def _repeated(splits: Mapping[str, list[Sample]]) -> Iterator[str]:
+    """Rows with the same inputs in more than one split, by the files' content where sizes leave it open."""
+    places: list[str] = []
+    for likely in repeated(splits, _size):
+        for rows in repeated(likely, _content):
+            places.append(" and ".join(f"{samples[0].origin} ({name})" for name, samples in rows.items()))
+    if places:
+        yield (
+            f"warning: {len(places)} times the same inputs stand in more than one split: {_list(places)}; rows that "
+            "belong together can be kept in one split with data.group"
+        )
+
+
+def _size(value: Any) -> Any:
+    """An input as cheaply as it can be told apart: a file by its size."""
+    mode = _mode(value) if isinstance(value, Path) else None
+    return os.stat(value).st_size if mode is not None and stat.S_ISREG(mode) else value
+
+
+def _content(value: Any) -> Any:
+    mode = _mode(value) if isinstance(value, Path) else None
+    if mode is None or not stat.S_ISREG(mode):
+        return value
+    try:
+        return hashlib.sha256(value.read_bytes()).digest()
+    except OSError:
+        return value
 
 
 def _labels(rows: list[Sample]) -> Iterator[str]:

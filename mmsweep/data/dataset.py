@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from mmsweep.errors import UserError
 
 TaskName = Literal["single_label", "multi_label", "segmentation", "regression"]
 SPLITS = ("train", "val", "test")
+_SHOWN_ROWS = 20
 MODALITY_KINDS = ("image", "text", "audio", "video", "sequence", "raster")
 IGNORE = 255
 """The value of a label map that stands for no class: such pixels count neither in the loss nor in a metric."""
@@ -149,6 +150,19 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.reason}"
+
+
+def refusal(rows: Sequence[BadRow], consequence: str | None = None) -> UserError:
+    """One error that lists the rows (at most 20) and counts all of them.
+
+    Args:
+        consequence: what cannot be done without these rows, where leaving them out is no way.
+    """
+    shown = "".join(f"\n  {row}" for row in rows[:_SHOWN_ROWS])
+    rest = f"\n  … and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
+    count = "1 row cannot be used" if len(rows) == 1 else f"{len(rows)} rows cannot be used"
+    way = f"Without them {consequence}" if consequence else "Correct them, or leave them out with data.on_bad=skip"
+    return UserError(f"{count}:{shown}{rest}\n", hint=way)
 
 
 class DatasetBuilder(ABC):

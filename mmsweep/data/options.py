@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmsweep.data.dataset import MODALITY_KINDS, TaskName
+from mmsweep.data.modality_names import misnamed
 from mmsweep.errors import UserError
 
 
@@ -69,6 +70,7 @@ class SplitRule:
         column: holds train, val (valid, validation, dev) or test.
         train, val, test: shares that sum to 1, without a column.
         seed: of the carving; also of validation carved from training when the column names none.
+        stratify: whether carved splits keep the shares within every class; None: for single_label.
     """
 
     column: str | None = None
@@ -76,6 +78,7 @@ class SplitRule:
     val: float = 0.1
     test: float = 0.1
     seed: int = 0
+    stratify: bool | None = None
 
     def __post_init__(self) -> None:
         shares = (self.train, self.val, self.test)
@@ -96,6 +99,7 @@ class ManifestOptions:
         target: what is predicted.
         split: which rows train, validate and test.
         group: a column whose equal values never stand in two splits.
+        id: a column that names each row; carved splits follow it instead of the row's content.
     """
 
     path: Path
@@ -103,10 +107,16 @@ class ManifestOptions:
     target: TargetColumn
     split: SplitRule = SplitRule()
     group: str | None = None
+    id: str | None = None
 
     def __post_init__(self) -> None:
         if not self.modalities:
             raise UserError("at least one modality is needed", key="data.modalities")
+        if problem := misnamed(list(self.modalities)):
+            raise UserError(problem.why, key="data.modalities", found=problem.name, expected=problem.expected)
+        if self.split.stratify and self.target.task != "single_label":
+            raise UserError("only single_label has classes to stratify by", key="data.split.stratify",
+                            found=self.target.task, expected="stratify: false, or task: single_label")  # fmt: skip
         clashes = [name for name, modality in self.modalities.items() if modality.column == self.target.column]
         if clashes:
             raise UserError("the target's column is also an input", key=f"data.modalities.{clashes[0]}.column",

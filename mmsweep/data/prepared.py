@@ -19,13 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Target
+from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Target, refusal
 from mmsweep.data.formats import KINDS, AudioFormat, Format, SequenceFormat, VideoFormat
 from mmsweep.data.preparation import Progress, cache_key, write_prepared
 from mmsweep.data.prepared_split import FILLS, PreparedSplit
 from mmsweep.errors import UserError
-
-_SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -112,14 +110,6 @@ def _check_clips(train: PreparedSplit) -> None:
             found=True,
             expected=f"false, or data.video.frames below {max(longest.values())}",
         )
-
-
-def refusal(rows: list[BadRow]) -> UserError:
-    """One error that lists the rows (at most 20) and counts all of them."""
-    shown = "".join(f"\n  {row}" for row in rows[:_SHOWN_ROWS])
-    rest = f"\n  … and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
-    count = "1 row cannot be used" if len(rows) == 1 else f"{len(rows)} rows cannot be used"
-    return UserError(f"{count}:{shown}{rest}\n", hint="Correct them, or leave them out with data.on_bad=skip")
 
 
 # ---- writing once --------------------------------------------------------------------------------------------------

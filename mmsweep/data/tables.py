@@ -1,23 +1,45 @@
-"""Reads the rows of a CSV, JSONL or Parquet file, each with its line, whole or with one clear error."""
+"""Reads the rows of a CSV, TSV, JSONL or Parquet file, each with its line, whole or with one clear error.
+
+CSV may quote its cells. A cell of a TSV is what stands between two tabs, quotes included: TSV has no quoting.
+"""
 
 from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date, time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mmsweep.data.cells import Unreadable, is_empty
 from mmsweep.errors import UserError
 
-Row = dict[str, Any]
-FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+Columns = Sequence[tuple[str, str]]
 _LONGEST_CELL = 64 * 2**20  # the csv module's own limit, 128 KiB, is shorter than some texts
+_ROWS_AT_ONCE = 1024
+_QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
-def read_table(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Row]]:
-    """Rows of a file as (line, column -> cell); empty and blank cells are None. Lines of Parquet count rows from 1.
+class Row(NamedTuple):
+    """A row of the file.
+
+    Args:
+        line: where it stands, from 1; rows of Parquet are counted.
+        cells: column -> cell of the columns that were asked for; None where the cell is empty or left out.
+        content: digest of the whole row, other columns included.
+    """
+
+    line: int
+    cells: dict[str, Any]
+    content: str
+
+
+def read_table(path: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of a file.
 
     Args:
         path: its suffix says the format.
@@ -27,71 +49,107 @@ def read_table(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple
         UserError: the file is absent, of unknown format or malformed (with the line); a column is absent (with the
             nearest spelling).
     """
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise UserError("unknown format of manifest", file=path, found=path.suffix, expected=", ".join(FORMATS))
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError("unknown format of manifest", file=path, found=path.suffix, expected=", ".join(_READERS))
     if not path.is_file():
         raise UserError("the manifest does not exist", key="data.path", found=str(path), expected="a file")
-    reader = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[kind]
+    wanted = list(dict.fromkeys(column for _, column in columns))
     for line, row in reader(path, columns):
-        yield line, {column: _cell(value) for column, value in row.items()}
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return value if value.strip() else None
-    if isinstance(value, float) and value != value:  # pandas writes absent cells of Parquet as NaN
-        return None
-    return value
-
-
-def _csv(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(_LONGEST_CELL)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    end = 0
-    with path.open(encoding="utf-8-sig", newline="") as file:  # a byte-order mark is Excel's habit
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        filled = {column: cell for column, cell in row.items() if not is_empty(cell)}
         try:
-            header = [name.strip() for name in next(reader, [])]
-            if not header:
-                raise UserError("the manifest is empty", file=path, expected="a header line with the names of columns")
-            twice = sorted({name for name in header if name and header.count(name) > 1})
-            if twice:
-                raise UserError("a column is named twice", file=path, line=1, found=twice[0])
-            _require(path, columns, header)
-            end = reader.line_num
+            content = _digest(filled)
+        except RecursionError:
+            raise UserError("a cell is nested too deeply", file=path, line=line) from None
+        yield Row(line, {column: filled.get(column) for column in wanted}, content)
+
+
+def _digest(filled: dict[str, Any]) -> str:
+    """Digest of a row's cells, whatever the order of columns; empty cells do not count."""
+    text = json.dumps(sorted(filled.items()), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, Unreadable):
+        return value.reason
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+# ---- text files ----------------------------------------------------------------------------------------------------
+
+
+def _csv(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(_LONGEST_CELL)
+    end = 0
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        nonlocal end
+        with path.open(encoding="utf-8-sig", newline="") as file:  # a byte-order mark is Excel's habit
+            reader = csv.reader(file, strict=True)
             for cells in reader:
                 line, end = end + 1, reader.line_num  # a quoted cell may span lines: name the first
-                if not cells:
-                    continue
-                if len(cells) != len(header):
+                yield line, cells
+
+    try:
+        hint = "Cells that hold commas or line breaks need double quotes"
+        yield from _under_header(path, columns, rows(), hint)
+    except csv.Error as error:
+        raise UserError(f"the row is not valid CSV ({error})", file=path, line=end + 1) from None
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
+
+
+def _tsv(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for line, text in enumerate(file, start=1):
+                text = text.removesuffix("\n").removesuffix("\r")
+                yield line, text.split("\t") if text else []
+
+    hint = "Cells of a .tsv hold no tabs and no line breaks, and quotes do not enclose them; .csv has quoting"
+    try:
+        for line, row in _under_header(path, columns, rows(), hint):
+            for column, cell in row.items():
+                if _QUOTED.fullmatch(cell):
                     raise UserError(
-                        "the row has another number of cells than the header",
-                        file=path,
-                        line=line,
-                        found=len(cells),
-                        expected=str(len(header)),
-                        hint="Cells that hold commas or line breaks need double quotes"
-                        if len(cells) > len(header)
-                        else None,
-                    )
-                yield line, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            raise UserError(f"the row is not valid CSV ({error})", file=path, line=end + 1) from None
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from None
+                        "the cell is quoted as in CSV, and cells of a .tsv are read as they are", file=path, line=line,
+                        key=column, found=cell[:60], hint="Save the file as .csv, or without quoting",
+                    )  # fmt: skip
+            yield line, row
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
 
 
-def _jsonl(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Row]]:
+def _under_header(
+    path: Path, columns: Columns, rows: Iterator[tuple[int, list[str]]], hint: str
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    if not header:
+        raise UserError("the manifest is empty", file=path, expected="a header line with the names of columns")
+    _require(path, columns, header)
+    for line, cells in rows:
+        if cells and len(cells) != len(header):
+            raise UserError(
+                "the row has another number of cells than the header", file=path, line=line, found=len(cells),
+                expected=str(len(header)), hint=hint if len(cells) > len(header) or ".tsv" in hint else None,
+            )  # fmt: skip
+        if cells:
+            yield line, dict(zip(header, cells, strict=True))
+
+
+def _jsonl(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     seen: dict[str, None] = {}
-    rows: list[tuple[int, Row]] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     try:
         for line, text in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
-            except ValueError as error:
+                row = json.loads(text, object_pairs_hook=_object)
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"the line is not valid JSON ({error})", file=path, line=line) from None
             if not isinstance(row, dict):
                 raise UserError("the line is not a JSON object", file=path, line=line, found=text[:60])
@@ -104,7 +162,32 @@ def _jsonl(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int
     yield from rows
 
 
-def _parquet(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[int, Row]]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
+    # The error counts from the start of a block of the file: find the line in the whole.
+    lines = path.read_bytes().split(b"\n")
+    line = next((number for number, text in enumerate(lines, start=1) if not _is_utf8(text)), None)
+    return UserError("the file is not UTF-8 text", file=path, line=line, hint="Save it as UTF-8")
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# ---- Parquet -------------------------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -112,15 +195,43 @@ def _parquet(path: Path, columns: Sequence[tuple[str, str]]) -> Iterator[tuple[i
         file = pyarrow.parquet.ParquetFile(path)
         _require(path, columns, file.schema_arrow.names)
         line = 0
-        for batch in file.iter_batches(columns=list(dict.fromkeys(column for _, column in columns))):
-            for row in batch.to_pylist():
+        for batch in file.iter_batches(_ROWS_AT_ONCE):
+            for row in zip(*(_values(column) for column in batch.columns), strict=True):
                 line += 1
-                yield line, row
+                yield line, dict(zip(batch.schema.names, row, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"the file is not valid Parquet ({str(error).splitlines()[0][:120]})", file=path) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"the file is not valid Parquet ({reason})", file=path) from None
 
 
-def _require(path: Path, columns: Sequence[tuple[str, str]], found: list[str]) -> None:
+def _values(column: Any) -> list[Any]:
+    """A column's cells; what Arrow cannot convert, such as text that is not UTF-8, is marked in its row."""
+    try:
+        return list(column.to_pylist())
+    except Exception:  # whatever a cell raises: which one is found below
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: Any) -> Any:
+    try:
+        return cell.as_py()
+    except Exception as error:
+        return Unreadable(f"a value of type {cell.type} that cannot be read ({error})")
+
+
+_READERS: dict[str, Callable[[Path, Columns], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".parquet": _parquet,
+}
+
+
+def _require(path: Path, columns: Columns, found: list[str]) -> None:
+    twice = sorted({name for name in found if name and found.count(name) > 1})
+    if twice:
+        raise UserError("a column is named twice", file=path, line=1, found=twice[0])
     for key, column in columns:
         if column not in found:
             near = difflib.get_close_matches(column, found, n=1)
@@ -130,9 +241,3 @@ def _require(path: Path, columns: Sequence[tuple[str, str]], found: list[str]) -
             raise UserError(
                 f"{path} has no such column", key=key, found=column, expected="one of " + ", ".join(found), hint=hint
             )
-
-
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> UserError:
-    with path.open("rb") as file:
-        line = file.read().count(b"\n", 0, error.start) + 1 if isinstance(error.object, bytes) else None
-    return UserError("the file is not UTF-8 text", file=path, line=line, hint="Save it as UTF-8")

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import os
 import random
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmsweep.data.check import check
+from mmsweep.data.dataset import Sample
+from mmsweep.data.modality_names import MODULE_WORDS, misnamed
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.registry import build_dataset, dataset_card, datasets
 from mmsweep.data.sets.manifest import Manifest
 from mmsweep.errors import UserError
+from mmsweep.models.packing import PackedParameters
 from tests.data.files import manifest_rows, write_manifest
 
 COLUMNS = {"image": ModalityColumn("image", "picture"), "text": ModalityColumn("text", "caption")}
@@ -49,7 +58,7 @@ def test_three_formats_hold_the_same_rows(suffix: str, tmp_path: Path) -> None:
     assert builder.target == reference.target and builder.target.classes == ("blue", "green", "red")
     for name, samples in builder.splits().items():
         others = reference.splits()[name]
-        assert [(s.id, s.values, s.target) for s in samples] == [(s.id, s.values, s.target) for s in others]
+        assert [(s.values, s.target) for s in samples] == [(s.values, s.target) for s in others]
 
 
 def test_an_empty_cell_is_a_missing_modality_in_every_split(tmp_path: Path) -> None:
@@ -129,6 +138,101 @@ def test_bad_rows_are_kept_apart_with_their_line(tmp_path: Path) -> None:
     assert [s.origin for s in builder.splits()["train"]] == ["my.csv:2"]
 
 
+def rows_told(path: Path, **options: Any) -> list[str]:
+    return [str(row) for row in read(path, **options).bad_rows]
+
+
+TEXT = {"text": ModalityColumn("text", "caption")}
+GOOD = [{"caption": f"word {i}", "kind": "ab"[i % 2], "part": ("train", "val", "test")[i // 2 % 3]} for i in range(12)]
+
+
+def test_whatever_is_wrong_with_a_row_makes_it_a_bad_row(tmp_path: Path) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"kind": ...}, "kind: the target is empty"),
+        ({"part": ...}, "part: unknown split; found ''; expected train"),
+        ({"part": "trian"}, "part: unknown split; found 'trian'"),
+        ({"part": ["train"]}, "part: expected a name or a number; found ['train']"),
+        ({"caption": ...}, "every modality is empty (caption)"),
+        ({"caption": []}, "every modality is empty (caption)"),
+        ({"caption": ["x", "y"]}, "caption: expected a text; found ['x', 'y']"),
+        ({"caption": {"raw": "x"}}, "caption: expected a text; found {'raw': 'x'}"),
+        ({"caption": "\ud83d"}, "caption: expected a text; found half of a surrogate pair"),
+        ({"caption": True}, "caption: expected a text; found True"),
+        ({"kind": ["a"]}, "kind: expected a name or a number; found ['a']"),
+        ({"concept": {"a": 1}}, "concept: expected a name or a number; found {'a': 1}"),
+    ]
+    bad = [{k: v for k, v in {**GOOD[0], **change}.items() if v is not ...} for change, _ in wrong]
+    path = write_manifest(tmp_path / "my.jsonl", [*GOOD, *bad])
+    told = rows_told(path, modalities=TEXT, group="concept")
+    assert len(told) == len(wrong)
+    for line, (row, (_, reason)) in enumerate(zip(told, wrong, strict=True), start=len(GOOD) + 1):
+        assert row.startswith(f"my.jsonl:{line}: ") and reason in row
+    assert sum(map(len, read(path, modalities=TEXT, group="concept").splits().values())) == len(GOOD)
+
+
+def test_bytes_are_texts_and_numbers_are_class_names(tmp_path: Path) -> None:
+    """As Spark writes texts, and as pandas turns integers into floats where a value is absent."""
+    rows = [row | {"caption": row["caption"].encode(), "kind": float(i % 2)} for i, row in enumerate(GOOD)]
+    rows[2]["kind"] = None
+    builder = read(write_manifest(tmp_path / "my.parquet", rows), modalities=TEXT)
+    assert builder.target.classes == ("0", "1") and builder.splits()["train"][0].values == {"text": "word 0"}
+    assert [str(row) for row in builder.bad_rows] == ["my.parquet:3: kind: the target is empty"]
+    mixed = [row | {"kind": (0, 0.0, "0", 1, 1.0, "1")[i % 6]} for i, row in enumerate(GOOD)]
+    assert read(write_manifest(tmp_path / "my.jsonl", mixed), modalities=TEXT).target.classes == ("0", "1")
+
+
+def test_a_cell_that_arrow_cannot_convert_is_a_bad_row(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = write_manifest(tmp_path / "my.parquet", GOOD)
+    table = pyarrow.parquet.read_table(path)
+    raw = pyarrow.array([b"\xff" if i == 4 else row["caption"].encode() for i, row in enumerate(GOOD)])
+    latin = pyarrow.Array.from_buffers(pyarrow.string(), len(raw), raw.buffers())  # a string column that is not UTF-8
+    pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("caption"), "caption", latin), path)
+    assert [row[:24] for row in rows_told(path, modalities=TEXT)] == ["my.parquet:5: caption: e"]
+
+
+def test_dates_are_neither_classes_nor_texts(tmp_path: Path) -> None:
+    rows = [row | {"when": datetime.datetime(2020, 1, i + 1)} for i, row in enumerate(GOOD)]
+    path = write_manifest(tmp_path / "my.parquet", rows)
+    message = refused(path, modalities=TEXT, target=TargetColumn("single_label", "when"))
+    assert (
+        message.startswith("12 rows cannot be used:") and "my.parquet:1: when: expected a name or a number" in message
+    )
+
+
+def test_bad_rows_are_told_before_what_follows_from_them(tmp_path: Path) -> None:
+    rows = [row | {"picture": 5} for row in GOOD]
+    path = write_manifest(tmp_path / "my.jsonl", rows)
+    images = {"image": ModalityColumn("image", "picture")}
+    for target in (TargetColumn("single_label", "kind", classes=("a", "b")), TargetColumn("single_label", "kind")):
+        message = refused(path, modalities=images, target=target)
+        assert "12 rows cannot be used:\n  my.jsonl:1: picture: expected a file name; found 5" in message
+        assert "Without them" in message and "Give it rows" not in message
+
+
+def test_pictures_of_hugging_face_are_read(tmp_path: Path) -> None:
+    rows = [row | {"picture": {"bytes": None, "path": f"{i}.png"}} for i, row in enumerate(GOOD)]
+    rows[1]["picture"] = {"bytes": b"\x89PNG", "path": "1.png"}
+    images = {"image": ModalityColumn("image", "picture")}
+    splits = read(write_manifest(tmp_path / "my.parquet", rows), modalities=images).splits()
+    assert [s.values["image"] for s in splits["train"][:2]] == [tmp_path / "0.png", b"\x89PNG"]
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+def test_the_order_of_classes_does_not_follow_the_hash_seed(seed: str, tmp_path: Path) -> None:
+    rows = [row | {"kind": ("07", "7", "007", "b", "0007")[i % 5]} for i, row in enumerate(GOOD)]
+    path = write_manifest(tmp_path / "my.csv", rows)
+    script = (
+        "import sys; from pathlib import Path; from tests.unit.test_manifest import read, TEXT;"
+        "print(read(Path(sys.argv[1]), modalities=TEXT).target.classes)"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    out = subprocess.run([sys.executable, "-c", script, str(path)], env=environment, capture_output=True, text=True)
+    assert out.stdout.strip() == "('0007', '007', '07', '7', 'b')", out.stderr
+
+
 # ---- refusals
 
 
@@ -161,10 +265,45 @@ def test_malformed_files_are_one_message(text: str, words: list[str], tmp_path: 
     assert all(word in message for word in words), message
 
 
+def test_cells_of_a_tsv_are_what_stands_between_tabs(tmp_path: Path) -> None:
+    rows = [*GOOD]
+    rows[2] = rows[2] | {"caption": '"blue boat, she said'}
+    rows[5] = rows[5] | {"caption": 'the end of it"'}
+    rows[6] = rows[6] | {"caption": '"all of it"'}
+    text = "\r\n".join("\t".join(row.values()) for row in [{k: k for k in GOOD[0]}, *rows])
+    samples = [s for part in read(written(tmp_path, text, "my.tsv"), modalities=TEXT).splits().values() for s in part]
+    assert sorted(s.values["text"] for s in samples) == sorted(row["caption"] for row in rows)
+    assert all("\r" not in s.target for s in samples)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('"a\tb"\ta\ttrain', ["my.tsv:2", "another number of cells", "found 4", "quotes do not enclose"]),
+        ('"a', ["my.tsv:2", "another number of cells", "found 1", "quotes do not enclose"]),
+        ('"she said ""a"""\ta\ttrain', ["my.tsv:2: caption", "quoted as in CSV"]),
+    ],
+)
+def test_a_tsv_with_the_quotes_of_csv_is_refused(line: str, words: list[str], tmp_path: Path) -> None:
+    message = refused(written(tmp_path, f"caption\tkind\tpart\n{line}\n", "my.tsv"), modalities=TEXT)
+    assert all(word in message for word in words), message
+
+
+def test_an_open_quote_is_refused_where_it_begins(tmp_path: Path) -> None:
+    text = HEADER + '1.png,x,a,train\n2.png,"x,b,val\n3.png,y,a,test\n'
+    assert "my.csv:3: the row is not valid CSV" in refused(written(tmp_path, text))
+
+
 def test_other_malformed_files(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "absent.csv")
     assert "unknown format" in refused(written(tmp_path, "", "my.xlsx"))
     assert "my.jsonl:2: the line is not valid JSON" in refused(written(tmp_path, '{"a": 1}\n{"a": \n', "my.jsonl"))
+    twice = '{"caption": "a", "caption": "b"}'
+    assert "my.jsonl:1: the line is not valid JSON (the key 'caption' stands twice)" in refused(
+        written(tmp_path, twice, "my.jsonl")
+    )
+    deep = '{"caption": ' + "[" * 100_000
+    assert "my.jsonl:1: the line is not valid JSON" in refused(written(tmp_path, deep, "my.jsonl"))
     assert "not a JSON object" in refused(written(tmp_path, "[1]\n", "my.jsonl"))
     assert "not valid Parquet" in refused(written(tmp_path, "PAR", "my.parquet"))
     (tmp_path / "latin.csv").write_bytes(HEADER.encode() + "1.png,é,a,train\n".encode("latin-1"))
@@ -220,6 +359,86 @@ def test_validation_is_carved_from_training_when_the_column_has_none(tmp_path: P
     assert not {s.group for s in splits["val"]} & {s.group for s in splits["train"]}
 
 
+def members(splits: dict[str, list[Sample]]) -> dict[str, set[str]]:
+    return {name: {sample.origin for sample in samples} for name, samples in splits.items()}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("split", [SplitRule(), SplitRule(stratify=False), SplitRule("fold")])
+def test_a_modality_more_in_the_study_moves_no_row(suffix: str, split: SplitRule, tmp_path: Path) -> None:
+    rows = [row | {"fold": "test" if i % 5 == 0 else "train"} for i, row in enumerate(manifest_rows(tmp_path, 80))]
+    rows = [row | {"caption": f"{row['caption'] or 'None'} {i // 4}"} for i, row in enumerate(rows)]
+    path = write_manifest(tmp_path / f"data{suffix}", rows)
+    both, one = read(path, split=split), read(path, split=split, modalities=TEXT)
+    assert members(both.splits()) == members(one.splits())
+    assert {s.id for s in both.splits()["val"]} == {s.id for s in one.splits()["val"]}
+    number = TargetColumn("regression", "score")
+    if split.stratify is False:
+        assert members(read(path, number, split).splits()) == members(both.splits())
+
+
+def test_a_declared_id_decides_alone(tmp_path: Path) -> None:
+    rows = [row | {"key": i} for i, row in enumerate(manifest_rows(tmp_path, 60))]
+    rule = SplitRule(stratify=False)
+    before = read(write_manifest(tmp_path / "a.jsonl", rows), split=rule, id="key").splits()
+    changed = [row | {"caption": "another", "kind": "red" if i % 2 else "blue"} for i, row in enumerate(rows)]
+    after = read(write_manifest(tmp_path / "b.jsonl", changed), split=rule, id="key").splits()
+    ids = {name: [s.id for s in samples] for name, samples in before.items()}
+    assert ids == {name: [s.id for s in samples] for name, samples in after.items()}
+    assert sorted(int(id) for part in ids.values() for id in part) == list(range(60))
+    rows[5]["key"], rows[6]["key"] = 4, None
+    told = rows_told(write_manifest(tmp_path / "a.jsonl", rows), split=rule, id="key")
+    assert told == [
+        "a.jsonl:6: key: an id stands for one row; '4' is also on line 5",
+        "a.jsonl:7: key: the id is empty",
+    ]
+    assert "data.id.column" in refused(tmp_path / "a.jsonl", split=rule, id="kez")
+
+
+def test_classes_keep_their_shares_in_every_part(tmp_path: Path) -> None:
+    kinds = ["common"] * 160 + ["rare"] * 30 + ["scarce"] * 10
+    rows = [{"caption": f"word {i}", "kind": kind, "part": "train"} for i, kind in enumerate(kinds)]
+    path = write_manifest(tmp_path / "my.csv", rows)
+    for seed in range(5):
+        splits = read(path, split=SplitRule(seed=seed), modalities=TEXT).splits()
+        counts = {name: Counter(s.target for s in samples) for name, samples in splits.items()}
+        assert counts == {
+            "train": {"common": 128, "rare": 24, "scarce": 8},
+            "val": {"common": 16, "rare": 3, "scarce": 1},
+            "test": {"common": 16, "rare": 3, "scarce": 1},
+        }
+    for row in rows[1::2]:
+        row["part"] = "test"
+    builder = read(write_manifest(tmp_path / "my.csv", rows), modalities=TEXT)
+    assert Counter(s.target for s in builder.splits()["val"]) == {"common": 8, "rare": 1, "scarce": 1}
+    assert "within each class" in builder.provenance()
+
+
+def test_many_small_classes_leave_the_parts_their_sizes(tmp_path: Path) -> None:
+    """Six rows a class: by itself, each would give one row to test and none to validation."""
+    rows = [{"caption": f"word {i}", "kind": f"k{i // 6}"} for i in range(300)]
+    splits = read(write_manifest(tmp_path / "my.csv", rows), split=SplitRule(), modalities=TEXT).splits()
+    assert {name: len(samples) for name, samples in splits.items()} == {"train": 240, "val": 30, "test": 30}
+    assert len({s.target for s in splits["train"]}) == 50
+
+
+def test_a_group_stays_whole_where_classes_keep_their_shares(tmp_path: Path) -> None:
+    rows = [{"caption": f"word {i}", "kind": "ab"[i % 3 > 0], "of": i // 4} for i in range(200)]
+    found = []
+    for order in range(3):
+        path = write_manifest(tmp_path / "my.jsonl", random.Random(order).sample(rows, len(rows)))
+        splits = read(path, split=SplitRule(), modalities=TEXT, group="of").splits()
+        homes = {name: {s.group for s in samples} for name, samples in splits.items()}
+        assert sum(map(len, homes.values())) == 50 and 12 <= len(splits["val"]) <= 28
+        found.append(homes)
+    assert found[0] == found[1] == found[2]
+
+
+def test_stratification_needs_classes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.split\.stratify.*only single_label"):
+        ManifestOptions(tmp_path, COLUMNS, TargetColumn("regression", "score"), SplitRule(stratify=True))
+
+
 def test_a_group_in_two_splits_is_refused(tmp_path: Path) -> None:
     rows = [row | {"part": ("train", "val", "test")[i % 3]} for i, row in enumerate(manifest_rows(tmp_path))]
     message = refused(write_manifest(tmp_path / "data.csv", rows), group="concept")
@@ -238,6 +457,67 @@ def test_check_tells_what_needs_attention(tmp_path: Path) -> None:
     for part in ("error: 1 of 32 files do not exist", "data.csv:3: ", "absent.png", "image is missing in",
                  "are complete", "'violet' (0)", "the largest is"):  # fmt: skip
         assert part in findings, findings
+
+
+def test_check_names_the_same_inputs_in_two_splits(tmp_path: Path) -> None:
+    rows = manifest_rows(tmp_path)
+    copy = next(i for i, row in enumerate(rows) if row["picture"] and row["part"] == "train")
+    other = next(i for i, row in enumerate(rows) if row["picture"] and row["part"] == "test")
+    (tmp_path / "copy.png").write_bytes((tmp_path / rows[copy]["picture"]).read_bytes())
+    rows = [row | {"caption": f"word {i}"} for i, row in enumerate(rows)]
+    rows[other] |= {"picture": "copy.png", "caption": rows[copy]["caption"]}
+    findings = check(read(write_manifest(tmp_path / "data.csv", rows)))
+    (warning,) = [line for line in findings if "same inputs" in line]
+    assert warning.startswith("warning: ") and f"data.csv:{copy + 2} (train)" in warning
+    assert f"data.csv:{other + 2} (test)" in warning
+    rows[other]["picture"] = rows[copy]["picture"]
+    assert "stand in more than one split" in read(write_manifest(tmp_path / "data.csv", rows)).provenance()
+
+
+def test_check_survives_file_names_that_are_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    names = ["a long description of what is to be seen " * 8, "/dev/zero", "pipe", ".", "x/" * 3000]
+    rows = [row | {"picture": names[i % 5]} for i, row in enumerate(GOOD * 5)]
+    findings = "\n".join(check(read(write_manifest(tmp_path / "my.csv", rows))))
+    assert "error: 24 of 60 files do not exist" in findings
+    assert "error: 36 of 60 files are no regular files" in findings
+
+
+def test_check_names_classes_that_look_alike(tmp_path: Path) -> None:
+    kinds = ["0", "0.0", "cat", "Cat", "dog"]
+    rows = [row | {"kind": kinds[i % 5]} for i, row in enumerate(GOOD)]
+    findings = "\n".join(check(read(write_manifest(tmp_path / "my.csv", rows), modalities=TEXT)))
+    assert "warning: 2 classes are spelt in several ways: '0' and '0.0', 'Cat' and 'cat'" in findings
+
+
+def test_check_doubts_a_separator_that_separates_nothing(tmp_path: Path) -> None:
+    rows = [row | {"kind": ("a, b", "b", "c")[i % 3]} for i, row in enumerate(GOOD)]
+    path = write_manifest(tmp_path / "my.csv", rows)
+    for separator, doubted in (("|", True), (",", False)):
+        builder = read(path, TargetColumn("multi_label", "kind", separator), modalities=TEXT)
+        assert any("data.target.separator" in line for line in check(builder)) is doubted
+
+
+UNUSABLE = ["../../x", "image.left", "image/left", "image-left", "", "1", "a" * 41, "\u00e9", "a b", "a\n"]
+
+
+@pytest.mark.parametrize(
+    "name", [*UNUSABLE, "type", "keys", "forward", "Targets", "natural", "ids", "both", "a_from_b"]
+)
+def test_names_that_no_modality_can_have(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        ManifestOptions(tmp_path, {"text": TEXT["text"], name: COLUMNS["image"]}, TargetColumn("single_label", "kind"))
+    assert caught.value.key == "data.modalities" and caught.value.found == name and "letter" in str(caught.value)
+
+
+def test_names_that_differ_in_case_only_share_a_file_on_some_disks() -> None:
+    assert misnamed(["image", "Image"]) and not misnamed(["image", "image_2", "T1"])
+
+
+def test_words_of_pytorch_are_taken() -> None:
+    dictionaries = (torch.nn.ModuleDict(), torch.nn.ParameterDict(), PackedParameters())
+    words = {word for each in dictionaries for word in dir(each) if not word.startswith("_")}
+    assert words <= MODULE_WORDS
 
 
 def test_registry_knows_names_and_cards() -> None:

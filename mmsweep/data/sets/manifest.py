@@ -1,40 +1,56 @@
-"""The user's own data: a CSV, JSONL or Parquet file with a row per sample.
+"""The user's own data: a CSV, TSV, JSONL or Parquet file with a row per sample.
 
 A modality is a column of file names (relative to the file) or of texts; an empty cell is a modality that the sample
-does not have, in whatever split. The target is a class, a list of labels or a number. Splits come from a column, or are
-carved by the hash of a row's group, so that neither the order of rows nor other columns move a row.
+does not have, in whatever split. The target is a class, a list of labels or a number. What cells may hold says
+`cells.py`. Splits come from a column, or are carved by the hash of a row's group, its declared id, or the whole row as
+the file has it, so that neither the order of rows nor what a study names of the file moves a row.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mmsweep.data.cells import BadCell, class_name, file_of, labels_of, number_of, shown, text_of
 from mmsweep.data.clips import natural_key
-from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, Target
+from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, Target, refusal
+from mmsweep.data.decoding import first_line
 from mmsweep.data.formats import SequenceFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions
 from mmsweep.data.registry import DatasetCard, register_dataset
-from mmsweep.data.splitting import carve
-from mmsweep.data.tables import read_table
-from mmsweep.errors import UserError
+from mmsweep.data.splitting import carve, carve_stratified, repeated
+from mmsweep.data.tables import Row, read_table
+from mmsweep.errors import UNSET, UserError
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 CARVED_VALIDATION = 0.1
 """Share of the training rows that validate where a split column names no validation rows."""
 
-REMOTE = ("http://", "https://", "s3://", "gs://")
+
+class _Member(NamedTuple):
+    """A row that can be used.
+
+    Args:
+        split: what the split column says.
+        key: what decides the split of a row that is carved: rows of equal keys stay together.
+    """
+
+    sample: Sample
+    line: int
+    split: str | None
+    key: str
 
 
 class Manifest(DatasetBuilder):
     """Reads the file when made (not the pictures), so that classes are known at once.
 
+    Whatever is wrong with a row makes it a bad row, kept apart in `bad_rows`.
+
     Raises:
-        UserError: absent or malformed file, absent column, unknown name of a split, a group in two splits,
-            no rows in a split.
+        UserError: absent or malformed file, absent column, a group in two splits; too few classes or no rows in a
+            split, after the bad rows that led to it.
     """
 
     name = "manifest"
@@ -43,26 +59,30 @@ class Manifest(DatasetBuilder):
         self.options, self.path = options, Path(options.path)
         self.modalities = {name: modality.kind for name, modality in options.modalities.items()}
         self.sequences = sequence_formats(options)
-        rows = list(read_table(self.path, self._columns()))
-        if not rows:
-            raise UserError("the manifest has no rows", file=self.path)
+        self._folder = self.path.parent.absolute()
+        self._declared = _declared_target(options)
+        self._lines: dict[str, list[int]] = {}
+        members: list[_Member] = []
         bad: list[BadRow] = []
-        labels = {line: self._labels(line, row[options.target.column], bad) for line, row in rows}
-        self.target = self._target(label for label in labels.values() if label is not None)
-        samples = [sample for line, row in rows if (sample := self._sample(line, row, labels[line], bad)) is not None]
-        # Bad rows are told in the order of lines, whichever check found them.
-        self.bad_rows = tuple(sorted(bad, key=lambda row: int(row.origin.rsplit(":", 1)[1])))
-        self._lines = {line: row for line, row in rows}
-        self._carved = ""
-        self._splits = self._by_column(samples) if options.split.column else self._by_share(samples)
-        del self._lines
+        for row in read_table(self.path, self._columns()):
+            try:
+                members.append(self._member(row))
+            except Exception as error:  # a row that cannot be read is a bad row, whatever raised
+                bad.append(BadRow(self._origin(row.line), _reason(error)))
+        self.bad_rows = tuple(bad)
+        if not members and not bad:
+            raise UserError("the manifest has no rows", file=self.path)
+        self.target = self._declared or self._found_target(member.sample.target for member in members)
+        self._splits = self._by_column(members) if options.split.column else self._by_share(members)
 
     def splits(self) -> dict[str, list[Sample]]:
         return {name: list(rows) for name, rows in self._splits.items()}
 
     def provenance(self) -> str:
         counts = ", ".join(f"{len(self._splits[name])} {name}" for name in SPLITS)
-        return f"{self.path.name}: {counts} rows. {self._carved}".strip()
+        twice = sum(1 for _ in repeated(self._splits))
+        leak = f" The same inputs stand in more than one split {twice} times." if twice else ""
+        return f"{self.path.name}: {counts} rows. {self._carved}{leak}"
 
     # ---- rows ------------------------------------------------------------------------------------------------------
 
@@ -70,155 +90,180 @@ class Manifest(DatasetBuilder):
         options = self.options
         columns = [(f"data.modalities.{name}.column", m.column) for name, m in options.modalities.items()]
         columns.append(("data.target.column", options.target.column))
-        if options.split.column:
-            columns.append(("data.split.column", options.split.column))
-        if options.group:
-            columns.append(("data.group.column", options.group))
-        return columns
+        named = {"split": options.split.column, "group": options.group, "id": options.id}
+        return columns + [(f"data.{key}.column", column) for key, column in named.items() if column]
 
-    def _sample(self, line: int, row: dict[str, Any], label: Any, bad: list[BadRow]) -> Sample | None:
-        if label is None:
-            return None  # already told
-        origin = f"{self.path.name}:{line}"
-        values: dict[str, Any] = {}
-        for name, modality in self.options.modalities.items():
-            value, problem = self._value(modality.kind, row.get(modality.column))
-            if problem:
-                bad.append(BadRow(origin, f"{modality.column}: {problem}"))
-                return None
-            values[name] = value
+    def _origin(self, line: int) -> str:
+        return f"{self.path.name}:{line}"
+
+    def _member(self, row: Row) -> _Member:
+        """Raises BadCell for what is wrong with the row, naming the column."""
+        options = self.options
+        values = {
+            name: _cell(row, modality.column, partial(self._value, modality.kind))
+            for name, modality in options.modalities.items()
+        }
         if all(value is None for value in values.values()):
-            columns = ", ".join(modality.column for modality in self.options.modalities.values())
-            bad.append(BadRow(origin, f"nothing to learn from: every modality is empty ({columns})"))
-            return None
-        try:
-            self.target.encode(label)
-        except UserError as error:
-            bad.append(BadRow(origin, f"{self.options.target.column}: {error}"))
-            return None
-        group = row.get(self.options.group) if self.options.group else None
-        return Sample(str(line), values, label, None if group is None else str(group), origin)
+            columns = ", ".join(modality.column for modality in options.modalities.values())
+            raise BadCell(f"nothing to learn from: every modality is empty ({columns})")
+        target = self._target(row)
+        group = _cell(row, options.group, class_name) if options.group else None
+        split = self._split(row) if options.split.column else None
+        id = self._declared_id(row) if options.id else row.content
+        equal = self._lines.setdefault(id, [])  # rows of equal content are counted; a declared id stands once
+        equal.append(row.line)
+        own = id if len(equal) == 1 else f"{id}-{len(equal)}"
+        key = f"row {id}" if group is None else f"group {group}"
+        return _Member(Sample(own, values, target, group, self._origin(row.line)), row.line, split, key)
 
-    def _value(self, kind: str, cell: Any) -> tuple[Any, str | None]:
-        """(raw value, what is wrong with it)."""
-        if cell is None:
-            return None, None
+    def _value(self, kind: str, cell: Any) -> Any:
         if kind == "text":
-            return (cell, None) if isinstance(cell, str) else (str(cell), None)
-        if isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes):
-            cell = cell["bytes"]  # how the datasets library keeps pictures in Parquet
-        if isinstance(cell, bytes):
-            return (cell, None) if kind != "video" else (None, "a clip must be a file name; found bytes")
-        if not isinstance(cell, str):
-            return None, f"expected a file name; found {cell!r}"
-        if cell.strip().startswith(REMOTE):
-            return (
-                None,
-                f"files on a network are not read; found {cell!r}; expected a file name relative to the manifest",
-            )
-        return self.path.parent.absolute() / cell.strip(), None
+            return text_of(cell)
+        value = file_of(cell)
+        if isinstance(value, bytes):
+            if kind == "video":
+                raise BadCell("a clip must be a file name; found bytes")
+            return value
+        return self._folder / value if value else None
 
-    def _labels(self, line: int, cell: Any, bad: list[BadRow]) -> Any:
-        """The target as the task wants it, or None and a bad row."""
+    def _target(self, row: Row) -> Any:
         target = self.options.target
-        problem = None
-        if target.task == "multi_label":
-            # No label at all is a legitimate answer: the row counts as negative for every class.
-            parts = cell.split(target.separator) if isinstance(cell, str) else [] if cell is None else cell
-            if isinstance(parts, (list, tuple)):
-                return [str(part).strip() for part in parts if part is not None and str(part).strip()]
-            problem = f"expected a list of labels; found {cell!r}"
-        elif cell is None:
-            problem = "the target is empty"
-        elif target.task == "regression":
-            return cell
-        elif isinstance(cell, (list, dict, bytes)):
-            problem = f"expected one class; found {cell!r}"
-        else:
-            return str(cell).strip()
-        bad.append(BadRow(f"{self.path.name}:{line}", f"{target.column}: {problem}"))
-        return None
+        readers: dict[str, Callable[[Any], Any]] = {
+            "single_label": class_name,
+            "multi_label": partial(labels_of, separator=target.separator),
+            "regression": number_of,
+        }
+        value = _cell(row, target.column, readers[target.task])
+        if value is None and target.task == "multi_label":
+            value = []  # no label at all is a legitimate answer: the row counts as negative for every class
+        if value is None:
+            raise BadCell(f"{target.column}: the target is empty")
+        try:
+            if self._declared:
+                self._declared.encode(value)
+        except UserError as error:
+            raise BadCell(f"{target.column}: {error}") from None
+        return value
 
-    def _target(self, labels: Iterable[Any]) -> Target:
-        target = self.options.target
-        if target.task == "regression":
-            return Target("regression", signed=target.signed)
-        if target.classes is not None:
-            return Target(target.task, tuple(target.classes))
-        found = {name for label in labels for name in (label if isinstance(label, list) else [label])}
-        if len(found) < (2 if target.task == "single_label" else 1):
-            raise UserError(
-                "the target column holds too few classes", file=self.path, key=target.column, found=sorted(found)
+    def _split(self, row: Row) -> str:
+        column = self.options.split.column
+        assert column is not None
+        name = SPLIT_NAMES.get((_cell(row, column, class_name) or "").lower())
+        if name is None:
+            raise BadCell(
+                f"{column}: unknown split; found {shown(row.cells[column] or '')}; expected train, val (valid, "
+                "validation, dev) or test"
             )
-        return Target(target.task, tuple(sorted(found, key=natural_key)))
+        return name
+
+    def _declared_id(self, row: Row) -> str:
+        column = self.options.id
+        assert column is not None
+        id: str | None = _cell(row, column, class_name)
+        if id is None:
+            raise BadCell(f"{column}: the id is empty")
+        if id in self._lines:
+            raise BadCell(f"{column}: an id stands for one row; {id!r} is also on line {self._lines[id][0]}")
+        return id
+
+    def _found_target(self, targets: Iterable[Any]) -> Target:
+        task = self.options.target.task
+        names = {name for target in targets for name in (target if isinstance(target, list) else [target])}
+        if len(names) < (2 if task == "single_label" else 1):
+            raise self._too_little("the target column holds too few classes", self.options.target.column, sorted(names))
+        # Names that compare equal as numbers, such as 7 and 007, are ordered by their spelling.
+        return Target(task, tuple(sorted(names, key=lambda name: (natural_key(name), name))))
+
+    def _too_little(self, problem: str, key: str | None, found: Any = UNSET, hint: str | None = None) -> UserError:
+        """A refusal that may follow from bad rows, which are then told first."""
+        if self.bad_rows:
+            return refusal(self.bad_rows, problem)
+        return UserError(problem, file=self.path, key=key, found=found, hint=hint)
 
     # ---- splits ----------------------------------------------------------------------------------------------------
 
-    def _by_column(self, samples: list[Sample]) -> dict[str, list[Sample]]:
-        column = self.options.split.column
-        assert column is not None
-        splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
-        homes: dict[str, tuple[str, str]] = {}
-        for sample in samples:
-            cell = self._lines[int(sample.id)][column]
-            name = SPLIT_NAMES.get(str(cell).strip().lower())
-            if name is None:
-                raise UserError(
-                    "unknown split", file=self.path, line=int(sample.id), key=column, found=cell or "",
-                    expected="train, val (valid, validation, dev) or test",
-                )  # fmt: skip
-            if sample.group is not None:
-                home, line = homes.setdefault(sample.group, (name, sample.id))
-                if home != name:
-                    raise UserError(
-                        f"a group stands in two splits: in {home} on line {line} and in {name} here",
-                        file=self.path, line=int(sample.id), key=self.options.group, found=sample.group,
-                    )  # fmt: skip
-            splits[name].append(sample)
-        if not splits["val"] and splits["train"]:
-            parts = carve(splits["train"], self._keys(splits["train"]), [CARVED_VALIDATION], self.options.split.seed)
-            splits["val"], splits["train"] = parts
-            self._carved = (
-                f"The column {column} names no validation rows: {CARVED_VALIDATION:.0%} of the training rows were "
-                f"carved off by hash (seed {self.options.split.seed})."
-            )
-        else:
-            self._carved = f"Splits are those of the column {column}."
-        return self._numbered(splits)
-
-    def _by_share(self, samples: list[Sample]) -> dict[str, list[Sample]]:
+    def _by_column(self, members: Sequence[_Member]) -> dict[str, list[Sample]]:
         rule = self.options.split
-        test, val, train = carve(samples, self._keys(samples), [rule.test, rule.val], rule.seed)
-        by = f"groups of the column {self.options.group}" if self.options.group else "rows"
-        self._carved = f"Carved by hash of {by} into {rule.train:g}/{rule.val:g}/{rule.test:g} (seed {rule.seed})."
-        return self._numbered({"train": train, "val": val, "test": test})
+        homes: dict[str, tuple[str, int]] = {}
+        parts: dict[str, list[_Member]] = {name: [] for name in SPLITS}
+        for member in members:
+            assert member.split is not None
+            if (group := member.sample.group) is not None:
+                home, line = homes.setdefault(group, (member.split, member.line))
+                if home != member.split:
+                    raise UserError(
+                        f"a group stands in two splits: in {home} on line {line} and in {member.split} here",
+                        file=self.path, line=member.line, key=self.options.group, found=group,
+                    )  # fmt: skip
+            parts[member.split].append(member)
+        self._carved = f"Splits are those of the column {rule.column}."
+        splits = {name: [member.sample for member in part] for name, part in parts.items()}
+        if not splits["val"] and splits["train"]:
+            splits["val"], splits["train"] = self._carve(parts["train"], [CARVED_VALIDATION])
+            self._carved = (
+                f"The column {rule.column} names no validation rows: {CARVED_VALIDATION:.0%} of the training rows were "
+                f"carved off by hash{self._within} (seed {rule.seed})."
+            )
+        return self._whole(splits)
 
-    def _keys(self, samples: list[Sample]) -> list[str]:
-        """What decides a row's split: its group, else its own cells (equal rows stay together)."""
-        return [self._content(sample) if s is None else f"group {s}" for sample in samples for s in [sample.group]]
+    def _by_share(self, members: Sequence[_Member]) -> dict[str, list[Sample]]:
+        rule, options = self.options.split, self.options
+        test, val, train = self._carve(members, [rule.test, rule.val])
+        by = "rows"
+        if options.id:
+            by = f"ids of the column {options.id}"
+        if options.group:
+            by = f"groups of the column {options.group}"
+        shares = f"{rule.train:g}/{rule.val:g}/{rule.test:g}"
+        self._carved = f"Carved by hash of {by}{self._within} into {shares} (seed {rule.seed})."
+        return self._whole({"train": train, "val": val, "test": test})
 
-    def _content(self, sample: Sample) -> str:
-        columns = [modality.column for modality in self.options.modalities.values()] + [self.options.target.column]
-        row = self._lines[int(sample.id)]
-        cells = [hashlib.sha256(c).hexdigest() if isinstance(c, bytes) else c for c in (row.get(n) for n in columns)]
-        return hashlib.sha256(json.dumps(cells, default=_plain).encode()).hexdigest()[:16]
+    @property
+    def _stratified(self) -> bool:
+        rule, task = self.options.split, self.options.target.task
+        return task == "single_label" if rule.stratify is None else rule.stratify
 
-    def _numbered(self, splits: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
-        """Ids from the cells, so that a row keeps its id when lines are added above it; equal rows are counted."""
-        seen: dict[str, int] = {}
+    @property
+    def _within(self) -> str:
+        return " within each class" if self._stratified else ""
+
+    def _carve(self, members: Sequence[_Member], shares: Sequence[float]) -> list[list[Sample]]:
+        way = carve_stratified if self._stratified else carve
+        return way([m.sample for m in members], [m.key for m in members], shares, self.options.split.seed)
+
+    def _whole(self, splits: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+        column = self.options.split.column
         for name in ("train", "test", "val"):  # validation last: it may be empty only because training is small
             if not splits[name]:
-                raise UserError(
-                    f"no row of the manifest belongs to {name}", file=self.path, key=self.options.split.column,
-                    hint="Give it rows" if self.options.split.column else "Give it a larger share, or more rows",
-                )  # fmt: skip
-        for name in SPLITS:
-            for index, sample in enumerate(splits[name]):
-                content = self._content(sample)
-                seen[content] = seen.get(content, 0) + 1
-                own = content if seen[content] == 1 else f"{content}-{seen[content]}"
-                splits[name][index] = Sample(own, sample.values, sample.target, sample.group, sample.origin)
+                hint = "Give it rows" if column else "Give it a larger share, or more rows"
+                raise self._too_little(f"no row of the manifest belongs to {name}", column, hint=hint)
         return splits
+
+
+def _cell(row: Row, column: str, read: Callable[[Any], Any]) -> Any:
+    """What a cell says; None where it is empty. Raises BadCell, naming the column, whatever reading it raises."""
+    cell = row.cells[column]
+    if cell is None:
+        return None
+    try:
+        value = read(cell)
+    except Exception as error:
+        raise BadCell(f"{column}: {_reason(error)}") from None
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BadCell | UserError):
+        return str(error)
+    return f"the cell cannot be read ({type(error).__name__}: {first_line(error)})"
+
+
+def _declared_target(options: ManifestOptions) -> Target | None:
+    """The target, where the study says enough; None where the file tells the classes."""
+    own = options.target
+    if own.task == "regression":
+        return Target("regression", signed=own.signed)
+    return Target(own.task, tuple(own.classes)) if own.classes is not None else None
 
 
 def sequence_formats(options: ManifestOptions) -> dict[str, SequenceFormat]:
@@ -230,25 +275,16 @@ def sequence_formats(options: ManifestOptions) -> dict[str, SequenceFormat]:
     }
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    return str(value)
-
-
 def _card(options: DatasetOptions) -> DatasetCard:
     own = options.manifest
-    target = None
-    if own is not None and (own.target.classes is not None or own.target.task == "regression"):
-        target = Target(own.target.task, tuple(own.target.classes or ()), signed=own.target.signed)
     return DatasetCard(
         name="manifest",
-        title="your own data: a CSV, JSONL or Parquet file with a row per sample",
+        title="your own data: a CSV, TSV, JSONL or Parquet file with a row per sample",
         modalities={name: column.kind for name, column in own.modalities.items()} if own else {},
-        target=target,
+        target=_declared_target(own) if own else None,
         sequences=sequence_formats(own) if own else {},
         get="data.path names the file",
-        layout="a column per modality (file names relative to the file, or texts), a target; optional split and group",
+        layout="a column per modality (file names relative to the file, or texts), a target; optional split, group, id",
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.study_search import Conditions, Dimension, choice_name
+from mmsweep.study_search import MOST_COMBINATIONS, Conditions, Dimension, choice_name
 
 
 class SearchSpace(Conditions):
@@ -42,6 +44,12 @@ class SearchSpace(Conditions):
             key, dimension.low, dimension.high, step=dimension.step, log=dimension.kind == "log_uniform"
         )
 
+    def untried(self, tried: Collection[str]) -> list[dict[str, Any]] | None:
+        """Configurations whose `identity` was not tried; None where the space is too large to list."""
+        if math.prod(d.count for d in self.dimensions.values()) > MOST_COMBINATIONS:
+            return None
+        return [values for values in self.grid() if identity(values) not in tried]
+
     def point(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Given values as Optuna wants them enqueued: those that are searched under their conditions, choices by name.
 
@@ -72,6 +80,11 @@ def _check_inside(key: str, dimension: Dimension, value: Any) -> None:
         expected=expected,
         hint="Widen the search, change the value, or take `current` out of sweep.start_from.",
     )
+
+
+def identity(params: Mapping[str, Any]) -> str:
+    """Equal for equal configurations; floats that differ in the thirteenth digit are equal."""
+    return json.dumps({k: f"{v:.12g}" if isinstance(v, float) else v for k, v in params.items()}, sort_keys=True)
 
 
 def starting_points(study: Study) -> list[dict[str, Any]]:
@@ -131,6 +144,11 @@ def check_search(study: Study) -> None:
     Raises:
         UserError: naming the key.
     """
+    if study.sweep.duplicates == "reseed" and "train.seed" in study.search:
+        raise UserError(
+            "a searched train.seed cannot be changed for a suggestion that repeats", key="sweep.duplicates",
+            found="reseed", expected="skip",
+        )  # fmt: skip
     for key, dimension in study.search.items():
         _check_place(study, key)
         _check_condition(study, key, dimension)

@@ -94,20 +94,23 @@ class Dimension(Section):
         steps = (value - self.low) / self.step
         return abs(steps - round(steps)) < 1e-6
 
+    def values(self) -> list[Any]:
+        """All values of a dimension that has finitely many."""
+        if self.choice is not None:
+            return list(self.choice)
+        step = self.step or 1
+        values = [self.low + step * n for n in range(int(self.count))]
+        return [int(value) for value in values] if self.kind in ("int", "log_int") else values
+
     def samples(self) -> list[Any]:
         """Values that stand for all of them: each where there are few, else spread over the range."""
-        if self.choice is not None:
-            return self.choices
-        whole = self.kind in ("int", "log_int")
-        if self.count <= _FEW:
-            step = self.step or 1
-            values = [self.low + step * n for n in range(int(self.count))]
-        elif self.step or whole:
-            step, last = self.step or 1, int(self.count) - 1
-            values = [self.low + step * n for n in sorted({1, *(last * k // _FEW for k in range(_FEW + 1))})]
-        else:  # no fraction of a range of floats is a whole number by chance
-            values = [self.low, *(self.low + (self.high - self.low) * f for f in (0.1618, 0.3819, 0.7071)), self.high]
-        return [int(value) if whole else value for value in values]
+        if self.choice is not None or self.count <= _FEW:
+            return self.values()
+        if self.count == math.inf:  # no fraction of a range of floats is a whole number by chance
+            return [self.low, *(self.low + (self.high - self.low) * f for f in (0.1618, 0.3819, 0.7071)), self.high]
+        last, step = int(self.count) - 1, self.step or 1
+        values = [self.low + step * n for n in sorted({1, *(last * k // _FEW for k in range(_FEW + 1))})]
+        return [int(value) for value in values] if self.kind in ("int", "log_int") else values
 
     def edges(self) -> list[Any]:
         """Values that must be valid for the whole range to be: the bounds, or every choice."""
@@ -154,23 +157,24 @@ class Conditions:
         return True
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the choices, each once: a key stands only where its condition holds.
+        """Every combination of the dimensions' values, each once: a key stands only where its condition holds.
 
         Raises:
             UserError: there are more than `MOST_COMBINATIONS`.
         """
         points: list[dict[str, Any]] = [{}]
         for key, dimension in self.dimensions.items():
-            counts = [len(dimension.choices) if self.holds(dimension, point) else 1 for point in points]
+            counts = [dimension.count if self.holds(dimension, point) else 1 for point in points]
             if sum(counts) > MOST_COMBINATIONS:
                 raise UserError(
-                    "too many combinations for a grid", key="search", found=f"{sum(counts):,} with {key}",
+                    "too many combinations for a grid", key="search", found=f"{sum(counts):,.0f} with {key}",
                     expected=f"at most {MOST_COMBINATIONS:,}", hint="Take out choices, or use another sampler.",
                 )  # fmt: skip
+            values = dimension.values()
             points = [
                 {**point, **added}
                 for point in points
-                for added in ([{key: c} for c in dimension.choices] if self.holds(dimension, point) else [{}])
+                for added in ([{key: value} for value in values] if self.holds(dimension, point) else [{}])
             ]
         return points
 
@@ -246,6 +250,11 @@ class Sweep(Section):
     objective: Objective | list[Objective] = Field(Objective(), description="what is best; a list: a Pareto front")
     sampler: Sampler = Field(Sampler(), description="who suggests configurations")
     seeds: int = Field(1, ge=1, description="training seeds of a configuration; 1 in this version")
+    duplicates: Literal["skip", "reseed"] = Field(
+        "skip",
+        description="What happens to a suggestion that was trained before. skip tells Optuna the known score and asks "
+        "for another; reseed trains it again with another train.seed.",
+    )
     scheduler: Scheduler = Field(Scheduler(name="none"), description="who stops weak trials")
     start_from: list[Literal["current"] | dict[str, Any]] = Field(
         ["current"], description="the first trials: current is the file's own values; or key: value"

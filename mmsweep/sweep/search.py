@@ -12,10 +12,11 @@ of one slot that was killed suggests exactly what an undisturbed one would have.
 from __future__ import annotations
 
 import math
+import random
 import sys
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mmsweep.errors import UserError
-from mmsweep.search_space import SearchSpace
+from mmsweep.search_space import SearchSpace, identity
 from mmsweep.study import Study
 from mmsweep.study_search import Objective
 from mmsweep.sweep.names import trial_id
@@ -77,10 +78,14 @@ def ended_as(folder: TrialFolder, objectives: Sequence[Objective]) -> tuple[Tria
     return (TrialState.COMPLETE, scores) if done["state"] == "finished" else (TrialState.PRUNED, None)
 
 
-def tell(study: optuna.Study, folder: TrialFolder, objectives: Sequence[Objective]) -> None:
-    """Tell Optuna how a trial ended; once, and only what its folder says. A trial that did not end is left running."""
+def tell(study: optuna.Study, folder: TrialFolder, objectives: Sequence[Objective], number: int | None = None) -> None:
+    """Tell Optuna how a trial ended; once, and only what its folder says. A trial that did not end is left running.
+
+    Args:
+        number: of another Optuna trial, which repeats the folder's configuration; None: the folder's own.
+    """
     state, scores = ended_as(folder, objectives)
-    asked = study.get_trials(deepcopy=False)[folder.trial()["optuna"]]
+    asked = study.get_trials(deepcopy=False)[folder.trial()["optuna"] if number is None else number]
     if state == TrialState.RUNNING or asked.state.is_finished():
         return
     live = optuna.trial.Trial(study, asked._trial_id)
@@ -93,6 +98,9 @@ def tell(study: optuna.Study, folder: TrialFolder, objectives: Sequence[Objectiv
 
 
 Post = Callable[[TrialFolder, Study | None], None]
+FROM_SAMPLER = 5  # repeats in a row after which the next configuration is drawn from those that were not tried
+MOST_REPEATS = 1000  # of a space that is too large to list
+REPEATS = "mmsweep_repeats"  # Optuna user attribute of a suggestion that was not trained: the trial that it repeats
 
 
 class TrialSearch(OptunaSearch):
@@ -113,6 +121,11 @@ class TrialSearch(OptunaSearch):
         ended: called with a trial's folder when Tune is done with the trial.
         total: how many trials there are to be.
         room: how many may be open at a time, as far as is known by now.
+        say: called with a line for people.
+
+    A suggestion that repeats a trial's configuration gets no folder and no number: Optuna is told the known outcome and
+    asked again, or the configuration is trained with another seed (`sweep.duplicates`). `total` counts configurations
+    that are trained. When every configuration was tried, the search ends early.
     """
 
     _ot_study: Any  # OptunaSearch declares None
@@ -127,6 +140,7 @@ class TrialSearch(OptunaSearch):
         ended: Callable[[TrialFolder], None],
         total: int,
         room: Callable[[], int] = lambda: sys.maxsize,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         super().__init__(space=None, metric=OBJECTIVE, mode=study.sweep.objectives[0].mode)
         self._space, self._ot_study = SearchSpace(study), optuna_study
@@ -135,7 +149,12 @@ class TrialSearch(OptunaSearch):
         self._losses: Counter[str] = Counter()
         self._next = max(served, default=-1) + 1
         self._live: dict[str, TrialFolder] = {}
-        known = {TrialFolder(folder / trial_id(n)).trial()["optuna"] for n in served}
+        self._say, self._tried = say, dict[str, list[int]]()
+        known = set()
+        for number in sorted(served):
+            trial = self._at(number).trial()
+            known.add(trial["optuna"])
+            self._tried.setdefault(self._identity(trial["params"]), []).append(number)
         # Asked for by a driver that was killed before it had made the folder; taken up, since enqueued points come
         # only once.
         self._orphans = deque(
@@ -148,6 +167,11 @@ class TrialSearch(OptunaSearch):
         """Tune's own limiter would never hear of a trial that was lost while its actor was reset, and wait for ever."""
         self._most = max_concurrent
         return True
+
+    @property
+    def total(self) -> int:
+        """How many trials there are to be; fewer than asked for where the space has no more configurations."""
+        return self._total
 
     @property
     def exhausted(self) -> bool:
@@ -163,8 +187,10 @@ class TrialSearch(OptunaSearch):
         if self._to_serve:
             folder = self._at(self._to_serve.popleft())
             self._post(folder, self._study.with_values(folder.trial()["params"]) if folder.done() is None else None)
+        elif (new := self._new(trial_id)) is not None:
+            folder = new
         else:
-            folder = self._new(trial_id)
+            return self.suggest(trial_id)  # exhausted by now
         self._live[trial_id] = folder
         trial = folder.trial()
         return {"number": trial["number"], "params": trial["params"]}
@@ -172,15 +198,55 @@ class TrialSearch(OptunaSearch):
     def _at(self, number: int) -> TrialFolder:
         return TrialFolder(self._folder / trial_id(number))
 
-    def _new(self, tune_id: str) -> TrialFolder:
-        number, self._next = self._next, self._next + 1
-        self._ot_study.sampler = make_sampler(self._study.sweep.sampler.name, self._study.sweep.sampler.seed + number)
-        if self._orphans:
-            self._ot_trials[tune_id] = optuna.trial.Trial(self._ot_study, self._orphans.popleft()._trial_id)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna warns of experimental options that were chosen on purpose
-            params = super().suggest(tune_id) or {}
-        asked = self._ot_trials.pop(tune_id)
+    def _identity(self, params: Mapping[str, Any]) -> str:
+        return identity({key: value for key, value in params.items() if key in self._study.search})
+
+    def _asked(self, tune_id: str) -> tuple[optuna.trial.Trial, dict[str, Any]] | None:
+        """The next suggestion, as Optuna's trial and its values; None: every configuration was tried."""
+        options, number = self._study.sweep, self._next
+        for attempt in range(MOST_REPEATS):
+            # Sampling depends on the trial's number alone, so a sweep that was killed goes on as it would have.
+            seed = options.sampler.seed + number + attempt * 100_003
+            self._ot_study.sampler = make_sampler(options.sampler.name if attempt < FROM_SAMPLER else "random", seed)
+            if self._orphans:
+                self._ot_trials[tune_id] = optuna.trial.Trial(self._ot_study, self._orphans.popleft()._trial_id)
+            elif attempt >= FROM_SAMPLER and (untried := self._space.untried(self._tried)) is not None:
+                if not untried:
+                    return None
+                self._ot_study.enqueue_trial(self._space.point(random.Random(seed).choice(untried)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna warns of experimental options that were chosen on purpose
+                params = super().suggest(tune_id) or {}
+            asked = self._ot_trials.pop(tune_id)
+            repeated = self._tried.get(self._identity(params))
+            if repeated is None or options.sampler.name == "grid":
+                return asked, params
+            if options.duplicates == "reseed":
+                return asked, {**params, "train.seed": self._study.train.seed + len(repeated)}
+            self._skip(asked, repeated[0])
+        return None
+
+    def _skip(self, asked: optuna.trial.Trial, number: int) -> None:
+        """Tell Optuna how the trial ended that a suggestion repeats; nothing where it is still under way."""
+        asked.set_user_attr(REPEATS, number)
+        tell(self._ot_study, self._at(number), self._study.sweep.objectives, asked.number)
+        if not self._ot_study.get_trials(deepcopy=False)[asked.number].state.is_finished():
+            self._ot_study.tell(asked, state=TrialState.FAIL)
+        self._say(f"Optuna suggested the configuration of trial {trial_id(number)} again; skipped")
+
+    def _new(self, tune_id: str) -> TrialFolder | None:
+        """A folder for the next suggestion; None where the space has no other configuration."""
+        found = self._asked(tune_id)
+        if found is None:
+            self._say(
+                f"every configuration of the search space was tried: the search ends with {self._next} trials "
+                f"instead of {self._total}"
+            )
+            self._total = self._next
+            return None
+        (asked, params), number = found, self._next
+        self._next += 1
+        self._tried.setdefault(self._identity(params), []).append(number)
         asked.set_user_attr(FOLDER, number)
         folder, own, problem = self._at(number), None, None
         try:

@@ -203,7 +203,7 @@ class Sweep:
             study, optuna_study, folder.path / "trials", served,
             post=lambda trial, own: session.post(trial, own, company=fellows, judged=judged),
             ended=lambda trial: session.ended(trial.trial()["id"], trial),
-            total=total, room=session.room,
+            total=total, room=session.room, say=session.progress.line,
         )  # fmt: skip
         watch = _Watch(session, search, study.sweep.budget.hours)
         trainable = tune.with_resources(
@@ -241,6 +241,8 @@ class Sweep:
             raise session.problem or UserError(
                 f"the search broke off ({last})", file=folder.logs / "driver.log"
             ) from error
+        if search.total < total:
+            folder.update(trials=search.total)
         if watch.out_of_time and not session.must_end():
             for folder_left in (folder.trial(n) for n in folder.numbers()):
                 if folder_left.done() is None and session.posted(folder_left):

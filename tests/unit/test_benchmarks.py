@@ -63,7 +63,7 @@ def test_trials_are_points_of_the_space_each_once(tiny_study, tmp_path):
     assert points == trials_per_hour.draw_points(study, 12)
     assert points[0] == {key: study.value(key) for key in study.search}
     assert len({str(point) for point in points}) == 12
-    given = study.with_values({"sweep.start_from": points})
+    given = study.with_values({"sweep.start_from": points, "sweep.trials": len(points)})
     assert starting_points(given) == points  # none lies outside
     folders = trials_per_hour.lay_out(study, points, tmp_path)
     assert Study.load(folders[3] / "study.yaml").resolved() == study.with_values(points[3]).resolved()

@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
-from mmsweep.search_space import SearchSpace, check_search, starting_points
+from mmsweep.search_space import SearchSpace, check_search, identity, starting_points
 from mmsweep.study import Study
 from mmsweep.study_search import Dimension
 from mmsweep.sweep.search import MAX_LOSSES, TrialSearch, open_optuna, tell
@@ -335,3 +335,89 @@ def test_a_grid_of_billions_is_refused_before_it_is_laid_out() -> None:
     keys = ("train.seed", "scenarios.seed", "data.split_seed")
     with pytest.raises(UserError, match=r"too many combinations for a grid; found '810,000 with"):
         check_search(searched(dict.fromkeys(keys, choices), sweep__sampler__name="grid"))
+
+
+# ---- suggestions that repeat
+
+SMALL = {"model.lora.rank": {"choice": [1, 2, 4]}, "train.seed": {"int": [0, 2]}}
+
+
+def small(path: Path, total: int = 99, said: list[str] | None = None, **values: Any) -> tuple[TrialSearch, Any]:
+    s = searched({"model.lora.rank": SMALL["model.lora.rank"]}, **values)
+    told = open_optuna(path / "optuna.db", "s", s.sweep.objectives)
+    for point in starting_points(s):
+        told.enqueue_trial(point, skip_if_exists=True)
+    numbers = sorted(int(p.parent.name) for p in path.glob("trials/*/trial.json"))
+    say = (said if said is not None else []).append
+    return TrialSearch(s, told, path / "trials", numbers, post, ended, total=total, say=say), told
+
+
+def run_all(search: TrialSearch, path: Path) -> list[dict[str, Any]]:
+    """Train every suggestion in turn, to a score that depends on its rank and seed."""
+    found = []
+    while (config := search.suggest(f"t{len(found)}")) not in (None, Searcher.FINISHED):
+        assert isinstance(config, dict)
+        params = config["params"]
+        train(path, config["number"], [params.get("model.lora.rank", 0) / 10 + params.get("train.seed", 0) / 100] * 4)
+        search.on_trial_complete(f"t{len(found)}", {"epoch": 4})
+        found.append(params)
+    assert config == Searcher.FINISHED
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "nsgaii"])
+def test_no_configuration_is_trained_twice_and_an_exhausted_space_ends_the_search(sampler: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    search, told = small(tmp_path, 9, said, sweep__sampler__name=sampler)
+    found = run_all(search, tmp_path)
+    assert sorted(p["model.lora.rank"] for p in found) == [1, 2, 4] and search.total == 3 and search.exhausted
+    assert said[-1] == "every configuration of the search space was tried: the search ends with 3 trials instead of 9"
+    assert len(list(tmp_path.glob("trials/*/trial.json"))) == 3
+    for trial in told.get_trials():  # what repeats is told with the value of what it repeats
+        assert trial.state == TrialState.COMPLETE and trial.value == pytest.approx(trial.params["model.lora.rank"] / 10)
+    repeats = [trial for trial in told.get_trials() if "mmsweep_repeats" in trial.user_attrs]
+    assert len(told.get_trials()) == 3 + len(repeats) == 3 + len(said) - 1
+
+
+def test_a_repeat_of_a_trial_under_way_is_not_told_a_score(tmp_path: Path) -> None:
+    search, told = small(tmp_path, 3)
+    configs = [search.suggest(f"t{n}") for n in range(3)]
+    assert sorted(c["params"]["model.lora.rank"] for c in configs if isinstance(c, dict)) == [1, 2, 4]
+    states = {t.state for t in told.get_trials() if "mmsweep_repeats" in t.user_attrs}
+    assert states <= {TrialState.FAIL}
+
+
+def test_a_killed_sweep_of_a_small_space_suggests_what_an_undisturbed_one_does(tmp_path: Path) -> None:
+    values = {"sweep__sampler__name": "tpe"}
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    undisturbed = run_all(small(tmp_path / "a", 9, **values)[0], tmp_path / "a")
+    first, _ = small(tmp_path / "b", 9, **values)
+    config = first.suggest("t0")
+    assert isinstance(config, dict)
+    train(tmp_path / "b", 0, [config["params"]["model.lora.rank"] / 10] * 4)
+    first.on_trial_complete("t0", {"epoch": 4})
+    again, _ = small(tmp_path / "b", 9, **values)
+    assert run_all(again, tmp_path / "b") == undisturbed
+
+
+def test_repeats_are_trained_with_another_seed_where_the_study_says_so(tmp_path: Path) -> None:
+    search, told = small(tmp_path, 6, sweep__duplicates="reseed", train__seed=5)
+    found = run_all(search, tmp_path)
+    assert len(found) == 6 and len({(p["model.lora.rank"], p.get("train.seed", 5)) for p in found}) == 6
+    for rank in {p["model.lora.rank"] for p in found}:
+        seeds = [p.get("train.seed", 5) for p in found if p["model.lora.rank"] == rank]
+        assert seeds == list(range(5, 5 + len(seeds)))
+    recorded = [TrialFolder(p.parent).trial() for p in sorted(tmp_path.glob("trials/*/trial.json"))]
+    assert [t["seed"] for t in recorded] == [p.get("train.seed", 5) for p in found]
+    assert len(told.get_trials()) == 6
+    with pytest.raises(UserError, match=r"sweep\.duplicates: a searched train.seed"):
+        check_search(searched(SMALL, sweep__duplicates="reseed"))
+
+
+def test_a_space_too_large_to_list_is_not_exhausted(tmp_path: Path) -> None:
+    s = searched({"train.optimizer.lr": {"log_uniform": [1e-4, 1e-2]}})
+    assert SearchSpace(s).untried(()) is None
+    steps = SearchSpace(searched({"method.align_weight": {"uniform": [0, 0.9], "step": 0.1}}))
+    tried = {identity({"method.align_weight": 0.1 * n}) for n in range(9)}
+    assert [identity(p) for p in steps.untried(tried) or []] == [identity({"method.align_weight": 0.9})]

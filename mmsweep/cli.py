@@ -301,6 +301,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("mmsweep: interrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as problem:  # a disk that is full or gone, a path that cannot be
+        named = f"{problem.filename}: " if problem.filename is not None else ""
+        print(f"mmsweep: {named}{problem.strerror or problem}", file=sys.stderr)
+        sys.exit(1)
     except Exception as problem:
         if not hasattr(problem, "format_message"):
             raise
@@ -400,8 +404,9 @@ def _conclude(outcome: Any, resume_command: str, retry: str, as_json: bool) -> N
             print(f"report: {index}")
         print(f"runs:   {outcome.ui_command}")
     if outcome.state != "finished":
-        print(f"The sweep was {outcome.state}; nothing is lost. Go on with: {resume_command}", file=sys.stderr)
-        raise typer.Exit(130 if outcome.state == "interrupted" else 1)
+        ended = f"{outcome.state} ({outcome.reason})" if outcome.reason else outcome.state
+        print(f"The sweep was {ended}; nothing is lost. Go on with: {resume_command}", file=sys.stderr)
+        raise typer.Exit(130 if outcome.state == "interrupted" and not outcome.reason else 1)
     if _failed_finals(record):
         print(f"Final runs failed. To try them again: {resume_command}{retry}", file=sys.stderr)
         raise typer.Exit(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmsweep.errors import UserError
+
+# What numpy and zipfile raise on damaged bytes: a size that no memory holds, an unknown compression, a broken stream.
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, SyntaxError, MemoryError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 def read_arrays(path: Path, wanted: Iterable[str] = ()) -> dict[str, NDArray[Any]]:
@@ -22,7 +30,7 @@ def read_arrays(path: Path, wanted: Iterable[str] = ()) -> dict[str, NDArray[Any
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise UserError(f"the file cannot be read ({error})", file=path, expected=f"a whole {path.name}") from error
     missing = [name for name in wanted if name not in found]
     if missing:

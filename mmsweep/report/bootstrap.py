@@ -68,6 +68,14 @@ class Predicted:
         kept = "confusions_PNCC" if "confusions_PNCC" in file else "scores_PNC"
         if kept not in file:
             raise UserError("the file lacks arrays", file=path, found=sorted(file), expected=kept)
+        natural_NM, scores = file["natural_NM"], file[kept]
+        rows, modalities = natural_NM.shape if natural_NM.ndim == 2 else (0, 0)
+        counts = (len(file["ids"]), len(file["targets"])) if file["ids"].ndim and file["targets"].ndim else ()
+        if natural_NM.dtype != bool or scores.shape[:2] != (2**modalities - 1, rows) or counts != (rows, rows):
+            raise UserError(
+                "the arrays do not belong together", file=path, found={name: a.shape for name, a in file.items()},
+                expected="as many rows in each as there are ids",
+            )  # fmt: skip
         return cls(file[kept], file["targets"], file["natural_NM"], tuple(map(str, file["ids"])), thresholds_C)
 
     @property

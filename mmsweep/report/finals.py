@@ -12,6 +12,7 @@ from typing import Any
 
 from mmsweep.availability import pattern_name, patterns
 from mmsweep.errors import UserError
+from mmsweep.record_files import read_content
 
 SUMMARIES = ("mean_missing", "worst_missing")
 
@@ -68,11 +69,11 @@ class Evaluation:
             UserError: the file is not what evaluation writes.
         """
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(read_content(path) or b"")
             return cls(
                 split=str(raw["split"]),
                 task=str(raw["task"]),
-                modalities=tuple(raw["modalities"]),
+                modalities=tuple(map(str, raw["modalities"])),
                 classes=tuple(map(str, raw.get("classes") or ())),
                 rows=int(raw["rows"]),
                 epoch=int(raw.get("epoch") or 0),
@@ -80,9 +81,9 @@ class Evaluation:
                 patterns={name: _score(value) for name, value in raw.get("patterns", {}).items()},
                 summaries={name: _numbers(raw[name]) for name in SUMMARIES if raw.get(name)},
                 curves={m: tuple(map(_point, points)) for m, points in (raw.get("curves") or {}).items()},
-                thresholds_C=tuple(raw.get("thresholds") or ()),
+                thresholds_C=tuple(map(float, raw.get("thresholds") or ())),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(
                 "not an evaluation", file=path, found=reason, expected="the file that evaluation wrote"

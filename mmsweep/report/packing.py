@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mmsweep.errors import UserError
+from mmsweep.record_files import read_record
 
 FILE = "packing.json"
 
@@ -72,15 +72,8 @@ class Packing:
     @classmethod
     def load(cls, folder: Path) -> Packing:
         """What a sweep's folder holds; empty where there is nothing. Raises UserError where the file is damaged."""
-        path = folder / FILE
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls([Capacity(**c) for c in values["capacities"]], [PackEpoch(**e) for e in values["epochs"]])
-        except FileNotFoundError:
-            return cls()
-        except (ValueError, TypeError, KeyError) as error:
-            hint = "It may be deleted: capacities are measured anew."
-            raise UserError("not what mmsweep wrote", file=path, hint=hint) from error
+        problem, hint = "not what mmsweep wrote", "It may be deleted: capacities are measured anew."
+        return read_record(folder / FILE, cls, problem=problem, hint=hint) or cls()
 
     def text(self) -> str:
         """The file's text."""

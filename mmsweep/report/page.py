@@ -11,6 +11,7 @@ import jinja2
 import yaml
 
 from mmsweep.errors import UserError
+from mmsweep.record_files import write_whole
 from mmsweep.report import tables, wording
 from mmsweep.report.agreement import agreement_tables
 from mmsweep.report.figures import all_of_finals
@@ -19,7 +20,6 @@ from mmsweep.report.published import published_table
 from mmsweep.report.record import SweepRecord
 from mmsweep.report.search_figures import all_of_search, importance_note
 from mmsweep.report.sentences import facts, headline, rivals, selection, state_sentence
-from mmsweep.training.checkpoint import write_whole
 
 
 @dataclass(frozen=True)

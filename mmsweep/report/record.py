@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsweep.errors import UserError
+from mmsweep.record_files import SweepFile, TrackingFile, read_record
 from mmsweep.report.finals import Evaluation, FinalGroup, FinalRun
 from mmsweep.report.packing import Packing
 from mmsweep.study import Study
@@ -101,14 +102,12 @@ class SweepRecord:
             expected = "a sweep's folder, with study.yaml, sweep.json and trials/ in it"
             raise UserError("no sweep lies here", file=root, expected=expected, hint=_neighbours(root))
         study = Study.load(root / "study.yaml")
-        meta, tracking = _json(root / "sweep.json"), _json(root / "tracking.json")
+        meta: Mapping[str, Any] = read_record(root / "sweep.json", SweepFile) or {}
+        tracking: Mapping[str, Any] = read_record(root / "tracking.json", TrackingFile) or {}
         state = str(meta.get("state", "interrupted"))
         runs = tracking.get("runs") or {}
-        trials = [
-            _trial(TrialFolder(path), study.sweep.objectives[0], state, runs)
-            for path in sorted((root / "trials").glob("*"))
-            if (path / "trial.json").exists()
-        ]
+        folders = [TrialFolder(path) for path in sorted((root / "trials").glob("*"))]
+        trials = [_trial(folder, study, state, runs) for folder in folders if folder.exists()]
         groups = _groups(root / "final", study, state)
         return cls(root, str(meta.get("name", study.name)), state, study, tuple(trials), groups, tracking, meta)
 
@@ -164,8 +163,7 @@ class SweepRecord:
 
     def best_study_yaml(self) -> str | None:
         """The best trial's resolved study, as `mmsweep best` prints it."""
-        path = self.best.folder / "study.yaml" if self.best else None
-        return path.read_text(encoding="utf-8") if path and path.exists() else None
+        return Study.load(self.best.folder / "study.yaml").to_yaml() if self.best else None
 
     def to_json(self) -> dict[str, Any]:
         """The shape of `mmsweep show --json` (DESIGN §6), and how full packs were; with `sweep.final.per` every group
@@ -217,8 +215,10 @@ def _unmistakable(value: Any) -> bool:
     return False
 
 
-def _trial(folder: TrialFolder, objective: Objective, sweep_state: str, runs: Mapping[str, str]) -> TrialRecord:
+def _trial(folder: TrialFolder, study: Study, sweep_state: str, runs: Mapping[str, str]) -> TrialRecord:
     about, done, reports = folder.trial(), folder.done(), folder.reports()
+    objective = study.sweep.objectives[0]
+    _check_complete(folder, study)
     curve = [(r.epoch, r.metrics[objective.metric]) for r in reports if objective.metric in r.metrics]
     valid = [point for point in curve if not math.isnan(point[1])]
     chosen = None
@@ -241,6 +241,24 @@ def _trial(folder: TrialFolder, objective: Objective, sweep_state: str, runs: Ma
         error=done.get("error") if done else None,
         folder=folder.path,
     )
+
+
+def _check_complete(folder: TrialFolder, study: Study) -> None:
+    """Refuse a finished trial whose reports were lost: it would silently drop out of the ranking."""
+    about, reports, done = folder.trial(), folder.reports(), folder.done()
+    if done is None or done["state"] != "finished":
+        return
+    searched = {key: value for key, value in about["params"].items() if key == "train.epochs"}
+    try:
+        epochs = study.with_values(searched).train.epochs
+    except UserError as problem:
+        raise problem.placed(file=folder.path / "trial.json", line=None) from problem
+    if not reports or reports[-1].epoch < epochs:
+        raise UserError(
+            "reports are missing: the trial is marked as finished", file=folder.path / "reports.jsonl",
+            found=f"{len(reports)} epochs", expected=f"{epochs} epochs",
+            hint="Delete done.json beside it, and --resume completes the trial.",
+        )  # fmt: skip
 
 
 def _groups(root: Path, study: Study, sweep_state: str) -> tuple[FinalGroup, ...]:
@@ -275,17 +293,8 @@ def _cells(group: FinalGroup) -> dict[str, Any]:
     return {s: {m: cell.to_json() for m, cell in row.items()} for s, row in group.table().items()}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError("not valid JSON", file=path, expected="the file as mmsweep wrote it") from error
-
-
 def _neighbours(root: Path) -> str | None:
     """What sweeps lie near a mistyped path."""
     places = [root, root.parent] if root.parent != root else [root]
-    near = sorted(str(p.parent) for place in places for p in place.glob("*/study.yaml"))[:5]
+    near = sorted(str(p.parent) for place in places if place.is_dir() for p in place.glob("*/study.yaml"))[:5]
     return f"Sweeps near it: {', '.join(near)}" if near else None

@@ -24,17 +24,14 @@ from typing import Any, Literal
 
 from mmsweep.report.packing import Capacity, PackEpoch, Packing
 
-MAX_PASSED_OVER = (
-    4  # a trial that needs another frozen backbone goes first after it was passed over so often: nobody starves
-)
-MAX_CRASHES = (
-    3  # a trial whose host dies under it so often without a new report is failed, instead of sinking the sweep
-)
+# A trial that needs another frozen backbone goes first after it was passed over so often: nobody starves.
+MAX_PASSED_OVER = 4
+# A trial whose host dies under it so often without a new report is failed, instead of sinking the sweep.
+MAX_CRASHES = 3
 MAX_SHARED_CRASHES = 2  # after so many it is trained without neighbours, which may have been the ones to blame
 MAX_FRUITLESS_STARTS = 6  # starts of one host in a row without one report: the sweep gives up
-JUDGEMENT_SECONDS = (
-    1500.0  # a host waits so long for Tune's word; longer, and the other ranks would give up (gloo: 1800 s)
-)
+# A host waits so long for Tune's word; longer, and the other ranks would give up (gloo: 1800 s).
+JUDGEMENT_SECONDS = 1500.0
 
 
 class StaleHost(Exception):
@@ -124,6 +121,7 @@ class Board:
         self._packing = Packing()
         self._changed = asyncio.Condition()
         self._closed = False
+        self._outage: str | None = None
         self._more_to_come = True
 
     async def _wait(self, ready: Callable[[], bool], seconds: float) -> None:
@@ -177,8 +175,8 @@ class Board:
         return {"state": entry.state, "error": entry.error, "timeline": dict(entry.timeline)}
 
     async def status(self) -> dict[str, Any]:
-        """What the driver looks at: {"waiting": n, "fatal": reason or None, "slots": {host: slots, where it knows},
-        "capacities": how many were found}."""
+        """What the driver looks at: {"waiting": n, "fatal": reason or None, "outage": see `outage`, "slots": {host:
+        slots, where it knows}, "capacities": how many were found}."""
         slots = {name: host.slots for name, host in self._hosts.items() if host.slots is not None}
         fatal = None
         for name, host in self._hosts.items():
@@ -186,12 +184,8 @@ class Board:
                 fatal = (
                     f"{name} died again and again without finishing one epoch; last error: {host.error or 'none seen'}"
                 )
-        return {
-            "waiting": len(self._queue),
-            "fatal": fatal,
-            "slots": slots,
-            "capacities": len(self._packing.capacities),
-        }
+        told = {"waiting": len(self._queue), "fatal": fatal, "outage": self._outage, "slots": slots}
+        return {**told, "capacities": len(self._packing.capacities)}
 
     async def packing(self) -> Packing:
         """Capacities that hosts found, and how full their packs were."""
@@ -261,11 +255,11 @@ class Board:
         for id in host.jobs:  # the answer to an earlier, identical call was lost
             return self._entries[id].posting
         host.idle = True
-        await self._wait(lambda: bool(self._queue) or self._closed, seconds)
+        await self._wait(lambda: bool(self._queue and not self._outage) or self._closed, seconds)
         self._host(name, token).idle = False
         if self._closed:
             return "closed"
-        if not self._queue:
+        if not self._queue or self._outage:
             return "idle"
         same_key = next((i for i in self._queue if self._entries[i].posting.key == key), None)
         return self._take(host, [self._starved() or same_key or self._queue[0]])[0]
@@ -294,14 +288,14 @@ class Board:
             return sum(free if h.slots is None else h.free for h in others)
 
         def ready() -> bool:
-            if self._closed or self._starved(but=pack) or not self._may_come():
+            if self._closed or self._outage or self._starved(but=pack) or not self._may_come():
                 return True
             return self._fitting(pack) >= free + rivals()
 
         host.free = free
         await self._wait(ready, seconds)
         self._host(name, token).free = 0
-        if self._closed or self._starved(but=pack):
+        if self._closed or self._outage or self._starved(but=pack):
             return []
         share = -(-self._fitting(pack) * free // (free + rivals()))
         chosen = [i for i in self._queue if self._joins(i, pack)][: min(free, share)]
@@ -415,6 +409,11 @@ class Board:
         host = self._hosts.setdefault(name, _Host())
         host.error = error
         host.troubles += 1
+
+    async def outage(self, reason: str) -> None:
+        """The environment gave out under a host: nothing more is given out, and the driver ends the sweep."""
+        self._outage = self._outage or reason
+        await self._notify()
 
     async def reserve(self, name: str, placement_group: str) -> None:
         """Remember what Ray was asked to reserve for a host (called by Ray Train's controllers)."""

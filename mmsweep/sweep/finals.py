@@ -3,7 +3,6 @@ and any other job that no Tune trial follows."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -50,9 +49,7 @@ def winners(record: SweepRecord) -> dict[str, TrialRecord]:
 
 def final_seeds(record: SweepRecord) -> list[int]:
     """Training seeds that no trial of the sweep has used."""
-    used = {record.study.train.seed} | {
-        int(json.loads((t.folder / "trial.json").read_text())["seed"]) for t in record.trials
-    }
+    used = {record.study.train.seed} | {TrialFolder(trial.folder).trial().get("seed") for trial in record.trials}
     final = record.study.sweep.final
     seeds = (seed for seed in range(FIRST_SEED, FIRST_SEED + 10_000) if seed not in used)
     return [next(seeds) for _ in range(final.seeds if final else 0)]

@@ -18,11 +18,19 @@ from typing import Any
 
 import mmsweep
 from mmsweep.errors import UserError
+from mmsweep.record_files import SweepFile, TrackingFile, read_record, write_whole
+from mmsweep.report.record import SweepRecord
 from mmsweep.study import Study
 from mmsweep.sweep.names import trial_id
 from mmsweep.tracking.address import expanded
-from mmsweep.training.checkpoint import TrialFolder, write_whole
+from mmsweep.training.checkpoint import TrialFolder
 
+DATA_FACTS = {
+    "dataset_fingerprint": "the data has",
+    "split_digest": "the splits of the data have",
+    "init_from_digest": "the weights of train.init_from have",
+}
+"""Of `assembly.facts`, what must stay as it is when a sweep goes on, with the words for it."""
 # What may differ when a sweep goes on: where and how long it runs, not what it computes.
 FREE_ON_RESUME = ("resources.hosts", "resources.slots", "sweep.budget", "tracking")
 
@@ -33,6 +41,7 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.finished = False  # whether everything that is asked for now was done before
+        self.notes: list[str] = []  # what was damaged and made again, a sentence each
         self._lock: Any = None
 
     @classmethod
@@ -46,10 +55,12 @@ class SweepFolder:
 
         Raises:
             UserError: the folder holds a sweep already and neither was asked for, holds none, holds another
-                study's, cannot be written, or is held by a running sweep.
+                study's, cannot be written, is held by a running sweep, or has a damaged record.
         """
         folder = cls(path)
         exists = (path / "study.yaml").exists()
+        if not exists and folder.began():
+            raise UserError("the sweep's study is missing", file=path / "study.yaml", hint="Its trials lie beside it.")
         if exists and not (resume or extend):
             raise UserError(
                 "a sweep lies here already",
@@ -74,6 +85,7 @@ class SweepFolder:
         try:
             if exists:
                 folder._check_unchanged(study)
+                folder._check_records(study, trials)
             else:
                 about = {"name": study.name, "created": time.time(), "mmsweep": mmsweep.__version__, "trials": trials}
                 folder.update(state="running", **about)
@@ -89,13 +101,7 @@ class SweepFolder:
     @property
     def state(self) -> dict[str, Any]:
         """`sweep.json`."""
-        path = self.path / "sweep.json"
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise UserError("not valid JSON", file=path, expected="the file as mmsweep wrote it") from error
+        return dict(read_record(self.path / "sweep.json", SweepFile) or {})
 
     def update(self, **values: Any) -> None:
         """Set values of `sweep.json`."""
@@ -111,7 +117,11 @@ class SweepFolder:
     def numbers(self) -> list[int]:
         """Numbers of the trials that have a whole folder."""
         paths = (self.path / "trials").glob("[0-9]*")
-        return sorted(int(path.name) for path in paths if (path / "trial.json").exists())
+        return sorted(int(path.name) for path in paths if TrialFolder(path).exists())
+
+    def began(self) -> bool:
+        """Whether a trial or a final run lies here."""
+        return bool(self.numbers()) or any((self.path / "final").glob("*/*"))
 
     def attempt(self) -> Path:
         """A fresh folder for Ray's own files."""
@@ -125,7 +135,7 @@ class SweepFolder:
 
     def abandon(self) -> None:
         """Leave no sweep where none began (no server, no GPU): the study may then be corrected and started again."""
-        if not self.numbers() and not any((self.path / "final").glob("*/*")):
+        if not self.began():
             for name in ("study.yaml", "sweep.json", "optuna.db"):
                 (self.path / name).unlink(missing_ok=True)
 
@@ -141,6 +151,48 @@ class SweepFolder:
         except BlockingIOError:
             self.release()
             raise UserError("this sweep is running", file=self.path, hint="Look at it with `mmsweep show`.") from None
+
+    def check_data(self, facts: Mapping[str, str]) -> None:
+        """Refuse data that is not what the sweep began with; a new sweep's is written down.
+
+        Args:
+            facts: `assembly.facts`, of which those in DATA_FACTS are compared.
+
+        Raises:
+            UserError: the data, its splits or the weights to start from have changed.
+        """
+        found = {name: facts[name] for name in DATA_FACTS if name in facts}
+        before = self.state.get("data") or self._tracked_data()
+        for name, what in DATA_FACTS.items():
+            if name in before and name in found and before[name] != found[name]:
+                raise UserError(
+                    f"{what} changed since this sweep began", file=self.path,
+                    found=f"{name} {found[name]}", expected=f"{before[name]}, as before",
+                    hint="Trials on both cannot be ranked together. Restore what there was, or start a sweep under "
+                    "another name (name=…) or --out.",
+                )  # fmt: skip
+        self.update(data={**found, **before})
+
+    def _tracked_data(self) -> dict[str, str]:
+        """What an older mmsweep, or a lost sweep.json, leaves only among the tags that MLflow was told."""
+        tracking = read_record(self.path / "tracking.json", TrackingFile)
+        tags = {name.removeprefix("mmsweep."): tag for name, tag in (tracking or {}).get("tags", {}).items()}
+        return {name: tags[name] for name in DATA_FACTS if name in tags} if self.began() else {}
+
+    def _check_records(self, study: Study, trials: int) -> None:
+        """Read every record once, so that a damaged one is refused before anything starts; make sweep.json again."""
+        if not (self.path / "sweep.json").exists():
+            count = max([trials, *(number + 1 for number in self.numbers())])
+            created = (self.path / "study.yaml").stat().st_mtime
+            about = {"name": study.name, "created": created, "mmsweep": mmsweep.__version__, "trials": count}
+            self.update(state="interrupted", **about)
+            self.notes.append("sweep.json was missing; it was made again from the study and the trials' folders")
+        SweepRecord.load(self.path).packing  # noqa: B018 - reads it
+        if "trials" not in self.state:
+            raise UserError(
+                "not what mmsweep wrote", file=self.path / "sweep.json", key="trials", expected="a number of trials",
+                hint="Delete the file, and it is made again.",
+            )  # fmt: skip
 
     def _check_unchanged(self, study: Study) -> None:
         before = Study.load(self.path / "study.yaml")

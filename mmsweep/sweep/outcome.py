@@ -17,6 +17,7 @@ class SweepOutcome:
         folder: the sweep's folder.
         mlflow_run_id: the parent run.
         ui_command: shows the runs.
+        reason: what interrupted it, where that was neither Ctrl-C nor a signal.
         warnings: what went wrong without ending the sweep (a tracking server that did not answer).
     """
 
@@ -25,6 +26,7 @@ class SweepOutcome:
     mlflow_run_id: str
     ui_command: str
     warnings: list[str] = field(default_factory=list)
+    reason: str | None = None
 
     @property
     def record(self) -> SweepRecord:

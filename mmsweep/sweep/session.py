@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,8 @@ from uuid import uuid4
 import ray
 
 from mmsweep.errors import UserError
+from mmsweep.record_files import write_whole
+from mmsweep.report.finals import Evaluation
 from mmsweep.report.packing import FILE, Packing
 from mmsweep.study import Resources, Study
 from mmsweep.sweep.board import Posting
@@ -30,7 +31,7 @@ from mmsweep.sweep.cluster import Interrupt, connect
 from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.trial import score
-from mmsweep.training.checkpoint import TrialFolder, deciding_report, write_whole
+from mmsweep.training.checkpoint import TrialFolder, deciding_report
 
 if TYPE_CHECKING:
     from mmsweep.tracking.tracker import Tracker
@@ -148,11 +149,19 @@ class Session:
         except ray.exceptions.RayError as error:
             log.warning("how full the packs were is not known: %s", error)
             return
-        write_whole(self._folder / FILE, Packing(found.capacities, self._packing.epochs + found.epochs).text())
+        try:
+            write_whole(self._folder / FILE, Packing(found.capacities, self._packing.epochs + found.epochs).text())
+        except OSError as error:  # nothing rests on it, and a full disk is said where something does
+            log.warning("%s: %s", FILE, error)
         self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])
 
+    @property
+    def outage(self) -> str | None:
+        """What of the environment gave out under a host, in a line."""
+        return self.pool.status.get("outage")
+
     def must_end(self) -> bool:
-        """Whether Ctrl-C was pressed or the hosts cannot go on (`problem`). Cheap."""
+        """Whether Ctrl-C was pressed, the hosts cannot go on (`problem`), or the environment gave out. Cheap."""
         try:
             self.pool.check()
             self._notice()
@@ -160,7 +169,7 @@ class Session:
             self.problem = problem
         if self.interrupt.asked:
             self.progress.phase("stopping cleanly, what is unfinished goes on with --resume (Ctrl-C again: at once)")
-        return self.interrupt.asked or self.problem is not None
+        return self.interrupt.asked or self.problem is not None or self.outage is not None
 
     def post(self, folder: TrialFolder, study: Study | None, *, company: int, judged: Sequence[int]) -> None:
         """Hand a trial to the hosts; one that is done (or has no study) only replays what it recorded.
@@ -171,6 +180,8 @@ class Session:
         """
         about, reports, done = folder.trial(), folder.reports(), folder.done() is not None
         id, own = about["id"], study or self.study
+        for sentence in [] if done else folder.damage():
+            self.progress.line(f"{id}: {sentence}; it goes on from an earlier epoch, or anew")
         self.progress.trial(id, about["params"], own.train.epochs, replayed=done and bool(reports))
         _start_run(self.tracker, folder)
         self._reports[id] = []
@@ -250,12 +261,11 @@ def _best_weights(folder: TrialFolder, study: Study) -> Path | None:
 
 def _test_metrics(path: Path) -> dict[str, float]:
     """`test/<scenario>/<metric>` of an evaluation."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    groups = {name: s["metrics"] for name, s in record["scenarios"].items()}
-    groups |= {name: record[name] for name in ("mean_missing", "worst_missing") if record.get(name)}
+    evaluation = Evaluation.read(path)
+    groups = {name: score.metrics for name, score in evaluation.scenarios.items()} | dict(evaluation.summaries)
     return {
         f"test/{group}/{metric}": value
         for group, metrics in groups.items()
         for metric, value in metrics.items()
-        if value is not None
+        if not math.isnan(value)
     }

@@ -99,6 +99,7 @@ def _run(
     try:
         with contextlib.nullcontext() if done else connecting():
             tags = describe()
+            folder.check_data(tags)
             from mmsweep.sweep.tuner import Sweep  # seconds
 
             return Sweep(study, folder, warm, tags).run(live=live, done=done, retry_failed=retry_failed)

@@ -23,8 +23,10 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 import mmsweep.sweep.cluster as cluster
+from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import company
+from mmsweep.record_files import write_whole
 from mmsweep.report.record import SweepRecord
 from mmsweep.search_space import starting_points
 from mmsweep.study import MOST_SLOTS, Study
@@ -32,12 +34,13 @@ from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
 from mmsweep.sweep.folder import SweepFolder
 from mmsweep.sweep.hosts import LIGHT_TRIAL, HostPool
 from mmsweep.sweep.names import trial_id
+from mmsweep.sweep.optuna_file import open_checked
 from mmsweep.sweep.outcome import SweepOutcome
 from mmsweep.sweep.progress import Progress
-from mmsweep.sweep.search import TrialSearch, open_optuna, tell
+from mmsweep.sweep.search import TrialSearch, tell
 from mmsweep.sweep.session import Session, replay_run, starting_hosts
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow
-from mmsweep.training.checkpoint import TrialFolder, write_whole
+from mmsweep.training.checkpoint import TrialFolder
 
 if TYPE_CHECKING:
     from mmsweep.tracking.tracker import Tracker
@@ -71,7 +74,7 @@ class Sweep:
         """
         study, folder = self.study, self.folder
         objective, interrupt = self.objectives[0], cluster.Interrupt()
-        tracker, run_id, state = None, "", "failed"
+        tracker, run_id, state, reason = None, "", "failed", None
         try:
             with (
                 Progress(study.name, folder.trials, objective.metric, objective.mode, live) as progress,
@@ -79,6 +82,8 @@ class Sweep:
                 interrupt.listening(),
                 nullcontext() if done else self._hosts(progress, interrupt) as hosts,
             ):
+                for note in folder.notes:
+                    progress.line(note)
                 from mmsweep.tracking.environment import environment_tags
                 from mmsweep.tracking.tracker import Tracker  # seconds, in which the hosts start
 
@@ -95,10 +100,17 @@ class Sweep:
                         about = (self.warm, folder.path, tracker, progress, interrupt)
                         with Session.open(study, hosts, *about) as session:
                             state = self._search_and_finals(session, retry_failed)
+                            reason = session.outage
                 except KeyboardInterrupt:
                     state = "interrupted"
+                except Exception as problem:
+                    reason = environment_fault(problem)
+                    if reason is None:
+                        raise
+                    log.exception("the environment gave out")
+                    state = "interrupted"
                 finally:  # the hosts were told to end, which takes as long as the report
-                    folder.update(state=state)
+                    self._note_state(state)
                     self._report(tracker, progress)
                     tracker.end_sweep(state)
         except KeyboardInterrupt:  # again, while hosts start or end
@@ -107,7 +119,13 @@ class Sweep:
             if state != "finished":
                 state = "interrupted"
                 folder.update(state=state)
-        return SweepOutcome(state, folder.path, run_id, tracker.ui_command(), tracker.warnings)
+        return SweepOutcome(state, folder.path, run_id, tracker.ui_command(), tracker.warnings, reason)
+
+    def _note_state(self, state: str) -> None:
+        try:
+            self.folder.update(state=state)
+        except OSError as problem:  # the disk is full, which is why the sweep ends
+            log.warning("sweep.json: %s", problem)
 
     def _replay(self, tracker: Tracker, progress: Progress) -> None:
         """Bring what never arrived to a store that was away while the sweep ran."""
@@ -143,14 +161,17 @@ class Sweep:
         folder, study = self.folder, self.study
         searched = bool(study.search) and folder.trials > 0
         if searched:
-            optuna_study = open_optuna(folder.path / "optuna.db", study.name, self.objectives)
+            folders = [folder.trial(number) for number in folder.numbers()]
+            optuna_study, note = open_checked(folder.path / "optuna.db", study, folders)
+            if note:
+                session.progress.line(note)
             for point in starting_points(study):
                 optuna_study.enqueue_trial(point, skip_if_exists=True)
             self._reconcile(optuna_study, retry_failed)
             self._tune(session, optuna_study)
             if session.problem:
                 raise session.problem
-            if session.interrupt.asked:
+            if session.interrupt.asked or session.outage:
                 return "interrupted"
         jobs = self._final_jobs(session, searched)
         if retry_failed:

@@ -14,7 +14,10 @@ What can go wrong, and what then happens
     an exception may also be the echo of another rank's death, so only a `UserError` is taken as a trial's own;
     anything else ends the worker group, Ray Train starts it again, and the board gives the trials back (and fails one
     with which that happens again and again).
-    The device's memory does not suffice for a pack: it has half as many slots from then on.
+    The environment gives out (a full disk, a lost mount, too little memory): no trial fails of it. The pack is given
+    back, the board tells the driver, and the sweep ends as interrupted.
+    The device's memory does not suffice for a pack: it has half as many slots from then on. Where it does not suffice
+    for a single trial, that trial fails, unless other processes hold memory of the device.
     A rank or the worker group is killed: Ray Train starts it again; the trials go on from their last checkpoints.
     The board is gone: the driver is; end.
 """
@@ -39,6 +42,7 @@ import ray
 import torch
 import torch.distributed as dist
 
+from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
 from mmsweep.report.packing import Capacity
@@ -52,6 +56,7 @@ from mmsweep.training.world import World
 POLL_SECONDS = 1.0
 LOCK_SECONDS = 60.0
 COHORT_SECONDS = 5.0  # a pack waits so long for its slots to fill, as long as the driver has trials to give
+OTHERS_SHARE = 0.1  # of a device's memory: more than its driver and this process's context hold themselves
 PATIENCE = 0.5  # of an epoch's seconds: what waiting may cost the slots at work, for each that is free
 
 log = logging.getLogger("mmsweep.host")
@@ -186,6 +191,8 @@ class _Host:
         return [answers[job.id] for job, _ in told]
 
     def _over(self, job: Job, problem: Exception | None) -> None:
+        if problem is not None and _environment_fault(problem, [job.folder]):
+            raise problem  # the pack breaks off
         error = str(problem) if problem is not None else None
         del self.served[job.id]
         if self.world.first:
@@ -202,20 +209,23 @@ class _Host:
         text = str(problem) if own else f"{type(problem).__name__}: {problem}"
         log.error("%s: %s\n%s", ", ".join(self.served), text, traceback.format_exc())
         ids = list(self.served)
+        fault = _environment_fault(problem, [posting.folder for posting in self.served.values()])
+        if fault:
+            ray.get(self.board.outage.remote(f"{self.place.host}: {fault}"))
         short = isinstance(problem, torch.OutOfMemoryError) and len(ids) > 1
         if short:
             known = self.capacity
             reason = "the memory did not suffice for more"
             self._ask(self.board.capacity, replace(known, slots=max(1, len(ids) // 2), reason=reason, most=MOST_SLOTS))
-        if self.world.size > 1 and not own:
+        if self.world.size > 1 and (fault or not own):
             ray.get(self.board.trouble.remote(self.place.host, f"rank {self.world.rank}: {text}"))
             raise problem
-        if len(ids) == 1:
+        if len(ids) == 1 and not fault:
             posting = self.served[ids[0]]
             TrialFolder(posting.folder).mark_done("failed", text)
             self._ask(self.board.over, posting.id, text)
         else:
-            self._ask(self.board.give_back, ids, not short)
+            self._ask(self.board.give_back, ids, not short and not fault)
         for lock in self.locks.values():
             lock.close()
         self.served, self.locks = {}, {}
@@ -279,6 +289,20 @@ class _Host:
 
 def _job(posting: Posting) -> Job:
     return Job(posting.id, posting.kind, posting.folder, dict(posting.study), posting.key)
+
+
+def _environment_fault(problem: Exception, folders: Sequence[str]) -> str | None:
+    """What of the environment gave out, in a line; None where the problem may be a trial's own."""
+    if fault := environment_fault(problem):
+        return fault
+    if gone := next((folder for folder in folders if not Path(folder, "trial.json").exists()), None):
+        return f"a trial's folder is gone: {gone}"
+    if isinstance(problem, torch.OutOfMemoryError) and len(folders) == 1 and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        others = total - free - torch.cuda.memory_reserved()
+        if others > OTHERS_SHARE * total:
+            return f"the device's memory does not suffice while others hold {others / 2**30:.1f} GiB of it"
+    return None
 
 
 def _objective_problem(report: Report, metric: str) -> UserError | None:

@@ -34,13 +34,12 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from mmsweep.errors import UserError
+from mmsweep.record_files import TrackingFile, read_record, write_whole
 from mmsweep.study_source import VARIABLE
 from mmsweep.tracking.address import shown
 from mmsweep.tracking.naming import Objective, children_table, metric_name, objectives
 from mmsweep.tracking.outbox import Outbox
 from mmsweep.tracking.store import Store, impatient
-from mmsweep.training.checkpoint import write_whole
 
 SWEEP_STATES = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 TRIAL_STATES = {**SWEEP_STATES, "stopped": "KILLED"}  # the tag mmsweep.state tells an early stop from an interruption
@@ -349,15 +348,12 @@ class Tracker:
 
 def _notes(path: Path) -> dict[str, Any]:
     """What stands in the notebook, or a new one: it must be on disk before the run that carries its id is made."""
-    try:
-        return {"runs": {}, **json.loads(path.read_text())}
-    except FileNotFoundError:
+    notes = read_record(path, TrackingFile)
+    if notes is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        notes: dict[str, Any] = {"id": uuid.uuid4().hex, "runs": {}}
+        notes = {"id": uuid.uuid4().hex}
         write_whole(path, json.dumps(notes))
-        return notes
-    except ValueError as error:
-        raise UserError("not valid JSON", file=path, expected="the file as mmsweep wrote it") from error
+    return {"runs": {}, **notes}
 
 
 def _prefixed(tags: Mapping[str, str]) -> dict[str, str]:

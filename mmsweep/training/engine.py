@@ -8,7 +8,9 @@ resuming at an epoch's end needs the weights, the optimiser's state and the epoc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import math
 import sys
 import time
@@ -35,6 +37,8 @@ from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint, lo
 from mmsweep.training.evaluation import autocast, predict_slots, scenario_metrics
 from mmsweep.training.optimization import PackedAdamW, lr_factor
 from mmsweep.training.world import World
+
+log = logging.getLogger("mmsweep.training")
 
 Answer = bool | UserError
 """To a report: True where the slot stops, an error where it has failed."""
@@ -106,7 +110,8 @@ def fit(
 ) -> None:
     """Train every slot to its end, or until `report` answers that it ends; continue from its last checkpoint.
 
-    All calls are made on every rank, and all ranks must get the same answers.
+    All calls are made on every rank, and all ranks must get the same answers. A damaged checkpoint is passed over for
+    the one before it, and the epochs between are trained again.
 
     Args:
         slots: of one pack: their studies may differ in what a pack allows (`assembly.pack_key`) and in nothing else.
@@ -119,9 +124,11 @@ def fit(
     Raises:
         ValueError: slots that cannot share a pack.
     """
-    pack = _Pack(data, plan, device, world or World.current())
+    world = world or World.current()
+    pack = _Pack(data, plan, device, world)
     waiting = list(slots)
     while True:
+        _settle(waiting, world)
         joining = []
         for slot in waiting:
             try:
@@ -141,6 +148,16 @@ def fit(
         waiting = list(refill())
         if not waiting and not pack.members:
             return
+
+
+def _settle(slots: Sequence[Slot], world: World) -> None:
+    """Make sure that all ranks go on from the same whole checkpoint."""
+    for slot in slots if world.first else ():
+        with contextlib.suppress(UserError):  # what cannot be read at all is said on every rank, by its member
+            for sentence in slot.folder.settle():
+                log.warning("%s: %s", slot.folder.path, sentence)
+    if slots:
+        world.barrier()
 
 
 def rehearse(slots: Sequence[Slot], data: PreparedData, device: torch.device, world: World) -> Iterator[None]:

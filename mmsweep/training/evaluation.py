@@ -30,9 +30,9 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.json_text import json_text
 from mmsweep.methods.method import Method
+from mmsweep.record_files import write_whole
 from mmsweep.tasks import MultiLabel
 from mmsweep.tasks.task import Task
-from mmsweep.training.checkpoint import write_whole
 from mmsweep.training.inference import WHOLE, Inference
 from mmsweep.training.world import World
 

@@ -19,7 +19,7 @@ from mmsweep.errors import UserError
 from mmsweep.methods.method import Method
 from mmsweep.models.packing import trained
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder, deciding_report, running_statistics
+from mmsweep.training.checkpoint import WEIGHTS, TrialFolder, check_files, deciding_report, running_statistics
 
 KEY = "train.init_from"
 
@@ -28,7 +28,7 @@ def weights_file(source: str) -> Path:
     """The file that `train.init_from` means: itself, or a run's checkpoint of the epoch that its objective decided for.
 
     Raises:
-        UserError: nothing there, or a run without an epoch.
+        UserError: nothing there, a run without an epoch, or one whose best checkpoint is damaged.
     """
     if "${" in source:
         raise UserError(
@@ -49,7 +49,12 @@ def weights_file(source: str) -> Path:
     best = deciding_report(folder.reports(), objective.metric, objective.mode, objective.scope)
     if best is None:
         raise UserError("this run has no epoch to start from", key=KEY, found=source)
-    return folder.checkpoint(best.epoch) / "weights.safetensors"
+    checkpoint = folder.checkpoint(best.epoch)
+    try:
+        check_files(checkpoint, WEIGHTS)
+    except UserError as problem:
+        raise problem.placed(key=KEY, expected="a run whose best checkpoint is whole") from problem
+    return checkpoint / WEIGHTS
 
 
 def check_first_stage(study: Study) -> None:

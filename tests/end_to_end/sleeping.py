@@ -19,8 +19,9 @@ import torch
 
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
+from mmsweep.record_files import write_whole
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint, write_whole
+from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
 from mmsweep.training.world import World
 
 METRIC = "val/mean_missing/f1_macro"
@@ -78,6 +79,10 @@ class SleepingWarm:
     ) -> None:
         pack: list[_Slot] = []
         while jobs or pack:
+            for job in jobs if self.world.first else ():
+                TrialFolder(job.folder).settle()
+            if jobs:
+                self.world.barrier()
             for job in jobs:
                 slot = _Slot(job)
                 if slot.weight > 9 and slot.weight <= 10:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import resource
+import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -232,3 +236,65 @@ def test_a_device_that_breaks_while_slots_are_counted_fails_no_trial(board, stud
             worker._Host(Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, ""), World()).run()
     serve(board, folders)  # what came through is taken from then on
     assert [(f.done() or {})["state"] for f in folders] == ["finished"] * 2 and max(widths(board)) == 2
+
+
+def full_disk(member, step):
+    """The real thing, without a file system of its own: no file may grow beyond a few bytes from now on."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+    return DRAW(member, step)
+
+
+def lost_mount(member, step):
+    raise OSError(errno.ESTALE, "Stale file handle", str(member.slot.folder.path))
+
+
+def no_memory(member, step):
+    raise MemoryError("Unable to allocate 3 GiB")
+
+
+DRAW = engine._Member.draw
+
+
+@pytest.mark.parametrize("fault", [full_disk, lost_mount, no_memory])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_fault_of_the_environment_fails_no_trial(slots, fault, board, studies, tmp_path, monkeypatch):
+    """It is told to the driver, and nothing more is given out; resumed, all is as if nothing had happened."""
+    studies = [study.with_values({"resources.slots": slots}) for study in studies[:3]]
+
+    def draw(member, step):
+        second = member.slot.folder.path.name == "0001" and member.done == 1
+        return (fault if second else DRAW)(member, step)
+
+    monkeypatch.setattr(engine._Member, "draw", draw)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folders = post(board, studies, tmp_path / "struck", judged=False)
+
+    def close():
+        while board.status.remote()["outage"] is None:
+            time.sleep(0.05)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        time.sleep(0.5)  # in which the host would take another trial
+        board.close.remote()
+
+    threading.Thread(target=close, daemon=True).start()
+    try:
+        worker._Host(Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, ""), World()).run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    states = [(f.done() or {}).get("state") for f in folders]
+    assert states == (["finished", None, None] if slots == 1 else [None] * 3)
+    said = {full_disk: "File too large", lost_mount: "Stale file handle", no_memory: "out of memory"}[fault]
+    assert said in board.status.remote()["outage"]
+
+    monkeypatch.setattr(engine._Member, "draw", DRAW)
+    again = Handle()
+    serve(again, post(again, studies, tmp_path / "struck", judged=False))
+    fresh = Handle()
+    undisturbed = post(fresh, studies, tmp_path / "whole", judged=False)
+    serve(fresh, undisturbed)
+    assert [(f.done() or {})["state"] for f in folders] == ["finished"] * 3
+    for ours, theirs in zip(folders, undisturbed, strict=True):
+        assert [r.metrics for r in ours.reports()] == [r.metrics for r in theirs.reports()]
+        names = [sorted(p.name for p in f.path.rglob("*") if p.name != ".lock") for f in (ours, theirs)]
+        assert names[0] == names[1]  # nothing is left behind

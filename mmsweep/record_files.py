@@ -1,0 +1,160 @@
+"""Record files: the small JSON files of a sweep's folder, written whole and read with their shape checked.
+
+    sweep.json      SweepFile       trial.json   TrialFile      reports.jsonl   training.checkpoint.Report
+    tracking.json   TrackingFile    done.json    DoneFile       packing.json    report.packing.Packing
+    resume.json     CheckpointFile
+
+A file of another shape (`[1]`, `null`, a count that is text) is refused with its name by whichever verb reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from annotated_types import Interval
+from typing_extensions import NotRequired, TypedDict
+
+from mmsweep.errors import UNSET, UserError
+
+Shape = TypeVar("Shape")
+_OPEN = {"extra": "allow"}  # keys that a newer mmsweep writes are kept
+
+
+class SweepFile(TypedDict, total=False):
+    """`sweep.json`: where a sweep stands."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    name: str
+    state: Literal["running", "finished", "interrupted", "failed"]
+    created: Annotated[float, Interval(ge=0, lt=1e11)]  # seconds since 1970
+    mmsweep: str
+    trials: Annotated[int, Interval(ge=0, lt=10**9)]
+    mlflow: dict[str, str]
+    data: dict[str, str]
+
+
+class TrackingFile(TypedDict):
+    """`tracking.json`: where a sweep is tracked, and the MLflow run of each trial."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    id: str
+    uri: NotRequired[str]
+    experiment: NotRequired[str]
+    run_id: NotRequired[str]
+    runs: NotRequired[dict[str, str]]
+    tags: NotRequired[dict[str, str]]
+
+
+class TrialFile(TypedDict):
+    """`trial.json`: what a trial is."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    id: str
+    params: dict[str, Any]
+    number: NotRequired[int | None]
+    kind: NotRequired[Literal["trial", "final"]]
+    seed: NotRequired[int]
+    optuna: NotRequired[int]
+
+
+class _Best(TypedDict):
+    epoch: int
+    metrics: dict[str, float]
+
+
+class CheckpointFile(TypedDict):
+    """`resume.json` of a checkpoint: the epoch it stands after, and the best one until then."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    epoch: int
+    best: NotRequired[_Best]
+
+
+class DoneFile(TypedDict):
+    """`done.json`: how a trial ended."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    state: Literal["finished", "stopped", "failed"]
+    error: NotRequired[str | None]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the new one, never a part (rename is atomic on POSIX)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it would hold the space that the next attempt needs
+        raise
+
+
+def read_record(
+    path: Path, shape: type[Shape], *, problem: str | None = None, hint: str | None = None
+) -> Shape | None:
+    """The content of a record file; None where there is no such file.
+
+    Args:
+        shape: the dataclass or TypedDict that the file holds as JSON.
+        problem, hint: what is said of a damaged file, and how to go on.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    content = read_content(path)
+    return None if content is None else parse_record(content, shape, file=path, problem=problem, hint=hint)
+
+
+def read_content(path: Path) -> bytes | None:
+    """A file's bytes; None where there is no such file. Raises UserError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"the file cannot be read ({error.strerror})", file=path) from error
+
+
+def parse_record(
+    content: bytes,
+    shape: type[Shape],
+    *,
+    file: Path,
+    line: int | None = None,
+    problem: str | None = None,
+    hint: str | None = None,
+) -> Shape:
+    """JSON of a shape. The other arguments are for the error: where the content stands, and what is wrong.
+
+    Raises:
+        UserError: it is not JSON, or of another shape; names the key.
+    """
+    from pydantic import ValidationError  # the board's process has to start fast, and parses nothing
+
+    try:
+        return _adapter(shape).validate_json(content, strict=True)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        broken = first["type"] == "json_invalid"
+        raise UserError(
+            problem or ("not valid JSON" if broken else f"not what mmsweep wrote ({first['msg']})"),
+            file=file,
+            line=line,
+            key=".".join(map(str, first["loc"])) or None,
+            found=UNSET if broken and not problem else content[:60].decode("utf-8", "replace"),
+            expected="the file as mmsweep wrote it",
+            hint=hint,
+        ) from error
+
+
+@cache
+def _adapter(shape: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)

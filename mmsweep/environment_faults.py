@@ -38,7 +38,7 @@ def environment_fault(problem: BaseException) -> str | None:
     for error in _causes(problem):
         if isinstance(error, OSError) and error.errno in _ERRNOS:
             names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-            return os.strerror(error.errno) + (f": {names}" if names else "")
+            return os.strerror(error.errno or 0) + (f": {names}" if names else "")
         lines = [line.strip()[:300] for line in str(error).splitlines() if line.strip()]
         if isinstance(error, MemoryError):
             return f"out of memory ({lines[0]})" if lines else "out of memory"

@@ -138,7 +138,8 @@ def parse_record(
     from pydantic import ValidationError  # the board's process has to start fast, and parses nothing
 
     try:
-        return _adapter(shape).validate_json(content, strict=True)  # type: ignore[no-any-return]
+        adapter: Any = _adapter(shape)  # type: ignore[arg-type]  # a type is hashable
+        return adapter.validate_json(content, strict=True)  # type: ignore[no-any-return]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         broken = first["type"] == "json_invalid"

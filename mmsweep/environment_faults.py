@@ -11,6 +11,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from mmsweep.errors import UserError
+
 _ERRNOS = frozenset(
     number
     for name in (
@@ -30,12 +32,18 @@ _OTHERS = re.compile(
 )
 
 
+class EnvironmentFaultError(UserError):
+    """The environment gave out under a host; its message is the line that `environment_fault` gave there."""
+
+
 def environment_fault(problem: BaseException) -> str | None:
     """What gave out, in a line; None where the problem is not the environment's.
 
     The causes of the problem count too: a refusal may well stem from a full disk.
     """
     for error in _causes(problem):
+        if isinstance(error, EnvironmentFaultError):
+            return error.problem
         if isinstance(error, OSError) and error.errno in _ERRNOS:
             names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
             return os.strerror(error.errno or 0) + (f": {names}" if names else "")

@@ -250,7 +250,7 @@ def _check_complete(folder: TrialFolder, study: Study) -> None:
         return
     searched = {key: value for key, value in about["params"].items() if key == "train.epochs"}
     try:
-        epochs = study.with_values(searched).train.epochs
+        epochs = (study.with_values(searched) if searched else study).train.epochs
     except UserError as problem:
         raise problem.placed(file=folder.path / "trial.json", line=None) from problem
     if not reports or reports[-1].epoch < epochs:

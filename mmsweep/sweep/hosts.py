@@ -23,6 +23,7 @@ from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from mmsweep.environment_faults import EnvironmentFaultError
 from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
 from mmsweep.sweep.cluster import logged_to  # the import also sets Ray's switches in the keeper's process
@@ -162,6 +163,7 @@ class HostPool:
         """Cheap; to be called often.
 
         Raises:
+            EnvironmentFaultError: the environment gave out under a host.
             UserError: the hosts cannot work, and why.
         """
         if self._fatal is None and time.monotonic() - self._asked > 1.0:
@@ -182,6 +184,8 @@ class HostPool:
                     self._status = self.board.status.remote()
             except ray.exceptions.RayError as error:
                 self._fatal = f"the board or the hosts' keeper is gone ({_last_line(error)})"
+        if outage := self.status.get("outage"):
+            raise EnvironmentFaultError(outage)
         if self._fatal is not None:
             raise UserError(
                 f"the hosts cannot go on: {self._fatal}", file=self.logs, hint="The log files in this folder say more."

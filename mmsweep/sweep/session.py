@@ -155,13 +155,8 @@ class Session:
             log.warning("%s: %s", FILE, error)
         self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])
 
-    @property
-    def outage(self) -> str | None:
-        """What of the environment gave out under a host, in a line."""
-        return self.pool.status.get("outage")
-
     def must_end(self) -> bool:
-        """Whether Ctrl-C was pressed, the hosts cannot go on (`problem`), or the environment gave out. Cheap."""
+        """Whether Ctrl-C was pressed or the hosts cannot go on (`problem`). Cheap."""
         try:
             self.pool.check()
             self._notice()
@@ -169,7 +164,7 @@ class Session:
             self.problem = problem
         if self.interrupt.asked:
             self.progress.phase("stopping cleanly, what is unfinished goes on with --resume (Ctrl-C again: at once)")
-        return self.interrupt.asked or self.problem is not None or self.outage is not None
+        return self.interrupt.asked or self.problem is not None
 
     def post(self, folder: TrialFolder, study: Study | None, *, company: int, judged: Sequence[int]) -> None:
         """Hand a trial to the hosts; one that is done (or has no study) only replays what it recorded.

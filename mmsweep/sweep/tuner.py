@@ -100,7 +100,6 @@ class Sweep:
                         about = (self.warm, folder.path, tracker, progress, interrupt)
                         with Session.open(study, hosts, *about) as session:
                             state = self._search_and_finals(session, retry_failed)
-                            reason = session.outage
                 except KeyboardInterrupt:
                     state = "interrupted"
                 except Exception as problem:
@@ -171,7 +170,7 @@ class Sweep:
             self._tune(session, optuna_study)
             if session.problem:
                 raise session.problem
-            if session.interrupt.asked or session.outage:
+            if session.interrupt.asked:
                 return "interrupted"
         jobs = self._final_jobs(session, searched)
         if retry_failed:

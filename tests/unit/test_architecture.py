@@ -15,11 +15,7 @@ import mmsweep
 ROOT = Path(mmsweep.__file__).parent
 # Bottom to top. A part may import the floors below its own, and parts of its own floor as long as no circle closes.
 FLOORS = [
-<<<<<<< HEAD
-    {"__init__", "errors", "json_text", "markdown", "transfer"},
-=======
-    {"__init__", "environment_faults", "errors", "json_text", "record_files", "transfer"},
->>>>>>> c742db1 (Damaged checkpoints and records are known by checksum and shape, and faults of the environment fail no trial)
+    {"__init__", "environment_faults", "errors", "json_text", "markdown", "record_files", "transfer"},
     {"availability", "data", "models", "tasks"},
     {"methods", "study", "study_data", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},

@@ -95,9 +95,7 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def read_record(
-    path: Path, shape: type[Shape], *, problem: str | None = None, hint: str | None = None
-) -> Shape | None:
+def read_record(path: Path, shape: type[Shape], *, problem: str | None = None, hint: str | None = None) -> Shape | None:
     """The content of a record file; None where there is no such file.
 
     Args:

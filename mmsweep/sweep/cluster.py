@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import mmsweep
 from mmsweep.errors import UserError
@@ -143,7 +143,9 @@ class Interrupt:
 def logged_to(path: Path) -> Iterator[None]:
     """Send everything that is logged, warned of or printed on the driver to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", buffering=1, encoding="utf-8") as file:
+    with contextlib.ExitStack() as closing:
+        file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        closing.callback(_close, file)
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root, ours = logging.getLogger(), logging.getLogger("mmsweep")
@@ -160,3 +162,8 @@ def logged_to(path: Path) -> Iterator[None]:
                 root.handlers = kept
                 root.setLevel(level)
                 ours.setLevel(ours_level)
+
+
+def _close(file: TextIO) -> None:
+    with contextlib.suppress(OSError):  # the disk is full: a line is lost, and how the sweep ended must not be
+        file.close()

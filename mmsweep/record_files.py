@@ -56,7 +56,7 @@ class TrialFile(TypedDict):
     params: dict[str, Any]
     number: NotRequired[int | None]
     kind: NotRequired[Literal["trial", "final"]]
-    seed: NotRequired[int]
+    seed: int
     optuna: NotRequired[int]
 
 

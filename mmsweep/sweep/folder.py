@@ -18,7 +18,7 @@ from typing import Any
 
 import mmsweep
 from mmsweep.errors import UserError
-from mmsweep.record_files import SweepFile, TrackingFile, read_record, write_whole
+from mmsweep.record_files import SweepFile, TrackingFile, read_content, read_record, write_whole
 from mmsweep.report.record import SweepRecord
 from mmsweep.study import Study
 from mmsweep.sweep.names import trial_id
@@ -188,6 +188,10 @@ class SweepFolder:
             self.update(state="interrupted", **about)
             self.notes.append("sweep.json was missing; it was made again from the study and the trials' folders")
         SweepRecord.load(self.path).packing  # noqa: B018 - reads it
+        for file in [*self.path.glob("trials/*/trial.json"), *self.path.glob("final/*/*/trial.json")]:
+            copied = file.with_name("study.yaml")
+            if "\ufffd" in (read_content(copied) or b"\xff").decode("utf-8", "replace"):
+                raise UserError("the study of a trial is missing or damaged", file=copied)
         if "trials" not in self.state:
             raise UserError(
                 "not what mmsweep wrote", file=self.path / "sweep.json", key="trials", expected="a number of trials",

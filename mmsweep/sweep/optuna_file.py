@@ -18,8 +18,9 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from mmsweep.environment_faults import environment_fault
 from mmsweep.record_files import write_whole
+from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study
-from mmsweep.sweep.search import FOLDER, SearchSpace, ended_as, open_optuna
+from mmsweep.sweep.search import FOLDER, ended_as, open_optuna
 from mmsweep.sweep.trial import score
 from mmsweep.training.checkpoint import TrialFolder
 
@@ -103,6 +104,6 @@ def _told(folder: TrialFolder, study: Study, space: SearchSpace) -> FrozenTrial:
         values=scores,
         params=asked.params,
         distributions=asked.distributions,
-        user_attrs={FOLDER: about["number"]},
+        user_attrs={FOLDER: int(folder.path.name)},
         intermediate_values=steps,
     )

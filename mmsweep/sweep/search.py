@@ -192,8 +192,7 @@ class TrialSearch(OptunaSearch):
         else:
             return self.suggest(trial_id)  # exhausted by now
         self._live[trial_id] = folder
-        trial = folder.trial()
-        return {"number": trial["number"], "params": trial["params"]}
+        return {"number": int(folder.path.name), "params": folder.trial()["params"]}
 
     def _at(self, number: int) -> TrialFolder:
         return TrialFolder(self._folder / trial_id(number))

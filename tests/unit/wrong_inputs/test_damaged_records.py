@@ -19,7 +19,11 @@ WRONG = {
     "sweep.json": [b'{"state": 1}', b'{"trials": "12"}', b'{"trials": true}', b'{"created": 1e300}', b'{"name": []}'],
     "tracking.json": [b"{}", b'{"id": "x", "runs": [1]}', b'{"id": "x", "tags": {"a": null}}', b'{"id": 7}'],
     "packing.json": [b'{"capacities": 1, "epochs": []}', b'{"epochs": [{}]}', b'{"capacities": [[1]]}'],
-    "trials/0001/trial.json": [b"{}", b'{"id": "0001"}', b'{"id": "0001", "params": {}, "optuna": "1"}'],
+    "trials/0001/trial.json": [
+        b"{}",
+        b'{"id": "0001", "params": {}}',
+        b'{"id": "0001", "params": {}, "seed": 0, "optuna": "1"}',
+    ],
     "trials/0001/done.json": [b"{}", b'{"state": "done"}', b'{"state": "failed", "error": 3}'],
     "trials/0001/reports.jsonl": [b"{}\n", b"[]\n", b'{"epoch": "1"}\n', b'{"epoch": 1, "metrics": [1]}\n'],
     "final/best/seed-101/evaluation.json": [b"{}", b'{"split": "test", "scenarios": []}'],
@@ -66,6 +70,8 @@ def test_other_verbs_name_the_file_too(verb: str, sweep: Path, say: Say) -> None
         (sweep / name).write_bytes(before)
     for number in range(4):
         (sweep / "trials" / f"{number:04d}" / "study.yaml").write_bytes(b"\xff\x00")
+    with pytest.raises(UserError, match=r"0000/study.yaml: the study of a trial is missing or damaged"):
+        SweepFolder.open(study(), sweep, trials=4, resume=True, extend=0)
     assert verb != "best" or "study.yaml" in say("best", sweep)
 
 

@@ -148,7 +148,8 @@ def make_method(study: Study, backbone: Backbone) -> Method:
     own.adapt(adaptation, noise, init)
     own.compile_blocks(study.train.compile)
     method = METHODS[study.method.name](own, study.method, noise, init)
-    if study.scenarios.train != "complete" and not study.method.masking.with_training_gaps:
+    scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
+    if not method.masks(scenario.leaves_gaps(backbone.modalities), study.method.masking.with_training_gaps):
         method.masking = None  # B3
     return method
 

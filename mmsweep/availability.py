@@ -60,6 +60,10 @@ class Scenario:
     name: str
     shares: tuple[tuple[Pattern, float], ...]
 
+    def leaves_gaps(self, modalities: Sequence[str]) -> bool:
+        """Whether any pattern other than the complete one has a share, however the scenario was written."""
+        return any(pattern != frozenset(modalities) for pattern, _ in self.shares)
+
     @classmethod
     def parse(cls, spec: str | Mapping[str, Any], modalities: Sequence[str]) -> Scenario:
         """Read any notation of a study file (DESIGN §5).

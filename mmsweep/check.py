@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from mmsweep.assembly import card_of, make_scenarios, parse_scenario
-from mmsweep.compatibility import check_backbone, check_method, check_name, check_prediction
+from mmsweep.compatibility import check_backbone, check_masking, check_method, check_name, check_prediction
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbones import BACKBONES
@@ -43,6 +43,8 @@ def check(study: Study) -> None:
         raise UserError("too few modalities", key=key, found=list(modalities), expected="two at least")
     check_backbone(study, modalities)
     parse_scenario(study.scenarios.train, modalities, "scenarios.train")
+    for number, spec in enumerate(study.search["scenarios.train"].choices if "scenarios.train" in study.search else []):
+        parse_scenario(spec, modalities, f"search.scenarios.train.choice.{number}")
     make_augmentation(study)
     check_first_stage(study)
     _check_warmup(study, card.rows.get("train"))
@@ -71,6 +73,7 @@ def check(study: Study) -> None:
     check_method(study.method.name, "method.name", backbone)
     for name in study.search["method.name"].choices if "method.name" in study.search else []:
         check_method(str(name), "search.method.name", backbone)
+    check_masking(study, modalities)
 
 
 def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:

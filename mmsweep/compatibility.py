@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import product
+from typing import Any
 
+from mmsweep.availability import Scenario
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.models.backbones import BACKBONES
-from mmsweep.study import Study
+from mmsweep.study import MaskingSpec, Study
 
 
 def check_backbone(study: Study, modalities: Sequence[str]) -> None:
@@ -70,6 +73,58 @@ def check_method(name: str, key: str, backbone: str | None = None) -> None:
             found=name,
             expected=f"one of {', '.join(n for n, m in METHODS.items() if issubclass(BACKBONES[backbone], m.accepts))}",
         )
+
+
+def check_masking(study: Study, modalities: Sequence[str]) -> None:
+    """Refuse masking options, set or searched, that change nothing in any trial of the study. Raises UserError."""
+    if {"method", "scenarios"} & set(study.search):
+        return  # whole sections are searched: each trial brings its own
+    for option, field in MaskingSpec.model_fields.items():
+        key, value = f"method.masking.{option}", getattr(study.method.masking, option)
+        searched = [k for k in (key, "method.masking") if k in study.search]
+        # false says that nothing is masked beside gaps, which holds where there are none.
+        if not searched and value in ((field.default, False) if option == "with_training_gaps" else (field.default,)):
+            continue
+        if reason := _masks_nothing(study, modalities, option, study.search[searched[0]].when if searched else {}):
+            shown = f"search.{searched[0]}" if searched else key
+            raise UserError(
+                f"this option has no effect: {reason}", key=shown, found="searched" if searched else value,
+                expected="no such key",
+            )  # fmt: skip
+
+
+def _masks_nothing(study: Study, modalities: Sequence[str], option: str, when: dict[str, Any]) -> str | None:
+    """Why no trial feels a masking option; None where one does.
+
+    Args:
+        when: the condition under which the option is searched.
+    """
+
+    def possible(key: str) -> list[Any]:
+        values = study.search[key].edges() if key in study.search else [study.value(key)]
+        if key not in when:
+            return values
+        wanted = when[key] if isinstance(when[key], list) else [when[key]]
+        return [value for value in values if value in wanted]
+
+    names, specs = possible("method.name"), possible("scenarios.train")
+    methods = [METHODS[name] for name in names]
+    gaps = [Scenario.parse(spec, modalities).leaves_gaps(modalities) for spec in specs]
+    if not names or not specs:
+        return "its condition never holds"
+    if not any(method.can_mask for method in methods):
+        return f"method {' or '.join(names)} masks nothing"
+    if option == "with_training_gaps":
+        return None if any(gaps) else "scenarios.train leaves no gaps"
+    kept = possible("method.masking.with_training_gaps")
+    if not any(method.masks(gap, keep) for method, gap, keep in product(methods, gaps, kept)):
+        without = "unless method.masking.with_training_gaps is true"
+        return f"scenarios.train leaves gaps, and {' or '.join(names)} masks nothing beside them {without} (B3)"
+    if option != "probability" and max(possible("method.masking.probability")) == 0:
+        return "method.masking.probability is 0"
+    if option == "distribution" and len(modalities) == 2:
+        return "of two modalities exactly one is removed in any case"
+    return None
 
 
 def check_name(name: str, known: Iterable[str], what: str, key: str) -> None:

@@ -95,12 +95,25 @@ class Model(_Section):
 
 
 class MaskingSpec(_Section):
-    probability: float = Field(0.667, ge=0, le=1, description="how often a sample (or batch) loses something (B2)")
-    granularity: Literal["sample", "batch"] = Field("sample", description="drawn for each sample, or once a batch")
-    distribution: Literal["uniform", "one"] = Field(
-        "uniform", description="each proper subset of what is present is as likely to stay; one: exactly one is lost"
+    probability: float = Field(
+        0.667,
+        ge=0,
+        le=1,
+        description="Probability that a sample (or a batch) loses something; 0 turns masking off (B2)",
     )
-    with_training_gaps: bool = Field(False, description="B3: mask also where scenarios.train leaves gaps of its own")
+    granularity: Literal["sample", "batch"] = Field(
+        "sample", description="Whether each sample draws its own pattern, or the whole batch shares one (B1)"
+    )
+    distribution: Literal["uniform", "one"] = Field(
+        "uniform",
+        description="What is removed. uniform: every proper subset of the present modalities is equally likely to "
+        "remain; one: exactly one modality is removed. With two modalities both mean the same",
+    )
+    with_training_gaps: bool | None = Field(
+        None,
+        description="Whether masking stays on where scenarios.train leaves gaps of its own (B3). null follows the "
+        "method: cmpt stops masking there, as its paper's Table 6 suggests; the other methods go on",
+    )
 
 
 class Proxy(_Section):

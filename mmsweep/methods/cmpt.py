@@ -15,7 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmsweep.availability import Masking
 from mmsweep.data.dataset import Batch
 from mmsweep.methods.method import Method, Output, StandIn, Term, register
 from mmsweep.models.backbone import EncoderBackbone
@@ -31,11 +30,11 @@ class CMPT(Method):
     """Proxy tokens beside the class token of every encoder; see the top of this file."""
 
     accepts = EncoderBackbone
+    masks_gaps = False  # B3: the paper drops modalities "on complete modality data", and its Table 6 fits that
     backbone: EncoderBackbone
 
     def __init__(self, backbone: EncoderBackbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
         super().__init__(backbone, spec, noise, generator)
-        self.masking = Masking(spec.masking.probability, spec.masking.granularity, spec.masking.distribution)
         self.weights = {"align": spec.alignment}
         self.proxies = PackedParameters()  # [S, E, D]
         others = len(backbone.modalities) - 1

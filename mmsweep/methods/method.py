@@ -64,12 +64,16 @@ class Method(Packed, ABC):
 
     Attributes:
         accepts: the kind of backbone it works on.
+        can_mask: whether it removes modalities at random while training (`method.masking`).
+        masks_gaps: whether it goes on doing so where scenarios.train leaves gaps of its own (B3).
         masking: removal drawn anew at every step, or None. A trial's own, as `weights`: the engine asks each trial's.
         weights: name of an own loss -> its weight.
         noise: where dropout masks come from; the engine sets it.
     """
 
     accepts: ClassVar[type[Any]] = Backbone
+    can_mask: ClassVar[bool] = True
+    masks_gaps: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
         super().__init__()
@@ -83,8 +87,22 @@ class Method(Packed, ABC):
         self.backbone = backbone
         self.spec = spec
         self.noise = noise
+        masking = spec.masking
         self.masking: Masking | None = None
+        if self.can_mask:
+            self.masking = Masking(masking.probability, masking.granularity, masking.distribution)
         self.weights: dict[str, float] = {}
+
+    @classmethod
+    def masks(cls, gaps: bool, with_training_gaps: bool | None) -> bool:
+        """Whether masking acts.
+
+        Args:
+            gaps: whether scenarios.train leaves gaps of its own.
+            with_training_gaps: `method.masking.with_training_gaps`.
+        """
+        beside_gaps = cls.masks_gaps if with_training_gaps is None else with_training_gaps
+        return cls.can_mask and (beside_gaps or not gaps)
 
     @abstractmethod
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:

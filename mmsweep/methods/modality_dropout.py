@@ -5,23 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmsweep.availability import Masking
 from mmsweep.data.dataset import Batch
 from mmsweep.methods.method import Method, Output, register
 from mmsweep.models.backbone import Backbone, EncoderBackbone
 from mmsweep.models.dual_encoder import fuse
-from mmsweep.models.lora import Noise
-from mmsweep.study import MethodSpec
 from mmsweep.transfer import sent
 
 
 @register("modality_dropout")
 class ModalityDropout(Method):
     """Augmentation by masking (the "dropout" baseline of both papers)."""
-
-    def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
-        super().__init__(backbone, spec, noise, generator)
-        self.masking = Masking(spec.masking.probability, spec.masking.granularity, spec.masking.distribution)
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
         assert isinstance(self.backbone, Backbone)

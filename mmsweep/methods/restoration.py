@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import Self
 
-from mmsweep.availability import Masking
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method, Output, StandIn, Term
@@ -116,7 +115,6 @@ class Restoring(Method, ABC):
 
     def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
         super().__init__(backbone, spec, noise, generator)
-        self.masking = Masking(spec.masking.probability, spec.masking.granularity, spec.masking.distribution)
         self.weights = {"align": spec.alignment}
         device = next(backbone.parameters()).device
         with torch.device(device):

@@ -46,3 +46,65 @@ def test_a_dry_run_counts_no_choice_that_a_condition_switches_off(tiny_study):
     }
     grid = Study.parse(tiny_study.resolved() | {"search": search}).with_values({"sweep.sampler": {"name": "grid"}})
     assert dry_run(grid)["trials"] == 5
+
+
+GAPS = {"rate": 0.5, "type": "both"}
+EVERY = ["plain", "modality_dropout", "cmpt"]
+METHOD = {"method.name": {"choice": EVERY}}
+P = {"method.masking.probability": {"uniform": [0, 0.9]}}
+GRAIN = {"method.masking.granularity": {"choice": ["sample", "batch"]}}
+PLAIN, GAPPED = {"method.name": "plain"}, {"scenarios.train": GAPS}
+
+
+def searching(study, search=None, **values):
+    return Study.parse(study.resolved() | {"search": search or {}}).with_values(values)
+
+
+@pytest.mark.parametrize(
+    ("search", "values", "key", "reason"),
+    [
+        (P, PLAIN, "search.M.probability", "plain"),
+        (GRAIN, PLAIN, "search.M.gran", "plain"),
+        (P, GAPPED, "search.M.probability", "leaves gaps"),
+        (P, {"scenarios.train": "only-text"}, "search.M.prob", "leaves gaps"),
+        ({"method.masking": {"choice": [{"probability": 0.1}]}}, PLAIN, "search.method.masking", "plain"),
+        (GRAIN, {"method.masking.probability": 0.0}, "search.M.gran", "probability is 0"),
+        ({"method.masking.distribution": {"choice": ["uniform", "one"]}}, {}, "search.M.dist", "two modalities"),
+        ({"method.masking.with_training_gaps": {"choice": [True, False]}}, {}, "search.M.with", "no gaps"),
+        ({**METHOD, "method.masking.probability": {"uniform": [0, 1], "when": PLAIN}}, {}, "search.M.prob", "plain"),
+        ({"method.masking.granularity": {"choice": ["batch"], "when": {"method.name": "mmp"}}}, {}, "search", "never"),
+        ({}, {"method.name": "plain", "method.masking.probability": 0.5}, "M.probability", "plain"),
+        ({}, {**GAPPED, "method.masking.probability": 0.5}, "M.probability", "leaves gaps"),
+        ({}, {"method.masking.with_training_gaps": True}, "M.with_training_gaps", "no gaps"),
+        ({}, {"method.masking.distribution": "one"}, "M.distribution", "two modalities"),
+    ],
+)  # fmt: skip
+def test_masking_options_without_effect_are_refused(search, values, key, reason, tiny_study):
+    with pytest.raises(UserError) as error:
+        check(searching(tiny_study, search, **values))
+    assert (error.value.key or "").startswith(key.replace("M.", "method.masking."))
+    assert "no effect" in error.value.problem and reason in error.value.problem
+
+
+@pytest.mark.parametrize(
+    ("search", "values"),
+    [
+        (P, {"scenarios.train": {"rate": 0}}),
+        (P, {"scenarios.train": {"available": {"image": 1, "text": 1}}}),
+        (P, {**GAPPED, "method.name": "mmp"}),
+        ({**P, "scenarios.train": {"choice": ["complete", GAPS]}}, {}),
+        ({**P, **METHOD}, PLAIN),
+        (P, {**GAPPED, "method.masking.with_training_gaps": True}),
+        (GRAIN, {}),
+        ({}, {"method.masking.probability": 0.0}),
+        ({}, PLAIN),
+        ({}, {"method.masking.with_training_gaps": False}),
+    ],
+)  # fmt: skip
+def test_masking_options_with_an_effect_are_not(search, values, tiny_study):
+    check(searching(tiny_study, search, **values))
+
+
+def test_searched_training_scenarios_are_read_before_anything_starts(tiny_study):
+    with pytest.raises(UserError, match=r"search\.scenarios\.train\.choice\.1.*unknown modality; found 'txt'"):
+        check(searching(tiny_study, {"scenarios.train": {"choice": ["complete", {"missing": "txt"}]}}))

@@ -116,15 +116,36 @@ def test_divergence_fails_the_trial_with_its_reason(tiny_study, tmp_path):
     assert folder.done()["state"] == "failed" and "loss" in folder.done()["error"]
 
 
-def test_training_gaps_switch_masking_off(tiny_study, tmp_path):
-    """B3: no extra dropout where the training data has gaps of its own, unless asked for."""
-    warm = Warm("cpu", World())
-    gaps = tiny_study.with_values({"scenarios.train": {"rate": 0.5, "type": "both"}})
-    assert warm.slot(tiny_study, TrialFolder(tmp_path)).method.masking is not None
-    slot = warm.slot(gaps, TrialFolder(tmp_path))
-    assert slot.method.masking is None and not slot.table_NM.all() and slot.table_NM.any(1).all()
-    asked = gaps.with_values({"method.masking.with_training_gaps": True})
-    assert warm.slot(asked, TrialFolder(tmp_path)).method.masking is not None
+GAPS, NO_GAPS = {"rate": 0.5, "type": "both"}, {"available": {"image": 1, "text": 1}}
+
+
+@pytest.mark.parametrize(
+    ("method", "train", "asked", "masks"),
+    [
+        ("cmpt", GAPS, None, False),  # B3: evidence is CMPT's alone
+        ("cmpt", GAPS, True, True),
+        ("cmpt", "complete", None, True),
+        ("cmpt", "missing-text", None, False),
+        ("cmpt", NO_GAPS, None, True),
+        ("cmpt", NO_GAPS, False, True),
+        ("cmpt", {"rate": 0}, None, True),
+        ("cmpt", {"rate": 0.0, "type": "text"}, None, True),
+        ("cmpt", {"shares": {"complete": 1.0}, "name": "all"}, None, True),
+        ("cmpt", {"missing": []}, None, True),
+        ("mmp", GAPS, None, True),
+        ("mmp", GAPS, False, False),
+        ("linear_projection", GAPS, None, True),
+        ("modality_dropout", GAPS, None, True),
+        ("plain", GAPS, True, False),
+        ("plain", "complete", None, False),
+    ],
+)
+def test_masking_beside_training_gaps(method, train, asked, masks, tiny_study, tmp_path):
+    """By the method, and by what the scenario means: whether any pattern but the complete one has a share."""
+    values = {"method.name": method, "scenarios.train": train, "method.masking.with_training_gaps": asked}
+    slot = Warm("cpu", World()).slot(tiny_study.with_values(values), TrialFolder(tmp_path))
+    assert (slot.method.masking is not None) == masks
+    assert slot.table_NM.all() == (train not in (GAPS, "missing-text"))
 
 
 def test_natural_gaps_train_and_say_their_rows(tiny_gaps_study, tmp_path):

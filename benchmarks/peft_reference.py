@@ -70,8 +70,9 @@ class TwoEncoders(nn.Module):
         assert lora is not None
         self.encoders = nn.ModuleDict()
         for modality, folder in folders.items():
+            scale = int(lora.alpha_in_force)
             config = LoraConfig(
-                r=lora.rank, lora_alpha=int(lora.alpha), lora_dropout=lora.dropout, target_modules=linears[modality]
+                r=lora.rank, lora_alpha=scale, lora_dropout=lora.dropout, target_modules=linears[modality]
             )
             # As ours: no pooler, and no dropout but the adapters'.
             same = dict(add_pooling_layer=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

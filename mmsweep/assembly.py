@@ -158,7 +158,7 @@ def make_adaptation(study: Study) -> Adaptation:
     """What of the backbone a study trains."""
     model, encoders = study.model, study.model.encoders
     given, padded = model.lora, largest_rank(study)
-    lora = None if given is None else LoraOptions(given.rank, given.alpha, given.dropout, padded)
+    lora = None if given is None else LoraOptions(given.rank, given.alpha_in_force, given.dropout, padded)
     trainable = {m for m, e in encoders.items() if e.trainable} | ({"backbone"} if model.backbone.trainable else set())
     return Adaptation(lora, frozenset(trainable), frozenset(m for m, e in encoders.items() if e.train_layernorm))
 

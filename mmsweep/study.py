@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,9 +39,26 @@ class EncoderSpec(_Section):
 
 
 class Lora(_Section):
-    rank: int = Field(1, ge=1, description="of the two matrices that stand for a change of weights")
-    alpha: float = Field(1.0, gt=0, description="the change is multiplied by alpha / rank")
-    dropout: float = Field(0.1, ge=0, lt=1, description="of what the adapters read")
+    rank: int = Field(1, ge=1, description="Rank of the two matrices whose product is the change of a weight.")
+    alpha: float | Literal["rank"] = Field(
+        "rank",
+        description="The change is multiplied by alpha / rank. `rank` keeps that factor at 1 for every rank, also "
+        "where the rank is searched; with a number a larger rank is scaled down.",
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability of the adapters' input.")
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _some_scale(cls, alpha: Any) -> Any:
+        number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and 0 < alpha < math.inf
+        if alpha != "rank" and not number:
+            raise misfit("no such scale of the adapters", "rank, or a number above 0")
+        return alpha
+
+    @property
+    def alpha_in_force(self) -> float:
+        """The number that `alpha` stands for."""
+        return float(self.rank if self.alpha == "rank" else self.alpha)
 
 
 class BackboneSpec(_Section):
@@ -421,6 +439,10 @@ class Study(_Section):
         """The value of a dotted key, as it is in force. Raises KeyError where there is none."""
         if key == "method.align_weight":
             return self.method.alignment
+        if key == "model.lora.alpha" and self.model.lora is not None:
+            searched = self.search.get(key)
+            # A range, and choices without `rank`, hold numbers: there `rank` counts as the number that it stands for.
+            return self.model.lora.alpha if searched and "rank" in searched.choices else self.model.lora.alpha_in_force
         found: Any = self.resolved()
         for part in key.split("."):
             if not isinstance(found, dict) or part not in found:

@@ -75,7 +75,10 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """Fields as study.Lora; `padded` is the largest rank of the pack that the trial may join, None: its own."""
+    """Fields as study.Lora, `alpha` as a number.
+
+    `padded` is the largest rank of the pack that the trial may join, None: its own.
+    """
 
     rank: int
     alpha: float

@@ -75,6 +75,8 @@ def check_first_stage(study: Study) -> None:
         "model.backbone.size": (first.model.backbone.size, study.model.backbone.size),
         "model.encoders": (sorted(first.model.encoders), sorted(study.model.encoders)),
         "model.lora.rank": (first.model.lora and first.model.lora.rank, study.model.lora and study.model.lora.rank),
+        # The same adapters at another scale are another network.
+        "model.lora.alpha": tuple(s.model.lora and s.model.lora.alpha_in_force for s in (first, study)),
     }
     for key, (theirs, ours) in pairs.items():
         if theirs != ours:

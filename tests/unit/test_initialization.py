@@ -116,13 +116,14 @@ def test_another_architecture_is_one_message(values, message, first, warm, tiny_
     ("values", "message"),
     [
         ({"model.lora.rank": 3}, "model.lora.rank is 2 there; .*expected a run with model.lora.rank: 3"),
+        ({"model.lora.alpha": 1}, "model.lora.alpha is 2.0 there; .*expected a run with model.lora.alpha: 1.0"),
         ({"model.backbone.name": "vilt", "model.backbone.weights": "x", "model.encoders": {}, "model.lora": None},
          "model.backbone.name is 'dual_encoder' there; .*expected a run with model.backbone.name: 'vilt'"),
     ],
 )  # fmt: skip
 def test_what_the_studies_say_is_refused_before_anything_starts(values, message, first, tiny_study):
     _, path = first
-    check(tiny_study.with_values({"method.name": "mmp", "train.init_from": str(path)}))
+    check(tiny_study.with_values({"method.name": "mmp", "train.init_from": str(path), "model.lora.alpha": "rank"}))
     with pytest.raises(UserError, match=r"study.yaml: train.init_from: weights of another architecture: " + message):
         check(tiny_study.with_values({"train.init_from": str(path), "method.name": "mmp", **values}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import socket
@@ -36,6 +37,25 @@ DIFFERENT = [
     {"method.masking.granularity": "batch", "train.optimizer.weight_decay": 0.3, "method.align_weight": 0.0},
     {"model.lora.rank": 3, "train.optimizer.lr": 0.02, "train.seed": 8},
 ]
+
+
+def scales(method):
+    return {tuple(m.scale_S11.flatten().tolist()) for m in method.modules() if isinstance(m, PackedLoRALinear)}
+
+
+def test_alpha_rank_keeps_the_scale_whatever_the_rank(studies, tmp_path):
+    """The default; in a pack each slot has its own scale, and with a number a larger rank is scaled down."""
+    given = [{"rank": 1}, {"rank": 3}, {"rank": 3, "alpha": "rank"}, {"rank": 3, "alpha": 1}, {"rank": 1, "alpha": 0.5}]
+    warm = Warm("cpu", World())
+    methods = [warm.slot(studies[0].with_values({"model.lora": lora}), TrialFolder(tmp_path)).method for lora in given]
+    expected = (1.0, 1.0, 1.0, pytest.approx(1 / 3), 0.5)
+    for method, scale in zip(methods, expected, strict=True):
+        ((found,),) = scales(method)
+        assert found == scale
+    ((*found,),) = scales(merge(methods))
+    assert tuple(found) == expected
+    export_adapter(methods[1].backbone.encoder("text").network, 0, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == 3.0
 
 
 @pytest.fixture()

@@ -96,6 +96,15 @@ def test_the_study_as_it_stands_is_the_first_point_and_must_lie_inside() -> None
         starting_points(searched({"method.align_weight": {"uniform": [0, 1]}}, method__align_weight=3))
 
 
+def test_a_searched_alpha_starts_from_the_number_that_rank_stands_for() -> None:
+    def first(alpha: dict[str, Any]) -> Any:
+        search = {"model.lora.alpha": alpha}
+        return starting_points(searched(search, model__lora__rank=4))[0]["model.lora.alpha"]
+
+    assert first({"uniform": [1, 8]}) == first({"choice": [1.0, 4.0]}) == 4.0
+    assert first({"choice": [1.0, "rank"]}) == "rank"
+
+
 def test_a_grid_is_every_combination_under_its_conditions_once() -> None:
     grid = {"method.name": {"choice": ["cmpt", "mmp"]}, "method.aggregated_tokens": SEARCH["method.aggregated_tokens"]}
     s = searched({**grid, "train.seed": {"choice": [0, 1]}}, sweep__sampler__name="grid")

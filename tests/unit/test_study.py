@@ -417,3 +417,21 @@ def test_every_number_of_the_schema_has_an_upper_bound() -> None:
             with pytest.raises(ValidationError) as problem:
                 schema.model_validate({name: value})
             assert any(error["loc"][:1] == (name,) for error in problem.value.errors()), (schema, name, value)
+
+
+@pytest.mark.parametrize("alpha", ["0", "-1", "rnk", "true", ".inf", ".nan", "null", "[1]"])
+def test_alpha_is_rank_or_a_number_above_0(file: Path, alpha: str) -> None:
+    for override in (f"model.lora.alpha={alpha}", f"model.lora={{rank: 2, alpha: {alpha}}}"):
+        with pytest.raises(UserError, match="rank, or a number above 0|a number, not true or false") as error:
+            Study.load(file, [override])
+        assert error.value.key == "model.lora.alpha"
+
+
+def test_alpha_stands_for_a_number(file: Path) -> None:
+    """Of a trial's own rank; a study that was written with a number keeps it."""
+    study = Study.load(file)
+    for rank in (1, 2, 4):
+        lora = study.with_values({"model.lora.rank": rank}).model.lora
+        assert lora is not None and (lora.alpha, lora.alpha_in_force) == ("rank", rank)
+    kept = Study.parse(study.with_values({"model.lora.alpha": 2, "model.lora.rank": 4}).resolved()).model.lora
+    assert kept is not None and (kept.alpha, kept.alpha_in_force) == (2.0, 2.0)

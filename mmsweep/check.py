@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from mmsweep.assembly import card_of, make_scenarios, parse_scenario
-from mmsweep.compatibility import check_backbone, check_masking, check_method, check_name, check_prediction
+from mmsweep.compatibility import (
+    check_absent,
+    check_backbone,
+    check_masking,
+    check_method,
+    check_name,
+    check_prediction,
+)
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbones import BACKBONES
@@ -74,6 +81,7 @@ def check(study: Study) -> None:
     for name in study.search["method.name"].choices if "method.name" in study.search else []:
         check_method(str(name), "search.method.name", backbone)
     check_masking(study, modalities)
+    check_absent(study)
 
 
 def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import product
 from typing import Any
@@ -93,21 +93,14 @@ def check_masking(study: Study, modalities: Sequence[str]) -> None:
             )  # fmt: skip
 
 
-def _masks_nothing(study: Study, modalities: Sequence[str], option: str, when: dict[str, Any]) -> str | None:
+def _masks_nothing(study: Study, modalities: Sequence[str], option: str, when: Mapping[str, Any]) -> str | None:
     """Why no trial feels a masking option; None where one does.
 
     Args:
         when: the condition under which the option is searched.
     """
 
-    def possible(key: str) -> list[Any]:
-        values = study.search[key].edges() if key in study.search else [study.value(key)]
-        if key not in when:
-            return values
-        wanted = when[key] if isinstance(when[key], list) else [when[key]]
-        return [value for value in values if value in wanted]
-
-    names, specs = possible("method.name"), possible("scenarios.train")
+    names, specs = (_possible(study, key, when) for key in ("method.name", "scenarios.train"))
     methods = [METHODS[name] for name in names]
     gaps = [Scenario.parse(spec, modalities).leaves_gaps(modalities) for spec in specs]
     if not names or not specs:
@@ -116,15 +109,54 @@ def _masks_nothing(study: Study, modalities: Sequence[str], option: str, when: d
         return f"method {' or '.join(names)} masks nothing"
     if option == "with_training_gaps":
         return None if any(gaps) else "scenarios.train leaves no gaps"
-    kept = possible("method.masking.with_training_gaps")
+    kept = _possible(study, "method.masking.with_training_gaps", when)
     if not any(method.masks(gap, keep) for method, gap, keep in product(methods, gaps, kept)):
         without = "unless method.masking.with_training_gaps is true"
         return f"scenarios.train leaves gaps, and {' or '.join(names)} masks nothing beside them {without} (B3)"
-    if option != "probability" and max(possible("method.masking.probability")) == 0:
+    if option != "probability" and max(_possible(study, "method.masking.probability", {})) == 0:
         return "method.masking.probability is 0"
     if option == "distribution" and len(modalities) == 2:
         return "of two modalities exactly one is removed in any case"
     return None
+
+
+def check_absent(study: Study) -> None:
+    """Refuse placeholders that no method of the study feeds, and fill values that nothing reads. Raises UserError."""
+    if {"method", "data"} & set(study.search):
+        return  # whole sections are searched: each trial brings its own
+    dimension = study.search.get("method.absent")
+    methods = _possible(study, "method.name", dimension.when if dimension else {})
+    feeding = any(METHODS[name].feeds_placeholders for name in methods)
+    asked = "placeholder" in _possible(study, "method.absent", {})
+    if not feeding and (asked or dimension):
+        raise UserError(
+            f"method {' or '.join(methods)} puts its own tokens in the place of an absent modality" if methods
+            else "this option has no effect: its condition never holds",
+            key="search.method.absent" if dimension else "method.absent",
+            found="searched" if dimension else study.method.absent,
+            expected="drop, or method " + " or ".join(n for n, m in METHODS.items() if m.feeds_placeholders),
+        )  # fmt: skip
+    fill = "search.data.fill" if "data.fill" in study.search else "data.fill"
+    fills = _possible(study, "data.fill", {})
+    if asked and "nan" in fills:
+        raise UserError(
+            "no network can read NaN as a placeholder", key=fill, found="nan", expected="zeros, ones, black or mean"
+        )
+    if not asked and (fill.startswith("search") or fills[0] not in ("zeros", "nan")):  # nan: tests of `drop`
+        raise UserError(
+            "this option has no effect: no network reads the placeholder of an absent input", key=fill,
+            found="searched" if fill.startswith("search") else fills[0], expected="no such key",
+            hint="method.absent: placeholder feeds it (plain and modality_dropout).",
+        )  # fmt: skip
+
+
+def _possible(study: Study, key: str, when: Mapping[str, Any]) -> list[Any]:
+    """The values that a key may have in a study's trials, where `when` holds: its choices, or the bounds of a range."""
+    values = study.search[key].edges() if key in study.search else [study.value(key)]
+    if key not in when:
+        return values
+    wanted = when[key] if isinstance(when[key], list) else [when[key]]
+    return [value for value in values if value in wanted]
 
 
 def check_name(name: str, known: Iterable[str], what: str, key: str) -> None:

@@ -117,20 +117,20 @@ class MaskingSpec(_Section):
         0.667,
         ge=0,
         le=1,
-        description="Probability that a sample (or a batch) loses something; 0 turns masking off (B2)",
+        description="Probability that a sample (or a batch) loses something; 0 turns masking off (B2).",
     )
     granularity: Literal["sample", "batch"] = Field(
-        "sample", description="Whether each sample draws its own pattern, or the whole batch shares one (B1)"
+        "sample", description="Whether each sample draws its own pattern, or the whole batch shares one (B1)."
     )
     distribution: Literal["uniform", "one"] = Field(
         "uniform",
         description="What is removed. uniform: every proper subset of the present modalities is equally likely to "
-        "remain; one: exactly one modality is removed. With two modalities both mean the same",
+        "remain; one: exactly one modality is removed. With two modalities both mean the same.",
     )
     with_training_gaps: bool | None = Field(
         None,
         description="Whether masking stays on where scenarios.train leaves gaps of its own (B3). null follows the "
-        "method: cmpt stops masking there, as its paper's Table 6 suggests; the other methods go on",
+        "method: cmpt stops masking there, as its paper's Table 6 suggests; the other methods go on.",
     )
 
 
@@ -167,7 +167,13 @@ class MethodSpec(_Section):
     align_weight: float | None = Field(
         None, ge=0, description="λ of the alignment loss; null: as in the method's paper, 0.2 for cmpt and 1 (B31) else"
     )
-    masking: MaskingSpec = Field(MaskingSpec(), description="what is hidden at random while training")
+    absent: Literal["drop", "placeholder"] = Field(
+        "drop",
+        description="What the fusion gets for an absent or masked modality. drop: nothing. placeholder: the modality's "
+        "placeholder (data.fill, or the empty text) runs through the network and is fused like a real input, as in "
+        "both papers' baselines. Only for plain and modality_dropout: the other methods bring their own tokens.",
+    )
+    masking: MaskingSpec = Field(MaskingSpec(), description="Modalities that are hidden at random while training.")
     detach_target: bool = Field(False, description="B4, B32: stop gradients into the alignment target")
     proxy: Proxy = Field(Proxy(), description="cmpt's tokens that stand for the other modalities")
     aggregated_tokens: int = Field(8, ge=1, description="K of mmp: learned tokens that summarise a modality")

@@ -161,7 +161,10 @@ class Data(Section):
     audio: AudioOptions = Field(AudioOptions(), description="how sounds are read")
     video: VideoOptions = Field(VideoOptions(), description="how clips are read")
     fill: Literal["zeros", "ones", "black", "mean", "nan"] = Field(
-        "zeros", description="what stands for an absent input (B19)"
+        "zeros",
+        description="Placeholder of an absent input, which the network reads where method.absent is placeholder (B19). "
+        "zeros (after normalisation) is both papers' choice, ones that of Lee et al.'s code; black is a black picture, "
+        "mean the mean of the training rows, nan is for tests. An absent text is always the empty text.",
     )
     on_bad: Literal["refuse", "skip"] = Field("refuse", description="rows that cannot be read: stop, or leave them out")
     split_seed: int = Field(0, ge=0, description="of splits that are carved here")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -212,6 +212,8 @@ class Batch:
         target: int64 [B], float32 [B,C], float32 [B], or int64 [B,H,W] (label maps; IGNORE where there is no class).
         index: int64 [B], the rows' place in their split.
         host_BM: `present_BM` as the host knows it, so that nobody need ask the device; None: it does not.
+        placeholders: modality -> the input that stands for its absence (`data.fill`; the empty text), without the batch
+            axis: broadcastable over an input, or a dict of its parts. Texts: ids and mask of full length.
     """
 
     inputs: dict[str, Tensor | dict[str, Tensor]]
@@ -219,6 +221,7 @@ class Batch:
     target: Tensor
     index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     host_BM: Tensor | None = None
+    placeholders: Mapping[str, Tensor | Mapping[str, Tensor]] = field(default_factory=dict)
 
     def present_on_host(self) -> Tensor:
         """`present_BM` on the host; waits for the device only where the host does not know it."""
@@ -226,6 +229,19 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.present_BM.shape[0])
+
+    def with_placeholders(self, used_BM: Tensor, modalities: Sequence[str]) -> Batch:
+        """These rows for a network that is fed placeholders: each unused input is one, and everything is present.
+
+        Args:
+            used_BM: bool, on the rows' device.
+            modalities: names of the columns.
+        """
+        inputs = dict(self.inputs)
+        for column, modality in enumerate(modalities):
+            inputs[modality] = _placed(self.inputs[modality], self.placeholders[modality], used_BM[:, column])
+        host_BM = None if self.host_BM is None else torch.ones_like(self.host_BM)
+        return replace(self, inputs=inputs, present_BM=torch.ones_like(self.present_BM), host_BM=host_BM)
 
     def repeated(self, times: int) -> Batch:
         """These rows one time after the other: what each slot of a pack reads in evaluation."""
@@ -239,4 +255,17 @@ class Batch:
             m: {k: again(v) for k, v in x.items()} if isinstance(x, dict) else again(x) for m, x in self.inputs.items()
         }
         host_BM = None if self.host_BM is None else again(self.host_BM)
-        return Batch(inputs, again(self.present_BM), again(self.target), again(self.index), host_BM)
+        return Batch(inputs, again(self.present_BM), again(self.target), again(self.index), host_BM, self.placeholders)
+
+
+def _placed(
+    x: Tensor | dict[str, Tensor], placeholder: Tensor | Mapping[str, Tensor], used_B: Tensor
+) -> Tensor | dict[str, Tensor]:
+    """An input with its placeholder in the rows that do not use it. `where`, since NaN times zero is NaN."""
+    if isinstance(x, Tensor):
+        assert isinstance(placeholder, Tensor)
+        return torch.where(used_B.view(-1, *[1] * (x.dim() - 1)), x, placeholder.to(x.dtype))
+    assert isinstance(placeholder, Mapping)
+    # Texts are cut to their batch's longest, which is never shorter than the empty text.
+    parts = {k: v[: x["ids"].shape[1]] for k, v in placeholder.items()} if "ids" in x else placeholder
+    return {k: torch.where(used_B.view(-1, *[1] * (v.dim() - 1)), v, parts[k].to(v.dtype)) for k, v in x.items()}

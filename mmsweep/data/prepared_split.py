@@ -61,7 +61,8 @@ class PreparedSplit:
             for column, dtype, shape in column_layout(modality, format) + extra:
                 self._columns[column] = _map(folder / name / f"{column}.npy", dtype, (len(self.ids), *shape))
         fill = {m: self._fill_value(m, f) for m, f in self.formats.items() if not isinstance(f, TextFormat)}
-        self._normalisation = Normalisation(self.formats, target, fill)
+        self._empties = {m: self._empty(m, f) for m, f in self.formats.items() if isinstance(f, TextFormat)}
+        self._normalisation = Normalisation(self.formats, target, fill, self._empties)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -176,15 +177,19 @@ class PreparedSplit:
         ids_BL = self._columns[f"{modality}.ids"][index_B]
         mask_BL = self._columns[f"{modality}.mask"][index_B]
         if not present_B.all():
-            empty = self._statistics[modality]["empty"]
-            ids_BL[~present_B], mask_BL[~present_B] = 0, False
-            ids_BL[~present_B, len(empty) :] = (self._statistics[modality]["pad"] or [0])[0]
-            ids_BL[~present_B, : len(empty)] = empty
-            mask_BL[~present_B, : len(empty)] = True
+            empty = self._empties[modality]
+            ids_BL[~present_B], mask_BL[~present_B] = empty["ids"].numpy(), empty["mask"].numpy()
         longest = self.longest(modality) if one_length else int(mask_BL.sum(1).max(initial=1))
         length = longest if format.trim else format.length
         parts = {"ids": ids_BL[:, :length], "mask": mask_BL[:, :length]}
         return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
+
+    def _empty(self, modality: str, format: TextFormat) -> dict[str, Tensor]:
+        """ids and mask [length] of the empty text."""
+        found = self._statistics[modality]
+        ids_L = torch.full((format.length,), (found["pad"] or [0])[0])
+        ids_L[: len(found["empty"])] = torch.tensor(found["empty"], dtype=torch.int64)
+        return {"ids": ids_L, "mask": torch.arange(format.length) < len(found["empty"])}
 
     def _parts(
         self, modality: str, index_B: np.ndarray, augmentation: Augmentation | None, draws: Draws | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from mmsweep.data.formats import (
     Format,
     ImageFormat,
     RasterFormat,
+    SequenceFormat,
     TextFormat,
     VideoFormat,
 )
@@ -66,10 +68,19 @@ class Normalisation:
         formats: modality -> format, in the dataset's order.
         target: what is predicted.
         fills: modality -> what stands in an absent input, float32 and broadcastable over one; texts have none.
+        empties: modality -> ids and mask [L] of the empty text, of the modalities that are texts.
     """
 
-    def __init__(self, formats: Mapping[str, Format], target: Target, fills: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        formats: Mapping[str, Format],
+        target: Target,
+        fills: Mapping[str, Tensor],
+        empties: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+    ) -> None:
         self.formats, self.target = formats, target
+        self._empties = {m: {k: Resident(x) for k, x in parts.items()} for m, parts in empties.items()}
+        self._there = Resident(torch.ones((), dtype=torch.bool))
         self._fills = {modality: Resident(fill) for modality, fill in fills.items()}
         self._scales = {m: _scale(f) for m, f in formats.items() if isinstance(f, ImageFormat | VideoFormat)}
         self._rasters = {
@@ -98,7 +109,19 @@ class Normalisation:
         if self.target.task == "segmentation":
             varied, draws = raw.augmentation, raw.draws
             target = target.long() if varied is None or draws is None else varied.labels(target, draws)
-        return Batch(inputs, sent(raw.present_BM, device), target, sent(raw.index, device), raw.present_BM)
+        present_BM, index = sent(raw.present_BM, device), sent(raw.index, device)
+        return Batch(inputs, present_BM, target, index, raw.present_BM, self.placeholders(device))
+
+    def placeholders(self, device: torch.device) -> dict[str, Tensor | Mapping[str, Tensor]]:
+        """`Batch.placeholders`. An absent sequence is the fill value at every step."""
+        found: dict[str, Tensor | Mapping[str, Tensor]] = {}
+        for modality, fill in self._fills.items():
+            value = fill.on(device)
+            sequence = isinstance(self.formats[modality], SequenceFormat)
+            found[modality] = {"values": value, "mask": self._there.on(device)} if sequence else value
+        for modality, parts in self._empties.items():
+            found[modality] = {name: part.on(device) for name, part in parts.items()}
+        return found
 
     def _shown(self, modality: str, format: Format, parts: Mapping[str, Tensor], raw: RawBatch) -> Tensor:
         """Float32, fresh or the host's own: may be written to."""

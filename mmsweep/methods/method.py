@@ -65,6 +65,8 @@ class Method(Packed, ABC):
     Attributes:
         accepts: the kind of backbone it works on.
         can_mask: whether it removes modalities at random while training (`method.masking`).
+        feeds_placeholders: whether it knows `method.absent: placeholder`. A method that brings its own tokens for an
+            absent modality has no use for it.
         masks_gaps: whether it goes on doing so where scenarios.train leaves gaps of its own (B3).
         masking: removal drawn anew at every step, or None. A trial's own, as `weights`: the engine asks each trial's.
         weights: name of an own loss -> its weight.
@@ -74,6 +76,7 @@ class Method(Packed, ABC):
     accepts: ClassVar[type[Any]] = Backbone
     can_mask: ClassVar[bool] = True
     masks_gaps: ClassVar[bool] = True
+    feeds_placeholders: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
         super().__init__()

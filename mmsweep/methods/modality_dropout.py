@@ -1,4 +1,10 @@
-"""Modality dropout: the backbone trained with modalities removed at random; an unused one adds nothing to the sum."""
+"""Modality dropout: the backbone trained with modalities removed at random.
+
+`method.absent` says what the fusion gets for a modality that is absent or masked:
+
+    drop         nothing: it adds nothing to the sum of class tokens, or its tokens are not attended to
+    placeholder  what the network makes of its placeholder (`data.fill`, the empty text), as both papers' baselines do
+"""
 
 from __future__ import annotations
 
@@ -16,14 +22,34 @@ from mmsweep.transfer import sent
 class ModalityDropout(Method):
     """Augmentation by masking (the "dropout" baseline of both papers)."""
 
+    backbone: Backbone
+    feeds_placeholders = True
+
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
-        assert isinstance(self.backbone, Backbone)
         used_BM = sent(used_BM, batch.present_BM.device)
+        if self.spec.absent == "placeholder":
+            batch = batch.with_placeholders(used_BM, self.backbone.modalities)
+            used_BM = batch.present_BM
         return Output(self.backbone.predict(self.backbone.embed(batch), used_BM))
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
-        backbone, tokens = self.backbone, self.backbone.embed(batch)
+        """All patterns from one pass of each encoder, and one more where placeholders are fed."""
+        backbone, feeds = self.backbone, self.spec.absent == "placeholder"
         if not isinstance(backbone, EncoderBackbone):
+            if feeds:
+                return super().predict_patterns(batch, patterns_PM)
+            tokens = backbone.embed(batch)
             return torch.stack([backbone.predict(tokens, batch.present_BM & pattern_M) for pattern_M in patterns_PM])
-        class_BMD = torch.stack([backbone.classes(m, tokens[m], None, "last")[0] for m in backbone.modalities], 1)
-        return torch.stack([backbone.head(fuse(class_BMD, used)) for used in patterns_PM[:, None] & batch.present_BM])
+        class_BMD = _classes(backbone, batch)
+        substitute_BMD = None
+        if feeds:
+            nothing_BM = torch.zeros_like(batch.present_BM)
+            substitute_BMD = _classes(backbone, batch.with_placeholders(nothing_BM, backbone.modalities))
+        used_PBM = patterns_PM[:, None] & batch.present_BM
+        return torch.stack([backbone.head(fuse(class_BMD, used_BM, substitute_BMD)) for used_BM in used_PBM])
+
+
+def _classes(backbone: EncoderBackbone, batch: Batch) -> Tensor:
+    """Every modality's class token [B, M, D]."""
+    tokens = backbone.embed(batch)
+    return torch.stack([backbone.classes(m, tokens[m], None, "last")[0] for m in backbone.modalities], 1)

@@ -6,7 +6,7 @@ Validation always looks at whole pictures once; the other options cost as many p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +104,7 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 def _changed(batch: Batch, change: object) -> Batch:
     assert callable(change)
     inputs = {m: change(x) if isinstance(x, Tensor) else x for m, x in batch.inputs.items()}
-    return Batch(inputs, batch.present_BM, batch.target, batch.index)
+    return replace(batch, inputs=inputs)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

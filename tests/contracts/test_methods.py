@@ -63,6 +63,12 @@ def make_batch(modalities, rows=ROWS, seed=0):
     return Batch(inputs, torch.ones(rows, len(modalities), dtype=torch.bool), target, torch.arange(rows))
 
 
+def placeholders(modalities):
+    """What stands for an absent input: 0.3 in pictures and sounds, [CLS] [SEP] as text."""
+    empty = {"ids": torch.tensor([2, 3] + [0] * (TEXT_LENGTH - 2)), "mask": torch.arange(TEXT_LENGTH) < 2}
+    return {m: empty if m == "text" else torch.tensor(0.3) for m in modalities}
+
+
 @pytest.fixture()
 def make(encoder_folders):
     def build(name, M, backbone="dual_encoder", rank=2, dropout=0.0, **spec):
@@ -266,3 +272,84 @@ def test_bfloat16_autocast_runs(name, backbone, make):
     method, batch = make(name, 2, backbone)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert method(batch, batch.present_BM).prediction.isfinite().all()
+
+
+FEEDING = [(n, b) for n, b in PAIRS if METHODS[n].feeds_placeholders]
+FED = pytest.mark.parametrize(("name", "backbone", "M"), [(n, b, M) for n, b in FEEDING for M in SIZES[b]])
+
+
+def patterned(method, batch):
+    """What is present and what is used of it, different in each row."""
+    patterns_PM = torch.from_numpy(pattern_rows(method.backbone.modalities))
+    used_BM = patterns_PM[torch.arange(ROWS) % len(patterns_PM)]
+    return used_BM | patterns_PM[(2 * torch.arange(ROWS) + 1) % len(patterns_PM)], used_BM
+
+
+def test_the_baselines_feed_placeholders_and_the_others_bring_their_own_tokens():
+    assert {n for n, m in METHODS.items() if m.feeds_placeholders} == {"plain", "modality_dropout"}
+
+
+@FED
+def test_a_fed_placeholder_is_an_input_like_any_other(name, backbone, M, make):
+    """Absent and masked inputs are as if the data held the placeholder there: loss, gradients and all patterns."""
+    method, batch = make(name, M, backbone, absent="placeholder")
+    modalities = method.backbone.modalities
+    present_BM, used_BM = patterned(method, batch)
+    real = {}
+    for column, (m, stand_in) in enumerate(placeholders(modalities).items()):
+        x, gone = batch.inputs[m], ~used_BM[:, column]
+        if isinstance(x, dict):
+            real[m] = {k: torch.where(gone[:, None], stand_in[k][: v.shape[1]], v) for k, v in x.items()}
+        else:
+            real[m] = torch.where(gone.view(-1, *[1] * (x.dim() - 1)), 0.3, x)
+    found = []
+    for inputs, present, used in ((batch.inputs, present_BM, used_BM), (real, batch.present_BM, batch.present_BM)):
+        given = Batch(inputs, present, batch.target, batch.index, placeholders=placeholders(modalities))
+        method.zero_grad(set_to_none=True)
+        loss = total(method, given, used)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in method.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@FED
+def test_what_is_absent_is_never_read_where_placeholders_are_fed(name, backbone, M, make):
+    method, batch = make(name, M, backbone, absent="placeholder")
+    modalities, other = method.backbone.modalities, make_batch(method.backbone.modalities, seed=9)
+    present_BM, used_BM = patterned(method, batch)
+    predictions = []
+    for fill in (0.0, float("nan")):
+        inputs = {}
+        for column, m in enumerate(modalities):
+            x, gone = batch.inputs[m], ~present_BM[:, column]
+            if isinstance(x, dict):
+                text = other.inputs[m] if fill != 0.0 else x
+                inputs[m] = {k: torch.where(gone[:, None], text[k], v) for k, v in x.items()}
+            else:
+                inputs[m] = torch.where(gone.view(-1, *[1] * (x.dim() - 1)), fill, x)
+        given = Batch(inputs, present_BM, batch.target, batch.index, placeholders=placeholders(modalities))
+        patterns_PM = torch.from_numpy(pattern_rows(modalities))
+        found = method.predict_patterns(given, patterns_PM).detach()
+        possible_PB = (patterns_PM[:, None] & present_BM).any(-1)
+        predictions.append([method(given, used_BM).prediction.detach(), found[possible_PB]])
+    assert all(p.isfinite().all() for p in predictions[1])
+    for one, with_nan in zip(*predictions, strict=True):
+        torch.testing.assert_close(one, with_nan, rtol=0, atol=0)
+
+
+@FED
+def test_patterns_at_once_equal_patterns_one_by_one_where_placeholders_are_fed(name, backbone, M, make):
+    method, batch = make(name, M, backbone, absent="placeholder")
+    dropping, _ = make(name, M, backbone)
+    given = Batch(batch.inputs, batch.present_BM, batch.target, placeholders=placeholders(method.backbone.modalities))
+    patterns_PM = torch.from_numpy(pattern_rows(method.backbone.modalities))
+    method.eval(), dropping.eval()
+    with torch.no_grad():
+        at_once = method.predict_patterns(given, patterns_PM)
+        one_by_one = torch.stack([method(given, batch.present_BM & p).prediction for p in patterns_PM])
+        dropped = dropping.predict_patterns(given, patterns_PM)
+    torch.testing.assert_close(at_once, one_by_one, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(at_once[0], dropped[0], rtol=1e-5, atol=1e-6)  # with everything there, no difference
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(at_once[1:], dropped[1:], strict=True))

@@ -34,10 +34,19 @@ def image_format(
     return ImageFormat(int(size), mean, tuple(preprocessing.get("image_std", std)), fit=options.fit)
 
 
-def text_format(config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:
-    """Texts as a network reads them. Raises UserError where the study wants longer ones than it has positions for."""
+def text_format(
+    config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions, stretches: bool = False
+) -> TextFormat:
+    """Texts as a network reads them.
+
+    Args:
+        stretches: the network makes positions for longer texts out of those that it has.
+
+    Raises:
+        UserError: the study wants longer texts than the network has positions for.
+    """
     length = options.length or min(128, config.max_position_embeddings)
-    if length > config.max_position_embeddings:
+    if length > config.max_position_embeddings and not stretches:
         raise UserError(
             "the encoder does not read texts of this length",
             key="data.text.length",

@@ -3,6 +3,8 @@
     embed      each modality's embedding layer alone: word or patch, position and modality-type embeddings
     predict    the blocks over [text tokens, image tokens], final norm, pooler on the text's class token, a linear head
 
+Texts longer than the checkpoint's 40 positions get positions in between those (`data.text.length`).
+
 Nothing is drawn at random: where transformers' own `visual_embed` takes patches in an order that the process-wide
 generator draws, ours are all there, in order; attention does not see their order, so outputs are equal.
 
@@ -68,6 +70,9 @@ class ViLT(Backbone):
         self.network = network
         self.compiler: BlockCompiler | None = None
         self.head = PackedLinear(network.config.hidden_size, outputs)
+        text = self.formats[self.text]
+        assert isinstance(text, TextFormat)
+        _stretch(self.network.embeddings.text_embeddings, text.length)
         steady(self.network)
         self.network.requires_grad_(False)
 
@@ -203,7 +208,23 @@ def _image_format(config: Any, folder: Path | None, inputs: FormatOptions) -> Im
 
 
 def _text_format(config: Any, folder: Path | None, inputs: FormatOptions) -> TextFormat:
-    return text_format(config, preprocessing(folder), str(folder or ""), inputs)
+    return text_format(config, preprocessing(folder), str(folder or ""), inputs, stretches=True)
+
+
+def _stretch(embeddings: Any, length: int) -> None:
+    """Give ViLT's text embeddings positions for texts of `length` tokens, where that is more than they have.
+
+    Bilinear between those that there are, as the code of Lee et al. (CVPR 2023) does it: its studies read up to 1024
+    tokens with a network that was trained on 40.
+    """
+    old_ND = embeddings.position_embeddings.weight.detach()
+    if length <= len(old_ND):
+        return
+    size = (length, old_ND.shape[1])
+    new_ND = F.interpolate(old_ND[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    embeddings.position_embeddings = nn.Embedding.from_pretrained(new_ND, freeze=False)
+    embeddings.position_ids = torch.arange(length, device=old_ND.device)[None]
+    embeddings.token_type_ids = torch.zeros(1, length, dtype=torch.int64, device=old_ND.device)
 
 
 def _fresh(folder: Path | None, config: Any, pretrained: bool) -> Any:

@@ -57,8 +57,8 @@ def published_table(record: SweepRecord) -> Table | None:
     """
     group = record.best_group
     evaluation = group.first() if group else None
-    if group is None or evaluation is None:
-        return None
+    if group is None or evaluation is None or "scenarios.train" in record.study.search:
+        return None  # a searched training scenario has no one counterpart in the papers
     modalities, scenarios = evaluation.modalities, record.study.scenarios
     ours = {s.shares: s.name for s in (Scenario.parse(spec, modalities) for spec in scenarios.evaluate)}
     trained = Scenario.parse(scenarios.train, modalities).shares

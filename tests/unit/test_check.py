@@ -108,3 +108,42 @@ def test_masking_options_with_an_effect_are_not(search, values, tiny_study):
 def test_searched_training_scenarios_are_read_before_anything_starts(tiny_study):
     with pytest.raises(UserError, match=r"search\.scenarios\.train\.choice\.1.*unknown modality; found 'txt'"):
         check(searching(tiny_study, {"scenarios.train": {"choice": ["complete", {"missing": "txt"}]}}))
+
+
+@pytest.mark.parametrize(
+    ("search", "values", "key", "reason"),
+    [
+        ({}, {"method.absent": "placeholder"}, "method.absent", "cmpt puts its own tokens"),
+        ({}, {"method.absent": "placeholder", "method.name": "mmp"}, "method.absent", "mmp puts its own tokens"),
+        ({"method.absent": {"choice": ["drop", "placeholder"]}}, {}, "search.method.absent", "cmpt puts"),
+        (
+            {**METHOD, "method.absent": {"choice": ["drop"], "when": {"method.name": "cmpt"}}},
+            {},
+            "search.method",
+            "cmpt",
+        ),
+        ({"method.absent": {"choice": ["drop"], "when": PLAIN}}, {}, "search.method.absent", "never holds"),
+        ({}, {**PLAIN, "method.absent": "placeholder", "data.fill": "nan"}, "data.fill", "NaN"),
+        ({}, {**PLAIN, "data.fill": "ones"}, "data.fill", "no effect"),
+        ({}, {"data.fill": "mean"}, "data.fill", "no effect"),
+        ({"data.fill": {"choice": ["zeros", "ones"]}}, PLAIN, "search.data.fill", "no effect"),
+    ],
+)
+def test_placeholders_that_nothing_feeds_are_refused(search, values, key, reason, tiny_study):
+    with pytest.raises(UserError, match=reason) as error:
+        check(searching(tiny_study, search, **values))
+    assert (error.value.key or "").startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("search", "values"),
+    [
+        ({}, {**PLAIN, "method.absent": "placeholder", "data.fill": "mean"}),
+        ({"data.fill": {"choice": ["zeros", "ones"]}}, {**PLAIN, "method.absent": "placeholder"}),
+        ({**METHOD, "method.absent": {"choice": ["drop", "placeholder"], "when": {"method.name": EVERY[:2]}}}, {}),
+        (METHOD, {"method.absent": "placeholder", "data.fill": "ones"}),
+        ({}, {"data.fill": "nan"}),
+    ],
+)
+def test_placeholders_that_a_method_feeds_are_not(search, values, tiny_study):
+    check(searching(tiny_study, search, **values))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -161,6 +163,27 @@ def test_the_fill_value_changes_nothing(fill, tiny_gaps_study, tmp_path):
     reference = run(tiny_gaps_study, tmp_path / "reference")
     filled = run(tiny_gaps_study.with_values({"data.fill": fill}), tmp_path / fill)
     assert metrics(filled) == metrics(reference)
+
+
+@pytest.mark.parametrize(("fill", "value"), [("zeros", 0.0), ("ones", 1.0), ("mean", None)])
+def test_the_fill_value_is_the_placeholder_that_is_fed(fill, value, tiny_gaps_study, tmp_path):
+    """The data's gaps and masked inputs alike; an absent text is [CLS] [SEP], whatever the fill."""
+    study = tiny_gaps_study.with_values({"method": {"name": "plain", "absent": "placeholder"}, "data.fill": fill})
+    warm = Warm("cpu", World())
+    split, slot = warm.ready(study)[0].splits["train"], warm.slot(study, TrialFolder(tmp_path))
+    batch = split.batch(np.arange(len(split)))
+    gone_B, all_BM = ~batch.present_BM[:, 0], torch.ones_like(batch.present_BM)
+    assert gone_B.any() and not gone_B.all()
+    level = batch.inputs["image"][gone_B][0] if value is None else torch.full_like(batch.inputs["image"][0], value)
+    fed = batch.with_placeholders(torch.zeros_like(all_BM), slot.method.backbone.modalities)
+    assert torch.equal(fed.inputs["image"], level.expand_as(fed.inputs["image"])) and fed.present_BM.all()
+    assert fed.inputs["text"]["mask"].sum(1).eq(2).all() and len(fed.inputs["text"]["ids"].unique(dim=0)) == 1
+    absent_text = batch.inputs["text"]["ids"][~batch.present_BM[:, 1]]
+    assert torch.equal(fed.inputs["text"]["ids"][: len(absent_text)], absent_text)
+    slot.method.eval()
+    with torch.no_grad():
+        as_data = slot.method(dataclasses.replace(batch, present_BM=all_BM), all_BM).prediction
+        torch.testing.assert_close(slot.method(batch, batch.present_BM).prediction, as_data)
 
 
 @pytest.mark.parametrize(("scope", "mode"), [("best", "max"), ("best", "min"), ("last", "max")])

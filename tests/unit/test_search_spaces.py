@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmsweep.assembly import card_of
+from mmsweep.assembly import card_of, make_backbone, make_method
+from mmsweep.availability import Scenario
 from mmsweep.check import check
 from mmsweep.errors import UserError
 from mmsweep.jobs import company, count_trials
@@ -14,7 +15,7 @@ from mmsweep.plan import dry_run
 from mmsweep.study import Study
 
 FROM_SCRATCH = ("mult",)  # backbones without any pretrained part
-STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").rglob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,31 @@ def test_every_shipped_study_dry_runs(path):
     assert plan["steps_per_trial"] > 0 and set(plan["tokens"]) == set(card_of(study).modalities)
     assert plan["trials"] == count_trials(study)  # what `tune` starts
     assert Study.parse(study.resolved()) == study
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_shipped_study_says_how_its_warm_up_goes_and_how_ranks_are_scaled(path):
+    """B20 in a comment beside the schedule; where the rank is searched, no rank is scaled down."""
+    study, text = Study.load(path), path.read_text()
+    said = {"constant": "# Warm-up: held at a tenth of the rate", "linear": "# Warm-up: climbs linearly from a tenth"}
+    assert said[study.train.schedule.warmup] in text
+    assert "model.lora.rank" not in study.search or study.model.lora.alpha == "rank"
+
+
+@pytest.mark.parametrize("name", ["cmpt_table1_mmimdb", "cmpt_table1_food101"])
+def test_table_1_is_trained_at_the_rates_of_the_test(name):
+    """All three rows: masking is off beside the gaps (B3), and validation decides at the same rates."""
+    path = next(p for p in STUDIES if p.stem == name)
+    metric = "f1_macro" if "mmimdb" in name else "accuracy"
+    for image, text in ((30, 100), (65, 65), (100, 30)):
+        rates = f"{{available: {{image: {image / 100}, text: {text / 100}}}}}"
+        row = f"image-{image}_text-{text}"
+        study = Study.load(path, [f"scenarios.train={rates}", f"sweep.objective.metric=val/{row}/{metric}"])
+        plan = dry_run(study)
+        trained = Scenario.parse(study.scenarios.train, ("image", "text"))
+        assert trained.name == row and study.scenarios.train in study.scenarios.evaluate
+        assert plan["trials"] == 1 and study.sweep.final.seeds == 3
+        assert make_method(study, make_backbone(study, card_of(study), load=False, files=False)).masking is None
 
 
 @pytest.mark.parametrize(
@@ -91,9 +117,10 @@ def test_cmnext_at_the_papers_sizes(name, network, tokens):
 
 
 def test_vilt_at_the_paper_s_size():
-    """ViLT-B/32 at 384 pixels and 40 words; trained are the projection and the head (B25)."""
+    """ViLT-B/32 at 384 pixels and 512 tokens of text; trained are the projection and the head (B25)."""
     parameters = (plan := dry_run(Study.load(next(p for p in STUDIES if p.stem == "mmp_food101"))))["parameters"]
-    assert plan["tokens"] == {"image": 145, "text": 40} and parameters["by_part"]["network"] == 111_595_008
+    assert plan["tokens"] == {"image": 145, "text": 512}
+    assert parameters["by_part"]["network"] == 111_595_008 + (512 - 40) * 768  # positions
     assert parameters["trainable"] == parameters["by_part"]["projector"] + parameters["by_part"]["head"]
     assert parameters["projector_share"] == parameters["by_part"]["projector"] / parameters["total"]
 
@@ -123,9 +150,10 @@ def test_trimodal_stamps_have_three_encoders_and_seven_patterns():
 
 
 def test_the_earth_s_ablation_has_two_trials_a_rung():
-    """Two methods without alignment, two with and without it, each at two learning rates; every pattern is scored."""
+    """Two methods with placeholders and without, two with and without alignment, each at two learning rates; every
+    pattern is scored."""
     plan = dry_run(Study.load(next(p for p in STUDIES if p.stem == "mmp_earth_ablation")))
-    assert plan["trials"] == 12
+    assert plan["trials"] == 16
     assert len({pattern for counts in plan["scenarios"]["test"].values() for pattern in counts}) == 15
 
 

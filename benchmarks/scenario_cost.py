@@ -50,7 +50,8 @@ from mmsweep.methods.method import Method
 from mmsweep.methods.mmp import AggregatedProjector
 from mmsweep.methods.restoration import Sequence as TokenSequence
 from mmsweep.methods.restoration import TokenShape, token_shapes
-from mmsweep.study import MethodSpec, Study
+from mmsweep.study import Study
+from mmsweep.study_method import MethodSpec
 from mmsweep.tasks import make_task
 from mmsweep.tasks.task import Task
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, scenario_metrics

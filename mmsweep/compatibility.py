@@ -11,7 +11,8 @@ from mmsweep.availability import Scenario
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.models.backbones import BACKBONES
-from mmsweep.study import MaskingSpec, Study
+from mmsweep.study import Study
+from mmsweep.study_method import MaskingSpec
 
 
 def check_backbone(study: Study, modalities: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from mmsweep.models.backbone import EncoderBackbone
 from mmsweep.models.dual_encoder import fuse
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import PackedParameters
-from mmsweep.study import MethodSpec
+from mmsweep.study_method import MethodSpec
 from mmsweep.transfer import sent
 
 

@@ -16,7 +16,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import Packed
-from mmsweep.study import MethodSpec
+from mmsweep.study_method import MethodSpec
 
 
 @dataclass(frozen=True)

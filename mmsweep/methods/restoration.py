@@ -29,7 +29,7 @@ from mmsweep.models.backbone import Backbone
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import Packed, stack
-from mmsweep.study import MethodSpec
+from mmsweep.study_method import MethodSpec
 from mmsweep.transfer import sent
 
 

@@ -13,7 +13,7 @@ from mmsweep.models.backbone import Adaptation, Blueprint, EncoderOptions, LoraO
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
-from mmsweep.study import MethodSpec
+from mmsweep.study_method import MethodSpec
 
 FAMILIES = {"image": "vit", "text": "bert", "audio": "ast", "clip": "clip"}
 KINDS = {"image": "image", "text": "text", "audio": "audio", "clip": "video"}

@@ -18,7 +18,7 @@ from mmsweep.models.backbone import Adaptation
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
 from mmsweep.models.mult import Layer, MulT, MulTOptions, sinusoids
-from mmsweep.study import MethodSpec
+from mmsweep.study_method import MethodSpec
 
 SEQUENCES = {
     "text": SequenceFormat(9, 6),

@@ -17,7 +17,7 @@ ROOT = Path(mmsweep.__file__).parent
 FLOORS = [
     {"__init__", "environment_faults", "errors", "json_text", "markdown", "record_files", "transfer"},
     {"availability", "data", "models", "tasks"},
-    {"methods", "study", "study_data", "study_mult", "study_search", "study_source", "study_yaml"},
+    {"methods", "study", "study_data", "study_method", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},
     {"assembly", "check", "compatibility", "jobs", "plan", "report", "search_space", "views"},
     {"sweep"},

@@ -18,7 +18,7 @@ from mmsweep.methods.restoration import Restored, TokenShape, per_sample, put, r
 from mmsweep.models.backbone import Backbone, without_absent
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
-from mmsweep.study import MethodSpec
+from mmsweep.study_method import MethodSpec
 
 SHAPES = {  # everything differs: counts, widths, grids, a clip of two frames, a text
     "text": TokenShape(5, 6, (4,)),

@@ -24,7 +24,8 @@ from mmsweep.models.few_rows import SteadyLinear
 from mmsweep.models.lora import Noise, PackedLoRALinear
 from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.models.peft_format import export_adapter, import_adapter
-from mmsweep.study import MethodSpec, Optimizer, Study
+from mmsweep.study import Optimizer, Study
+from mmsweep.study_method import MethodSpec
 from mmsweep.training.checkpoint import TrialFolder, load_checkpoint
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World

@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from mmsweep.data.decoding import Undecodable, first_line, fit_square, open_picture, whole_square
+from mmsweep.data.decoding import check_size, fit_square, open_picture, whole_square
+from mmsweep.data.files import Undecodable, name_of, reading, regular
 from mmsweep.data.formats import VideoFormat
 from mmsweep.errors import UserError
 
@@ -57,18 +58,17 @@ def _frames(
         choose: from the number of frames to the places of those that are wanted, in order.
         side: as `open_picture`.
     """
-    path = Path(value)
-    if path.is_dir():
+    with reading("clip", value):
+        path = Path(value)
+        if not path.is_dir():
+            return _file_frames(regular(path), choose, fit)
         # Numbers compare as numbers (frame-10 after frame-9); an unsorted listing is a known bug of others' loaders.
         names = sorted(
             (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: natural_key(p.name)
         )
         if not names:
-            raise Undecodable(f"the folder {path} holds no frames")
+            raise Undecodable(f"the folder {name_of(path)} holds no frames")
         return [fit(open_picture(names[i], side)) for i in choose(len(names))]
-    if not path.exists():
-        raise Undecodable(f"the clip {path} does not exist")
-    return _file_frames(path, choose, fit)
 
 
 def uniform_frames(count: int, wanted: int) -> list[int]:
@@ -86,19 +86,18 @@ def _file_frames(path: Path, choose: Callable[[int], list[int]], fit: Callable[[
         import av
     except ImportError:
         raise UserError("video files need the package av", file=path, hint="pip install 'mmsweep[video]'") from None
-    try:
-        with av.open(str(path)) as clip:
-            if not clip.streams.video:
-                raise Undecodable(f"the clip {path} has no pictures")
-            count = sum(1 for _ in clip.decode(video=0))  # containers' own frame counts cannot be trusted
-        if count == 0:
-            raise Undecodable(f"the clip {path} has no frames")
-        chosen = choose(count)
-        frames: dict[int, Frame] = {}
-        with av.open(str(path)) as clip:
-            for index, frame in enumerate(clip.decode(video=0)):
-                if index in chosen:
-                    frames[index] = fit(frame.to_image())
-    except (OSError, ValueError, IndexError) as error:  # av.FFmpegError derives from these
-        raise Undecodable(f"the clip {path} cannot be decoded ({first_line(error)})") from None
+    with av.open(str(path)) as clip:
+        if not clip.streams.video:
+            raise Undecodable(f"the clip {name_of(path)} has no pictures")
+        context = clip.streams.video[0].codec_context
+        check_size((context.width, context.height), "clip", path)
+        count = sum(1 for _ in clip.decode(video=0))  # containers' own frame counts cannot be trusted
+    if count == 0:
+        raise Undecodable(f"the clip {name_of(path)} has no frames")
+    chosen = choose(count)
+    frames: dict[int, Frame] = {}
+    with av.open(str(path)) as clip:
+        for index, frame in enumerate(clip.decode(video=0)):
+            if index in chosen:
+                frames[index] = fit(frame.to_image())
     return [frames[index] for index in chosen]

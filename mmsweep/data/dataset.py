@@ -26,6 +26,9 @@ MODALITY_KINDS = ("image", "text", "audio", "video", "sequence", "raster")
 IGNORE = 255
 """The value of a label map that stands for no class: such pixels count neither in the loss nor in a metric."""
 
+_LARGEST = float(np.finfo(np.float32).max)
+"""Of a number that is predicted: what is larger would be infinite where it is stored."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -83,10 +86,10 @@ class Target:
             return hot_C
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError("the target is not a number", found=value) from None
-        if not np.isfinite(number):
-            raise UserError("the target must be a finite number", found=value)
+        if not abs(number) <= _LARGEST:  # NaN too
+            raise UserError("the target must be a finite number of 32 bits", found=value)
         return number
 
     def encode_all(self, values: list[Any]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Raw values become arrays: pictures, texts, sounds and sequences, each by its format (clips: `clips.py`).
+"""Raw values become arrays: pictures, sounds and sequences, each by its format (texts: `texts.py`; clips: `clips.py`).
 
 Every function raises `Undecodable` with a reason for people when a value cannot be read; `prepared.py` turns it into a
 bad row with its file and line. Audio files need the optional package `mmsweep[audio]`.
@@ -8,91 +8,115 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat, TextFormat
+from mmsweep.data.brightness import is_deep_colour, stated_top, to_rgb
+from mmsweep.data.files import Undecodable, first_line, load_array, name_of, opened, reading
+from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat
 from mmsweep.errors import UserError
 
+MOST_PIXELS = 2**26
+"""A picture of more pixels is refused, unless its format can be read at a fraction of its size: 256 MiB as RGB."""
 
-class Undecodable(Exception):
-    """A value that cannot be read; str() is the reason, without the row's place."""
+_LARGE_PIXELS = 2**24
+_LARGE = threading.Lock()
+"""Held while a picture of more than `_LARGE_PIXELS` is decoded: one at a time, however many threads there are."""
 
+_MOST_SVG_BYTES = 2**26
 
-def read_bytes(value: str | Path | bytes) -> bytes:
-    """The bytes of a file, or the bytes themselves.
+_RATES = 1_000, 1_000_000
+"""Samples a second; a resampler's filter grows with the rates."""
 
-    Raises:
-        Undecodable: file absent, unreadable or empty, or only a git-LFS pointer (as zip downloads of repositories).
-    """
-    if isinstance(value, bytes):
-        data = value
-    else:
-        try:
-            data = Path(value).read_bytes()
-        except FileNotFoundError:
-            raise Undecodable(f"the file {value} does not exist") from None
-        except OSError as error:
-            raise Undecodable(f"the file {value} cannot be read ({error.strerror or error})") from None
-    if not data:
-        raise Undecodable(f"{_shown(value)} is empty")
-    if data.startswith(b"version https://git-lfs"):
-        raise Undecodable(f"{_shown(value)} is a git-LFS pointer, not the data; fetch it with `git lfs pull`")
-    return data
-
-
-def _shown(value: Any) -> str:
-    return f"a value of {len(value)} bytes" if isinstance(value, bytes) else f"the file {value}"
+# Pictures of 89 to 179 million pixels are refused or reduced here; Pillow refuses what is larger by itself.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
 def decode_image(value: str | Path | bytes, format: ImageFormat) -> np.ndarray:
-    """uint8 [3, size, size]: turned by EXIF, transparency on white, shorter side resized (bicubic), centre crop.
+    """uint8 [3, size, size]: turned by EXIF, transparency on white, shorter side resized, centre crop.
 
     SVG drawings are rendered first, by resvg (`mmsweep[svg]`).
     """
-    return fit_square(open_picture(value, format.size), format)
+    return fit_square(open_picture(value, format.resized_side), format)
 
 
 def open_picture(value: str | Path | bytes, side: int) -> Image.Image:
-    """An RGB picture, turned by EXIF, transparency on white; a drawing's shorter side has at least `side` pixels."""
-    data = read_bytes(value)
-    if _is_svg(data):
-        data = _rendered(data, value, side)
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            picture = ImageOps.exif_transpose(opened) or opened
-            return _to_rgb(picture)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise Undecodable(f"the picture {_name(value)} cannot be decoded ({first_line(error)})") from None
+    """An RGB picture, turned by EXIF, transparency on white; a drawing's shorter side has at least `side` pixels.
+
+    Of a large picture it is a reduced copy, its shorter side at least twice `side`.
+    """
+    with reading("picture", value), opened(value) as file:
+        if _is_svg(file):
+            with io.BytesIO(_rendered(file, value, side)) as rendered:
+                return _read_picture(rendered, value, 2 * side)
+        return _read_picture(file, value, 2 * side)
+
+
+def _read_picture(file: IO[bytes], value: Any, wanted: int) -> Image.Image:
+    with Image.open(file) as picture:
+        width, height = picture.size
+        if width * height > MOST_PIXELS and not picture.info.get("progressive"):
+            picture.draft(None, (wanted, wanted))  # JPEG alone; a progressive one is held whole in any case
+        check_size(picture.size, "picture", value)
+        with _LARGE if width * height > _LARGE_PIXELS else nullcontext():
+            top, deep = stated_top(picture), is_deep_colour(picture)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return to_rgb(_reduced(picture, wanted), top, deep, value)
+
+
+def check_size(size: tuple[int, int], what: str, value: Any) -> None:
+    """Raises Undecodable where decoding would take too much memory."""
+    if size[0] * size[1] > MOST_PIXELS:
+        raise Undecodable(
+            f"the {what} {name_of(value)} is too large to be decoded: {size[0]:,} x {size[1]:,} pixels; expected "
+            f"at most {MOST_PIXELS:,} pixels in all"
+        )
+
+
+def _reduced(picture: Image.Image, wanted: int) -> Image.Image:
+    """A smaller copy of a large picture, its shorter side at least `wanted`: conversions then cost little memory."""
+    factor = min(picture.size) // wanted
+    if picture.size[0] * picture.size[1] <= _LARGE_PIXELS or factor < 2:
+        return picture
+    if picture.mode in ("1", "P"):  # indices have no mean
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    return picture if picture.mode.startswith("I;16") else picture.reduce(factor)
 
 
 def fit_square(picture: Image.Image, format: ImageFormat) -> np.ndarray:
     """uint8 [3, size, size] of an RGB picture: what evaluation shows."""
-    side, picture = format.size, _padded(picture, format)
+    side, picture = format.resized_side, _padded(picture, format)
     width, height = picture.size
     short = min(width, height)
     if short != side:
         # The longer side is truncated as torchvision's Resize does: columns equal the encoders' own processing.
-        picture = picture.resize(
-            (side * width // short if width > height else side, side * height // short if height > width else side),
-            Image.Resampling.BICUBIC,
-        )
-    left, top = (picture.size[0] - side) // 2, (picture.size[1] - side) // 2
-    return _channels_first(picture.crop((left, top, left + side, top + side)))
+        resized = side * width // short if width > height else side, side * height // short if height > width else side
+        if resized[0] * resized[1] > MOST_PIXELS:
+            raise Undecodable(
+                f"a picture of {width:,} x {height:,} pixels is too long to be cropped to its middle; expected at most "
+                f"{MOST_PIXELS:,} pixels once its shorter side is {side}"
+            )
+        picture = picture.resize(resized, Image.Resampling[format.resample.upper()])
+    left, top = (picture.size[0] - format.size) // 2, (picture.size[1] - format.size) // 2
+    return _channels_first(picture.crop((left, top, left + format.size, top + format.size)))
 
 
 def whole_square(picture: Image.Image, format: ImageFormat) -> tuple[np.ndarray, float]:
     """uint8 [3, whole, whole] of an RGB picture, stretched; and log(width / height), which the stretching hides."""
     assert format.whole is not None
     picture = _padded(picture, format)
-    stretched = picture.resize((format.whole, format.whole), Image.Resampling.BICUBIC)
+    stretched = picture.resize((format.whole, format.whole), Image.Resampling[format.resample.upper()])
     return _channels_first(stretched), math.log(picture.size[0] / picture.size[1])
 
 
@@ -103,95 +127,79 @@ def decode_whole(value: str | Path | bytes, format: ImageFormat) -> tuple[np.nda
 
 
 def _padded(picture: Image.Image, format: ImageFormat) -> Image.Image:
-    if format.fit == "pad" and picture.size[0] != picture.size[1]:
-        return ImageOps.pad(picture, (max(picture.size),) * 2, color=(255, 255, 255))
-    return picture
+    if format.fit != "pad" or picture.size[0] == picture.size[1]:
+        return picture
+    longer, wanted = max(picture.size), 2 * max(format.resized_side, format.whole or 0)
+    if longer**2 > _LARGE_PIXELS and longer // wanted > 1:
+        picture = picture.reduce(longer // wanted)  # the square around a long picture may be vast
+    return ImageOps.pad(picture, (max(picture.size),) * 2, color=(255, 255, 255))
 
 
 def _channels_first(picture: Image.Image) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(picture, np.uint8).transpose(2, 0, 1))
 
 
-def _is_svg(data: bytes) -> bool:
-    head = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
-    return head.startswith(b"<") and b"<svg" in data
+_SVG_TAG = re.compile(rb"<svg\b[^>]*>")
+_SVG_UNITS = {"": 1.0, "px": 1.0, "pt": 96 / 72, "pc": 16.0, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0}
 
 
-def _rendered(data: bytes, value: Any, side: int) -> bytes:
+def _is_svg(file: IO[bytes]) -> bool:
+    head = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    file.seek(0)
+    if not head.startswith(b"<"):
+        return False
+    found = b"<svg" in file.read(_MOST_SVG_BYTES)
+    file.seek(0)
+    return found
+
+
+def _rendered(file: IO[bytes], value: Any, side: int) -> bytes:
     """A drawing as PNG, its shorter side at least `side` pixels where it has a size."""
     try:
         import resvg_py
     except ImportError:
         raise UserError(
-            "SVG drawings need the package resvg-py", file=_name(value), hint="pip install 'mmsweep[svg]'"
+            "SVG drawings need the package resvg-py", file=name_of(value), hint="pip install 'mmsweep[svg]'"
         ) from None
+    data = file.read(_MOST_SVG_BYTES + 1)
+    if len(data) > _MOST_SVG_BYTES:
+        raise Undecodable(f"the drawing {name_of(value)} is larger than {_MOST_SVG_BYTES:,} bytes")
+    check_size(_svg_size(data), "drawing", value)
     try:
         # Fonts differ from machine to machine: only outlined letters are drawn. 96 dots an inch is CSS's.
         options: dict[str, Any] = {"svg_string": data.decode("utf-8-sig"), "skip_system_fonts": True, "dpi": 96.0}
         png = bytes(resvg_py.svg_to_bytes(**options))
         with Image.open(io.BytesIO(png)) as own:
-            short = min(own.size)
-        return png if short >= side else bytes(resvg_py.svg_to_bytes(**options, zoom=side / short))
-    except (ValueError, RuntimeError, OSError) as error:
-        raise Undecodable(f"the drawing {_name(value)} cannot be rendered ({first_line(error)})") from None
+            size, short = own.size, min(own.size)
+        if short >= side:
+            return png
+        check_size((side * size[0] // short, side * size[1] // short), "drawing", value)
+        return bytes(resvg_py.svg_to_bytes(**options, zoom=side / short))
+    except Exception as error:
+        if isinstance(error, Undecodable):
+            raise
+        raise Undecodable(f"the drawing {name_of(value)} cannot be rendered ({first_line(error)})") from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+            raise
+        raise Undecodable(f"the drawing {name_of(value)} cannot be rendered ({first_line(error)})") from None
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
-        values = np.asarray(picture, np.float64)
-        if values.size and (picture.mode.startswith("I;16") or values.max() > 255):
-            values = values / 257.0  # 65535 -> 255
-        grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-        return Image.fromarray(grey, "L").convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        # Clip art and icons are drawn for a page: what shows through is white, not the black that convert("RGB") gives.
-        layers = picture.convert("RGBA")
-        page = Image.new("RGBA", layers.size, (255, 255, 255, 255))
-        return Image.alpha_composite(page, layers).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _name(value: Any) -> str:
-    return "given as bytes" if isinstance(value, bytes) else str(value)
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, in a line for people."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no known picture format"  # Pillow's own words name an object in memory
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-# ---- texts ---------------------------------------------------------------------------------------------------------
-
-
-def text_encoder(format: TextFormat) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
-    """A function from texts to (ids int32 [n,L], mask bool [n,L]), padded on the right, truncated to L.
-
-    Raises:
-        UserError: the folder holds no tokenizer.
-    """
-    folder = Path(format.tokenizer)
-    if not folder.is_dir():
-        raise UserError("the tokenizer's folder does not exist", file=folder)
-    from transformers import AutoTokenizer  # seconds to import, and only preparation needs it
-
+def _svg_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels as the root element states them; zeros where it does not."""
+    root = _SVG_TAG.search(data)
+    tag = root.group().decode("utf-8", "replace") if root else ""
+    sides = [
+        re.search(rf"""\s{name}\s*=\s*["']\s*([0-9.eE+]+)\s*([a-z]*)\s*["']""", tag) for name in ("width", "height")
+    ]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the folder holds no tokenizer that transformers can load ({first_line(error)})", file=folder
-        ) from None
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-
-    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        texts = [text.lower() if format.lower else text for text in texts]
-        out = tokenizer(
-            texts, truncation=True, max_length=format.length, padding="max_length", return_attention_mask=True
-        )
-        return np.asarray(out["input_ids"], np.int32), np.asarray(out["attention_mask"], np.int64).astype(bool)
-
-    return encode
+        if all(side and side[2] in _SVG_UNITS for side in sides):
+            return tuple(int(float(side[1]) * _SVG_UNITS[side[2]]) for side in sides)  # type: ignore[index, return-value]
+        box = re.search(r"""\sviewBox\s*=\s*["']([^"']*)["']""", tag)
+        _, _, width, height = (float(part) for part in re.split(r"[\s,]+", box[1].strip())) if box else (0.0,) * 4
+        return int(width), int(height)
+    except (ValueError, OverflowError):
+        return 0, 0
 
 
 # ---- sounds --------------------------------------------------------------------------------------------------------
@@ -205,32 +213,36 @@ def sound_decoder(format: AudioFormat) -> Callable[[str | Path | bytes], np.ndar
     """
     extract = _ast_extractor(format) if format.kind == "ast" else _whisper_extractor(format)
 
+    seconds = format.frames / 100 + 1  # 10 ms a frame; what a resampler sees beyond the end changes nothing before it
+
     def decode(value: str | Path | bytes) -> np.ndarray:
         if not isinstance(value, bytes) and str(value).endswith(".npy"):
             return _stored_spectrogram(value, format)
-        return np.ascontiguousarray(extract(read_waveform(value, format.rate)), np.float32)
+        return np.ascontiguousarray(extract(read_waveform(value, format.rate, seconds)), np.float32)
 
     return decode
 
 
-def read_waveform(value: str | Path | bytes, rate: int) -> np.ndarray:
-    """float32 [samples], one channel, at `rate`."""
+def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = None) -> np.ndarray:
+    """float32 [samples], one channel, at `rate`; of a recording longer than `seconds` its beginning."""
     try:
         import soundfile
     except ImportError:
         raise UserError("sounds need the package soundfile", hint="pip install 'mmsweep[audio]'") from None
-    data = read_bytes(value)
-    try:
-        sound_NC, found_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (RuntimeError, ValueError, TypeError) as error:  # soundfile.LibsndfileError is a RuntimeError
-        raise Undecodable(f"the sound {_name(value)} cannot be decoded ({first_line(error)})") from None
-    sound = sound_NC.mean(axis=1)
-    if sound.size == 0:
-        raise Undecodable(f"the sound {_name(value)} has no samples")
-    if found_rate != rate:
-        from scipy.signal import resample_poly  # comes with scikit-learn
+    with reading("sound", value), opened(value) as file, soundfile.SoundFile(file) as recording:
+        own = recording.samplerate
+        if not _RATES[0] <= own <= _RATES[1]:
+            raise Undecodable(
+                f"the sound {name_of(value)} has {own:,} samples a second; expected {_RATES[0]:,} to {_RATES[1]:,}"
+            )
+        most = -1 if seconds is None else int(own * seconds)
+        sound = recording.read(most, dtype="float32", always_2d=True).mean(axis=1)
+        if sound.size == 0:
+            raise Undecodable(f"the sound {name_of(value)} has no samples")
+        if own != rate:
+            from scipy.signal import resample_poly  # comes with scikit-learn
 
-        sound = resample_poly(sound, rate, found_rate).astype(np.float32)
+            sound = resample_poly(sound, rate, own).astype(np.float32)
     return sound
 
 
@@ -276,17 +288,15 @@ def _whisper_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray
 
 
 def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
-    try:
-        array = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except ValueError as error:
-        raise Undecodable(f"the file {path} is not an array ({first_line(error)})") from None
-    if array.ndim != 2 or array.shape[1] != format.mel_bins or not np.isfinite(array).all():
+    array = load_array(path, "spectrogram")
+    if array.ndim != 2 or array.shape[1] != format.mel_bins or len(array) == 0:
         raise Undecodable(
-            f"the spectrogram {path} is not a finite [frames, {format.mel_bins}] array; found {array.shape}"
+            f"the spectrogram {name_of(path)} is not [frames, {format.mel_bins}]; found {list(array.shape)}"
         )
     out = np.zeros((format.frames, format.mel_bins), np.float32)
-    out[: min(len(array), format.frames)] = array[: format.frames]
-    return (out - format.mean) / (2 * format.std) if format.kind == "ast" else out
+    with np.errstate(over="ignore"):
+        out[: min(len(array), format.frames)] = array[: format.frames]
+        return (out - format.mean) / (2 * format.std) if format.kind == "ast" else out
 
 
 # ---- sequences -----------------------------------------------------------------------------------------------------
@@ -294,16 +304,8 @@ def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
 
 def decode_sequence(value: str | Path | bytes, format: SequenceFormat) -> np.ndarray:
     """float32 [t, width] of a .npy file (or its bytes), t at least 1 and at most `length`: what is longer is cut."""
-    try:
-        array = np.load(io.BytesIO(read_bytes(value)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise Undecodable(f"the sequence {_name(value)} is not a .npy array ({first_line(error)})") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        found = array.dtype if isinstance(array, np.ndarray) else "an archive of arrays"
-        raise Undecodable(f"the sequence {_name(value)} does not hold numbers; found {found}")
+    array = load_array(value, "sequence")
     if array.ndim != 2 or array.shape[1] != format.width or len(array) == 0:
-        raise Undecodable(f"the sequence {_name(value)} is not [steps, {format.width}]; found {list(array.shape)}")
-    if not np.isfinite(array).all():
-        step, column = np.argwhere(~np.isfinite(array))[0]
-        raise Undecodable(f"the sequence {_name(value)} holds {array[step, column]} at step {step}, column {column}")
-    return np.ascontiguousarray(array[: format.length], np.float32)
+        raise Undecodable(f"the sequence {name_of(value)} is not [steps, {format.width}]; found {list(array.shape)}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array[: format.length], np.float32)

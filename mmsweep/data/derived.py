@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mmsweep.data.decoding import Undecodable, decode_image, decode_sequence, read_waveform
+from mmsweep.data.decoding import decode_image, decode_sequence, read_waveform
+from mmsweep.data.files import Undecodable
 from mmsweep.data.formats import ImageFormat, SequenceFormat
 from mmsweep.errors import UserError
 
@@ -37,14 +38,15 @@ def sequence_decoder(format: SequenceFormat) -> Callable[[Any], np.ndarray]:
         return lambda value: decode_sequence(value, format)
     if format.recipe == "words":
         return lambda value: word_features(str(value), format.width)[: format.length]
-    width, derive = {"sound": (SOUND_WIDTH, sound_features), "picture": (PICTURE_WIDTH, picture_features)}[
-        format.recipe
-    ]
+    width = {"sound": SOUND_WIDTH, "picture": PICTURE_WIDTH}[format.recipe]
     if format.width != width:
         raise UserError(
             f"the recipe {format.recipe} gives another width", key="width", found=format.width, expected=str(width)
         )
-    return lambda value: derive(value)[: format.length]
+    if format.recipe == "picture":
+        return lambda value: picture_features(value)[: format.length]
+    seconds = format.length * STEP / RATE + 1
+    return lambda value: sound_features(value, seconds)[: format.length]
 
 
 def word_features(text: str, width: int) -> np.ndarray:
@@ -62,9 +64,9 @@ def word_features(text: str, width: int) -> np.ndarray:
     return features_TF / np.maximum(np.linalg.norm(features_TF, axis=1, keepdims=True), 1e-6)
 
 
-def sound_features(value: str | Path | bytes) -> np.ndarray:
-    """float32 [steps, 5], each about within -1 and 1."""
-    wave_N = read_waveform(value, RATE)
+def sound_features(value: str | Path | bytes, seconds: float | None = None) -> np.ndarray:
+    """float32 [steps, 5], each about within -1 and 1; of a recording longer than `seconds` its beginning."""
+    wave_N = read_waveform(value, RATE, seconds)
     wave_N = np.pad(wave_N, (0, max(0, WINDOW - len(wave_N))))
     frames_TN = np.lib.stride_tricks.sliding_window_view(wave_N, WINDOW)[::STEP]
     power_TK = np.abs(np.fft.rfft(frames_TN * np.hanning(WINDOW), axis=1)) ** 2 + 1e-10

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from mmsweep.errors import UserError
 
+Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
 
 @dataclass(frozen=True)
 class ImageFormat:
@@ -23,7 +25,9 @@ class ImageFormat:
     Args:
         size: side of the square that the network sees.
         mean, std: per channel, in 0..1.
+        resize: shorter side before the centre crop; None means `size` (no margin).
         fit: what happens to a picture that is not square: `crop` shows its middle, `pad` shows all of it on white.
+        resample: Pillow's filter for resizing.
         whole: side of a second column, for random crops: all of each training picture, stretched to a square. None
             keeps no such column.
     """
@@ -31,7 +35,9 @@ class ImageFormat:
     size: int
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resize: int | None = None
     fit: Literal["crop", "pad"] = "crop"
+    resample: Resample = "bicubic"
     whole: int | None = None
 
     kind = "image"
@@ -39,14 +45,25 @@ class ImageFormat:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError("the image size must be positive", key="size", found=self.size)
+        if self.resize is not None and self.resize < self.size:
+            raise UserError(
+                "a picture cannot be cropped to more than it was resized to",
+                key="resize",
+                found=self.resize,
+                expected=f"at least size = {self.size}",
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise UserError("mean and std must have three entries, std above 0", found=(self.mean, self.std))
 
+    @property
+    def resized_side(self) -> int:
+        return self.resize or self.size
+
     def key(self) -> dict[str, Any]:
         # mean and std act on the device, after the column: pictures prepared for one encoder serve another.
-        key: dict[str, Any] = {"kind": self.kind, "stored": self.size, "resize": self.size}
-        options = {"fit": None if self.fit == "crop" else self.fit, "whole": self.whole}
-        return key | {name: value for name, value in options.items() if value is not None}
+        key: dict[str, Any] = {"kind": self.kind, "stored": self.size, "resize": self.resized_side}
+        usual = {"fit": "crop", "resample": "bicubic", "whole": None}
+        return key | {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -54,15 +71,13 @@ class TextFormat:
     """Texts: columns ids int32 [N,L], mask bool [N,L]; batch dict(ids int64 [B,L'], mask bool [B,L']).
 
     Args:
-        tokenizer: folder of a transformers tokenizer (nothing is downloaded).
+        tokenizer: folder of a transformers tokenizer (nothing is downloaded); whether it lower-cases is its own matter.
         length: L, with the special tokens.
-        lower: lower-case before tokenising. A cased tokenizer wants False.
         trim: cut the batch to its longest text; False keeps L' = L.
     """
 
     tokenizer: str
     length: int
-    lower: bool = True
     trim: bool = True
 
     kind = "text"
@@ -77,12 +92,7 @@ class TextFormat:
             )
 
     def key(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "tokenizer": _folder_digest(self.tokenizer),
-            "length": self.length,
-            "lower": self.lower,
-        }
+        return {"kind": self.kind, "tokenizer": _folder_digest(self.tokenizer), "length": self.length}
 
 
 @dataclass(frozen=True)

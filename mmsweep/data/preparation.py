@@ -15,13 +15,11 @@ Layout of a prepared folder (written under a temporary name, then renamed, so th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +28,12 @@ import numpy as np
 from mmsweep.data.clips import decode_kept_frames, decode_video
 from mmsweep.data.columns import TARGETS, Layout, column_layout, map_size, training_layout
 from mmsweep.data.dataset import SPLITS, Sample, Target
-from mmsweep.data.decoding import Undecodable, decode_image, decode_whole, sound_decoder, text_encoder
+from mmsweep.data.decoding import decode_image, decode_whole, sound_decoder
 from mmsweep.data.derived import sequence_decoder
+from mmsweep.data.digests import CODE_VERSION, content_digest, split_digest
+from mmsweep.data.files import Undecodable, name_of, reading
 from mmsweep.data.formats import (
+    KINDS,
     AudioFormat,
     Format,
     ImageFormat,
@@ -41,43 +42,15 @@ from mmsweep.data.formats import (
     TextFormat,
     VideoFormat,
 )
-from mmsweep.data.rasters import Window, decode_labels, decode_raster
+from mmsweep.data.rasters import decode_labels, decode_raster
+from mmsweep.data.texts import Encode, text_encoder
 from mmsweep.errors import UserError
-
-CODE_VERSION = 1
-"""Raise it when the same input would give other columns: old caches are then left alone."""
 
 BadSamples = list[tuple[Sample, str]]
 """Rows that cannot be used, and why."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (split, rows done, rows in all)."""
-
-
-def cache_key(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
-    """Name of the prepared folder: cheap to compute, changes whenever a column could.
-
-    Files count by path, size and time of change (reading them all at every start would take minutes).
-    """
-    digest = _start(formats, target)
-    for sample in _rows(splits, digest, _file_stamp if target.task == "segmentation" else None):
-        for modality in formats:
-            _feed(digest, modality, _stamp(sample.values.get(modality), formats[modality]))
-    return digest.hexdigest()[:24]
-
-
-def content_digest(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
-    """The data's fingerprint: equal on every machine that holds the same content, wherever it lies."""
-    digest = _start(formats, target)
-    for sample in _rows(splits, digest, _file_content if target.task == "segmentation" else None):
-        for modality in formats:
-            _feed(digest, modality, _content(sample.values.get(modality), formats[modality]))
-    return digest.hexdigest()[:24]
-
-
-def split_digest(splits: Mapping[str, list[str]]) -> str:
-    """Digest of which ids stand in which split, in order."""
-    return hashlib.sha256(json.dumps([[name, splits[name]] for name in SPLITS]).encode()).hexdigest()[:24]
 
 
 def write_prepared(
@@ -148,81 +121,6 @@ def _require_space(folder: Path, splits: Mapping[str, list[Sample]], formats: Ma
         )
 
 
-# ---- digests -------------------------------------------------------------------------------------------------------
-
-
-def _start(formats: Mapping[str, Format], target: Target) -> Any:
-    head: list[Any] = [CODE_VERSION, {m: f.key() for m, f in formats.items()}, list(formats)]
-    head += [target.task, target.classes]
-    if target.label_values:
-        head.append(target.label_values)
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-
-
-def _rows(
-    splits: Mapping[str, list[Sample]], digest: Any, map_digest: Callable[[Any], Any] | None = None
-) -> Iterator[Sample]:
-    for name in SPLITS:
-        _feed(digest, "split", name)
-        for sample in splits[name]:
-            wanted = sorted(sample.target) if isinstance(sample.target, (set, frozenset)) else sample.target
-            _feed(digest, sample.id, sample.group, map_digest(wanted) if map_digest else wanted)
-            yield sample
-
-
-def _feed(digest: Any, *parts: Any) -> None:
-    digest.update(json.dumps(parts, default=str).encode() + b"\n")
-
-
-def _stamp(value: Any, format: Format) -> Any:
-    return value if value is None or _is_words(format) else _file_stamp(value)
-
-
-def _file_stamp(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return _file_content(value)
-    if isinstance(value, Window):
-        return [_file_stamp(value.path), value.top, value.left, value.height, value.width]
-    path = Path(value)
-    try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        stats = [(str(file), file.stat()) for file in files]
-        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    except OSError:
-        return [str(path), "absent"]
-
-
-def _is_words(format: Format) -> bool:
-    """Whether raw values are texts, not names of files."""
-    return isinstance(format, TextFormat) or (isinstance(format, SequenceFormat) and format.recipe == "words")
-
-
-def _content(value: Any, format: Format) -> Any:
-    return value if value is None or _is_words(format) else _file_content(value)
-
-
-def _file_content(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    if isinstance(value, Window):
-        return [
-            _whole_file(value.path, value.path.stat().st_mtime_ns),
-            value.top,
-            value.left,
-            value.height,
-            value.width,
-        ]
-    path = Path(value)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-
-
-@lru_cache(maxsize=32)
-def _whole_file(path: Path, changed: int) -> str:
-    """Digest of a file that many windows are cut from."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 # ---- columns -------------------------------------------------------------------------------------------------------
 
 
@@ -283,28 +181,30 @@ class _Columns:
         reasons: dict[int, str] = {}
         for modality, format in self.formats.items():
             if isinstance(format, TextFormat):
-                self._tokenise(modality, format)
+                self._tokenise(modality, format, reasons)
         slow = {m: d for m, d in decoders.items() if d is not None}
 
         def one(row: int) -> tuple[dict[str, np.ndarray], str | None]:
+            if row in reasons:
+                return {}, reasons[row]
             arrays = {}
-            if self.maps:
-                if all(value is None for value in self.samples[row].values.values()):
-                    return {}, f"nothing to learn from: every modality is empty ({', '.join(self.formats)})"
-                try:
-                    arrays[TARGETS] = decode_labels(self.samples[row].target, self.maps, self.map_size)
-                except Undecodable as error:
-                    return {}, f"target: {error}"
-            for modality, decoder in slow.items():
-                value = self.samples[row].values.get(modality)
-                if value is not None:
-                    try:
-                        arrays[modality] = decoder(value)
-                        if modality in self.varied:
+            sample, place = self.samples[row], TARGETS[:-1]
+            if self.maps and all(value is None for value in sample.values.values()):
+                return {}, f"nothing to learn from: every modality is empty ({', '.join(self.formats)})"
+            try:
+                if self.maps:
+                    with reading("label map", sample.target):
+                        arrays[TARGETS] = decode_labels(sample.target, self.maps, self.map_size)
+                for modality, decoder in slow.items():
+                    place, value = modality, sample.values.get(modality)
+                    if value is not None:
+                        arrays[modality] = _decoded(decoder, value, self.formats[modality])
+                    if value is not None and modality in self.varied:
+                        with reading(KINDS[type(self.formats[modality])], value):
                             pixels, aspect = self.varied[modality](value)
-                            arrays[f"{modality}.varied"], arrays[f"{modality}.aspect"] = pixels, np.array(aspect)
-                    except Undecodable as error:
-                        return {}, f"{modality}: {error}"
+                        arrays[f"{modality}.varied"], arrays[f"{modality}.aspect"] = pixels, np.array(aspect)
+            except Undecodable as error:
+                return {}, f"{place}: {error}"
             return arrays, None
 
         # Threads: decoding and resizing happen in C without the interpreter's lock. Results come back in order, so sums
@@ -345,11 +245,15 @@ class _Columns:
                 _flush(array)
         self.arrays.clear()
 
-    def _tokenise(self, modality: str, format: TextFormat) -> None:
+    def _tokenise(self, modality: str, format: TextFormat, reasons: dict[int, str]) -> None:
         encode = text_encoder(format)
-        for start in range(0, len(self.samples), 4096):
-            chunk = [sample.values.get(modality) or "" for sample in self.samples[start : start + 4096]]
-            ids, mask = encode(chunk)
+        for start in range(0, len(self.samples), _TEXTS):
+            chunk = [sample.values.get(modality) or "" for sample in self.samples[start : start + _TEXTS]]
+            try:
+                ids, mask = encode(chunk)
+            except Exception:  # some text among them cannot be encoded: half a surrogate pair, or no text
+                ids, mask = _one_by_one(encode, chunk, lambda row, why, start=start: reasons.setdefault(  # type: ignore[misc]
+                    start + row, f"{modality}: {why}"))  # fmt: skip
             self.arrays[f"{modality}.ids"][start : start + len(chunk)] = ids
             self.arrays[f"{modality}.mask"][start : start + len(chunk)] = mask
 
@@ -365,6 +269,36 @@ class _Columns:
 
 
 _WINDOW = 256
+_TEXTS = 4096
+_UNITS = {"audio": ("sound", "frame", "mel bin"), "sequence": ("sequence", "step", "column")}
+"""Kinds of columns that hold floats: their word, and what their two axes count."""
+
+
+def _decoded(decoder: Callable[[Any], np.ndarray], value: Any, format: Format) -> np.ndarray:
+    """A value as it is stored. Raises Undecodable, whatever the decoder raised, and for numbers that are not finite."""
+    kind = KINDS[type(format)]
+    with reading(_UNITS.get(kind, (kind,))[0], value):
+        array = decoder(value)
+    # After the cast to 32 bits: 1e300 is finite before it.
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        word, rows, columns = _UNITS[kind]
+        row, column = np.argwhere(~np.isfinite(array))[0]
+        raise Undecodable(f"the {word} {name_of(value)} holds {array[row, column]} at {rows} {row}, {columns} {column}")
+    return array
+
+
+def _one_by_one(encode: Encode, texts: list[Any], bad: Callable[[int, str], object]) -> tuple[np.ndarray, np.ndarray]:
+    """The texts' ids and masks; those of a text that cannot be encoded are an empty text's, and `bad` is told why."""
+    parts = []
+    for row, text in enumerate(texts):
+        try:
+            with reading("text", name_of(text)):
+                parts.append(encode([text]))
+        except Undecodable as error:
+            bad(row, str(error))
+            parts.append(encode([""]))
+    ids, masks = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(masks)
 
 
 def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Target, refusal
+from mmsweep.data.digests import cache_key
 from mmsweep.data.formats import KINDS, AudioFormat, Format, SequenceFormat, VideoFormat
-from mmsweep.data.preparation import Progress, cache_key, write_prepared
+from mmsweep.data.preparation import Progress, write_prepared
 from mmsweep.data.prepared_split import FILLS, PreparedSplit
 from mmsweep.errors import UserError
 

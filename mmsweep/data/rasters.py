@@ -6,16 +6,15 @@ name. A value is a path, the bytes of a file, or a `Window` of a larger raster.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmsweep.data.dataset import IGNORE, Target
-from mmsweep.data.decoding import Undecodable, first_line, read_bytes
+from mmsweep.data.files import Undecodable, name_of, opened, reading
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 
@@ -39,6 +38,9 @@ class Window:
 
 RasterValue = str | Path | bytes | Window
 
+_MODES = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+"""Modes of Pillow's whose channels are grey or RGB as they are; CMYK's four, say, are no colour and transparency."""
+
 
 def decode_raster(value: RasterValue, format: RasterFormat) -> np.ndarray:
     """[C, H, W] in the format's type.
@@ -60,9 +62,11 @@ def _fitting(pixels: np.ndarray, value: RasterValue, format: RasterFormat) -> np
     if format.channels == 1 and pixels.shape[-1] == 3 and (pixels == pixels[..., :1]).all():
         pixels, found = pixels[..., :1], (*found[:2], 1)  # grey saved as colour
     if found != wanted:
-        raise Undecodable(f"the raster {_name(value)} is {_shape(found)}; expected {_shape(wanted)}, as the others are")
+        raise Undecodable(
+            f"the raster {name_of(value)} is {_shape(found)}; expected {_shape(wanted)}, as the others are"
+        )
     if pixels.dtype != np.dtype(format.dtype):
-        raise Undecodable(f"the raster {_name(value)} holds {pixels.dtype} values; expected {format.dtype}")
+        raise Undecodable(f"the raster {name_of(value)} holds {pixels.dtype} values; expected {format.dtype}")
     return pixels
 
 
@@ -75,7 +79,7 @@ def decode_labels(value: RasterValue, target: Target, size: tuple[int, int]) -> 
     pixels = _one_channel(_pixels(value), value)
     if pixels.shape != size:
         raise Undecodable(
-            f"the label map {_name(value)} is {_shape(pixels.shape)}; expected {_shape(size)}, as the rasters are"
+            f"the label map {name_of(value)} is {_shape(pixels.shape)}; expected {_shape(size)}, as the rasters are"
         )
     pairs = target.label_values or (*((c, c) for c in range(target.width)), (IGNORE, IGNORE))
     table = np.full(65536, -1, np.int16)
@@ -88,7 +92,7 @@ def decode_labels(value: RasterValue, target: Target, size: tuple[int, int]) -> 
         known = sorted(raw for raw, index in pairs if index != IGNORE)
         ignored = ", ".join(str(raw) for raw, index in sorted(pairs) if index == IGNORE)
         raise Undecodable(
-            f"the label map {_name(value)} holds the value {values[row, column]} (row {row}, column {column}), which "
+            f"the label map {name_of(value)} holds the value {values[row, column]} (row {row}, column {column}), which "
             f"stands for no class; expected {known[0]} to {known[-1]}"
             + (f", or {ignored} (no class)" if ignored else "")
         )
@@ -100,7 +104,7 @@ def _one_channel(pixels: np.ndarray, value: RasterValue) -> np.ndarray:
     if pixels.ndim == 3 and pixels.shape[-1] in (3, 4) and (pixels[..., :3] == pixels[..., :1]).all():
         pixels = pixels[..., 0]
     if pixels.ndim != 2:
-        raise Undecodable(f"the label map {_name(value)} has {pixels.shape[-1]} channels; expected one")
+        raise Undecodable(f"the label map {name_of(value)} has {pixels.shape[-1]} channels; expected one")
     return pixels
 
 
@@ -114,7 +118,7 @@ def raster_format(value: RasterValue) -> RasterFormat:
     pixels = _pixels(value)
     channels = 1 if pixels.ndim == 2 or pixels.shape[-1] <= 2 else 3
     if pixels.dtype not in (np.uint8, np.uint16):
-        raise Undecodable(f"the raster {_name(value)} holds {pixels.dtype} values; expected uint8 or uint16")
+        raise Undecodable(f"the raster {name_of(value)} holds {pixels.dtype} values; expected uint8 or uint16")
     size, dtype = (pixels.shape[0], pixels.shape[1]), "uint16" if pixels.dtype == np.uint16 else "uint8"
     if channels == 3 and dtype == "uint8":
         return RasterFormat(size, 3, "uint8", IMAGENET_MEAN, IMAGENET_STD)
@@ -140,7 +144,7 @@ def window_of(path: Path, size: tuple[int, int], format: RasterFormat | None = N
 
 def _pixels(value: RasterValue) -> np.ndarray:
     if not isinstance(value, Window):
-        return _decode(read_bytes(value), value)
+        return _decode(value)
     whole = _whole(value.path, *_stamp(value.path))
     part = whole[value.top : value.top + value.height, value.left : value.left + value.width]
     if value.top < 0 or value.left < 0 or part.shape[:2] != (value.height, value.width):
@@ -151,7 +155,7 @@ def _pixels(value: RasterValue) -> np.ndarray:
 @lru_cache(maxsize=8)
 def _whole(path: Path, size: int, changed: int) -> np.ndarray:
     """A large raster, decoded once for all its windows; `size` and `changed` tell one file from its successor."""
-    return _decode(read_bytes(path), path)
+    return _decode(path)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -162,24 +166,19 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _decode(data: bytes, value: RasterValue) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.mode == "P":
-                # A palette's indices are the labels of most label maps; its colours are only for people.
-                return np.asarray(opened)
-            if opened.mode == "1":
-                return np.asarray(opened, np.uint8)
-            pixels = np.asarray(opened)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise Undecodable(f"the raster {_name(value)} cannot be decoded ({first_line(error)})") from None
+def _decode(value: str | Path | bytes) -> np.ndarray:
+    with reading("raster", value), opened(value) as file, Image.open(file) as picture:
+        if picture.mode == "P":
+            # A palette's indices are the labels of most label maps; its colours are only for people.
+            return np.asarray(picture)
+        if picture.mode == "1":
+            return np.asarray(picture, np.uint8)
+        if picture.mode not in _MODES:
+            raise Undecodable(f"the raster {name_of(value)} is a picture of mode {picture.mode}; expected grey or RGB")
+        pixels = np.asarray(picture)
     if pixels.dtype == np.int32 and pixels.size and pixels.min() >= 0 and pixels.max() <= 65535:
         return pixels.astype(np.uint16)  # some versions of Pillow open 16-bit greys as 32-bit
     return pixels
-
-
-def _name(value: RasterValue) -> str:
-    return "given as bytes" if isinstance(value, bytes) else str(value)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -13,10 +13,10 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, ImageFormat, VideoFormat
 from mmsweep.models.backbone import Blueprint, EncoderBackbone, draw_linear, without_absent
 from mmsweep.models.encoder import CompileMode, Encoder, Tokens
-from mmsweep.models.families import Timm
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.packing import PackedLinear, by_slot
 from mmsweep.models.pretrained import PretrainedEncoder
+from mmsweep.models.timm_family import Timm
 from mmsweep.models.weights import locate
 
 

@@ -1,6 +1,6 @@
 """What differs between pretrained architectures: where their parts are called what. One class a family.
 
-A family is named by transformers' `model_type`, or is `timm`. Adding one is a class and a decorator.
+A family is named by transformers' `model_type`. Adding one is a class and a decorator. timm's: `timm_family.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
-from mmsweep.models.input_formats import FormatOptions, image_format, text_format
+from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format, text_format
 from mmsweep.models.last_block import BlockParts
 
 FAMILIES: dict[str, type[Family]] = {}
@@ -120,11 +120,21 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> Format: ...
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> Format: ...
 
     @classmethod
     @abstractmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]: ...
+
+    @classmethod
+    def has_class_token(cls, model: Any) -> bool:
+        """Whether the first token is one for the whole input; registers are no such tokens."""
+        return cls.prefix > 0
+
+    @classmethod
+    def own_pool(cls, model: Any) -> str:
+        """The pooling that a network was trained with."""
+        return cls.default_pool
 
     @classmethod
     def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
@@ -132,12 +142,12 @@ class Family(ABC):
         return (cls.token_shape(config, fmt)[0] - cls.prefix,)
 
 
-class _Picture(Family):
+class PictureFamily(Family):
     mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
     std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
 
     @classmethod
-    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> Format:
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> Format:
         return image_format(config, preprocessing, options, cls.mean, cls.std)
 
     @classmethod
@@ -156,7 +166,7 @@ class _Picture(Family):
 
 
 @family("clip_vision_model", "clip")
-class Clip(_Picture):
+class Clip(PictureFamily):
     """CLIP's vision tower. B7: extra tokens enter before the pre-LN. B10: pooled after the post-LN, no projection."""
 
     projections = tuple(f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "out_proj"))
@@ -176,7 +186,7 @@ class Clip(_Picture):
     @staticmethod
     def embed(model: Any, x: Tensor) -> Tokens:
         values_BND = model.embeddings(x, interpolate_pos_encoding=True)
-        return Tokens(values_BND, None, _Picture.grid(model.config, x))
+        return Tokens(values_BND, None, PictureFamily.grid(model.config, x))
 
     @staticmethod
     def before(model: Any, values_BND: Tensor) -> Tensor:
@@ -191,7 +201,7 @@ class Clip(_Picture):
         return model.embeddings.class_embedding
 
 
-class _LayersAndNorm(_Picture):
+class _LayersAndNorm(PictureFamily):
     @staticmethod
     def after(model: Any, values_BND: Tensor) -> Tensor:
         return model.layernorm(values_BND)
@@ -212,7 +222,7 @@ class Vit(_LayersAndNorm):
 
     @staticmethod
     def embed(model: Any, x: Tensor) -> Tokens:
-        return Tokens(model.embeddings(x, interpolate_pos_encoding=True), None, _Picture.grid(model.config, x))
+        return Tokens(model.embeddings(x, interpolate_pos_encoding=True), None, PictureFamily.grid(model.config, x))
 
 
 @family("dinov2")
@@ -228,7 +238,7 @@ class Dinov2(_LayersAndNorm):
 
     @staticmethod
     def embed(model: Any, x: Tensor) -> Tokens:
-        return Tokens(model.embeddings(x), None, _Picture.grid(model.config, x))
+        return Tokens(model.embeddings(x), None, PictureFamily.grid(model.config, x))
 
 
 @family("audio-spectrogram-transformer")
@@ -249,7 +259,7 @@ class Ast(_LayersAndNorm):
         return Tokens(model.embeddings(x), None, _ast_grid(model.config))
 
     @classmethod
-    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> AudioFormat:
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> AudioFormat:
         if options.frames not in (None, config.max_length):  # its positions are learned for this grid
             raise UserError(
                 "the encoder does not read spectrograms of this length",
@@ -257,8 +267,11 @@ class Ast(_LayersAndNorm):
                 found=options.frames,
                 expected=str(config.max_length),
             )
-        mean, std = preprocessing.get("mean", -4.2677393), preprocessing.get("std", 4.5689974)
-        return AudioFormat(16000, config.num_mel_bins, config.max_length, mean, std, "ast")
+        media = preprocessing.media
+        mean, std = media.get("mean", -4.2677393), media.get("std", 4.5689974)
+        if not media.get("do_normalize", True):
+            mean, std = 0.0, 0.5
+        return AudioFormat(media.get("sampling_rate", 16000), config.num_mel_bins, config.max_length, mean, std, "ast")
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
@@ -310,7 +323,7 @@ class Bert(Family):
         return model.embeddings.LayerNorm.bias  # where the embedding norm centres every token
 
     @classmethod
-    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> TextFormat:
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> TextFormat:
         return text_format(config, preprocessing, folder, options)
 
     @classmethod
@@ -358,7 +371,7 @@ class Whisper(Family):
         return model.embed_positions.weight.mean(0)
 
     @classmethod
-    def format(cls, config: Any, preprocessing: dict[str, Any], folder: str, options: FormatOptions) -> AudioFormat:
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> AudioFormat:
         most = 2 * config.max_source_positions
         if options.frames is not None and options.frames > most:
             raise UserError(
@@ -367,52 +380,13 @@ class Whisper(Family):
                 found=options.frames,
                 expected=f"at most {most}",
             )
+        preprocessing.check({"sampling_rate": 16000, "hop_length": 160, "n_fft": 400, "dither": 0.0}, "spectrograms")
         return AudioFormat(16000, config.num_mel_bins, options.frames or most, kind="whisper")
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
         assert isinstance(fmt, AudioFormat)
         return (fmt.frames + 1) // 2, config.d_model
-
-
-class Timm(_Picture):
-    """timm's VisionTransformer; `attn.qkv` is split on load."""
-
-    projections = ("attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.proj")
-    heads, norms, scales = "attn.num_heads", ("norm1", "norm2"), ("ls1", "ls2")
-
-    @classmethod
-    def parts(cls, block: Any) -> BlockParts | None:
-        """timm has other kinds of blocks and of attention (gated, or with norms of its own): they are run whole."""
-        from timm.layers.attention import Attention
-        from timm.models.vision_transformer import Block
-
-        attention = block.attn
-        norms = (attention.q_norm, attention.k_norm, attention.norm) if type(attention) is Attention else ()
-        plain = bool(norms) and all(isinstance(norm, nn.Identity) for norm in norms)
-        plain = plain and type(block) is Block and getattr(attention, "gate", None) is None
-        return super().parts(block) if plain else None
-
-    @staticmethod
-    def blocks(model: Any) -> tuple[str, Any]:
-        return "blocks", model.blocks
-
-    @staticmethod
-    def embed(model: Any, x: Tensor) -> Tokens:
-        values_BND = model._pos_embed(model.patch_embed(x))
-        return Tokens(values_BND, None, model.patch_embed.grid_size)
-
-    @staticmethod
-    def before(model: Any, values_BND: Tensor) -> Tensor:
-        return model.norm_pre(values_BND)
-
-    @staticmethod
-    def after(model: Any, values_BND: Tensor) -> Tensor:
-        return model.norm(values_BND)
-
-    @staticmethod
-    def class_embedding(model: Any) -> Tensor:
-        return model.cls_token[0, 0]
 
 
 def load_whole(model: Any, folder: str, config: Any, **options: Any) -> Any:

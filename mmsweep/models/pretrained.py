@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from mmsweep.data.formats import ImageFormat
 from mmsweep.errors import UserError
 from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens
-from mmsweep.models.families import Timm
 from mmsweep.models.few_rows import steady
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.last_block import LastBlock, take
+from mmsweep.models.timm_family import Timm
 from mmsweep.models.weights import locate
 
 
@@ -52,13 +51,7 @@ class PretrainedEncoder(Encoder):
         steady(network)
         options = options or FormatOptions()
         if self.family is Timm:
-            cfg = network.pretrained_cfg
-            size = network.patch_embed.img_size[0]
-            if options.size not in (None, size):
-                raise UserError(
-                    "timm encoders run at their own size", key="data.image.size", found=options.size, expected=str(size)
-                )
-            self.format = ImageFormat(size, tuple(cfg["mean"]), tuple(cfg["std"]), fit=options.fit)
+            self.format = Timm.format_of(network, options)
             self._token_shape = (network.patch_embed.num_patches + network.num_prefix_tokens, network.embed_dim)
             self._token_grid = tuple(network.patch_embed.grid_size)
             self.prefix = network.num_prefix_tokens
@@ -77,10 +70,11 @@ class PretrainedEncoder(Encoder):
             )
         if layers is not None:
             del blocks[layers:]
-        self._pool = self.family.default_pool if pool == "auto" else pool
+        classed = self.family.has_class_token(network)
+        self._pool = self.family.own_pool(network) if pool == "auto" else pool
         if self._pool == "pooler" and getattr(self.network, "pooler", None) is None:
             raise UserError("this encoder has no pooler", key=f"{own}.pool", found=pool, expected="cls or mean")
-        if self._pool == "cls" and self.prefix == 0:
+        if self._pool == "cls" and not classed:
             raise UserError("this encoder has no class token", key=f"{own}.pool", found=pool, expected="mean")
         self.compiler: BlockCompiler | None = None
         self.eval()

@@ -33,9 +33,9 @@ from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import CompileMode, Tokens
 from mmsweep.models.families import load_whole
 from mmsweep.models.few_rows import steady
-from mmsweep.models.input_formats import FormatOptions, image_format, text_format
+from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format, text_format
 from mmsweep.models.packing import PackedLinear
-from mmsweep.models.weights import find, has_pooler, preprocessing
+from mmsweep.models.weights import find, has_pooler
 
 _LINEARS = (*(f"attention.attention.{p}" for p in ("query", "key", "value")), "attention.output.dense")
 """Of a block, what LoRA adapts, in the order in which it is called."""
@@ -196,7 +196,7 @@ class ViLT(Backbone):
 
 
 def _image_format(config: Any, folder: Path | None, inputs: FormatOptions) -> ImageFormat:
-    form = image_format(config, preprocessing(folder), inputs, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    form = image_format(config, Preprocessing(folder), inputs, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     if form.size % config.patch_size:
         raise UserError(
             "the picture does not divide into patches",
@@ -208,7 +208,7 @@ def _image_format(config: Any, folder: Path | None, inputs: FormatOptions) -> Im
 
 
 def _text_format(config: Any, folder: Path | None, inputs: FormatOptions) -> TextFormat:
-    return text_format(config, preprocessing(folder), str(folder or ""), inputs, stretches=True)
+    return text_format(config, Preprocessing(folder), str(folder or ""), inputs, stretches=True)
 
 
 def _stretch(embeddings: Any, length: int) -> None:

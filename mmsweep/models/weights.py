@@ -7,7 +7,6 @@ was looked for and how to provide it. No file is unpickled: safetensors, or torc
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from torch import nn
 
 from mmsweep.data.formats import Format
 from mmsweep.errors import UserError
-from mmsweep.models.families import FAMILIES, Family, Timm
-from mmsweep.models.input_formats import FormatOptions
+from mmsweep.models.families import FAMILIES, Family
+from mmsweep.models.input_formats import FormatOptions, Preprocessing
 from mmsweep.models.split_qkv import SplitQKV
+from mmsweep.models.timm_family import Timm
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
 
@@ -72,13 +72,10 @@ class Architecture:
     folder: Path | None
     pooler: bool = True
 
-    def preprocessing(self) -> dict[str, Any]:
-        return preprocessing(self.folder)
-
     def format(self, options: FormatOptions) -> Format:
         """How its inputs are made; not of timm's. Raises UserError where it does not read what the study wants."""
         config = self.family.config(self.config)
-        return self.family.format(config, self.preprocessing(), str(self.folder or ""), options)
+        return self.family.format(config, Preprocessing(self.folder), str(self.folder or ""), options)
 
     def network(self, weights: bool) -> nn.Module:
         """The network: loaded, or (for counting, on the current default device) with initial values."""
@@ -95,14 +92,6 @@ class Architecture:
                 file=self.folder,
                 expected="a whole checkpoint",
             ) from error
-
-
-def preprocessing(folder: Path | None) -> dict[str, Any]:
-    """What lies beside a checkpoint about its inputs; empty where nothing does."""
-    for file in ("preprocessor_config.json", "tokenizer_config.json"):
-        if folder and (folder / file).exists():
-            return dict(json.loads((folder / file).read_text(encoding="utf-8")))
-    return {}
 
 
 def locate(source: str, name: str, key: str, files: bool = True) -> Architecture:
@@ -241,10 +230,15 @@ def _timm(name: str, weights: bool, key: str) -> nn.Module:
             found=name,
             expected="one of timm.list_models('vit_*'), or a folder as local-dir:FOLDER",
         ) from error
-    if not hasattr(model, "blocks") or not hasattr(model, "_pos_embed"):
+    # Others, with rotary positions or parallel blocks, would fail or mislead in the first forward.
+    fused = isinstance(model, timm.models.VisionTransformer) and all(
+        isinstance(getattr(getattr(block, "attn", None), "qkv", None), nn.Linear) for block in model.blocks
+    )
+    if not fused:
         raise UserError(
-            "not a vision transformer of timm's", key=key, found=name, expected="a name that starts with vit_ or deit_"
-        )
+            "not one of timm's plain vision transformers", key=key, found=name,
+            expected="a name such as vit_base_patch16_224 or deit_small_patch16_224",
+        )  # fmt: skip
     for block in model.blocks:
         with torch.device(block.attn.qkv.weight.device):
             block.attn.qkv = SplitQKV(block.attn.qkv)

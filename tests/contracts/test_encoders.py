@@ -265,6 +265,42 @@ def test_lengths_that_an_encoder_does_not_read_are_refused(name, options, key, m
         make(name, options=options)
 
 
+@pytest.mark.parametrize(
+    ("args", "pooled"),
+    [
+        ({"class_token": False, "reg_tokens": 2, "no_embed_class": True, "global_pool": "avg"}, "patches"),
+        ({"class_token": False, "reg_tokens": 1, "no_embed_class": True, "global_pool": "map"}, "patches"),
+        ({"class_token": False, "global_pool": "avg"}, "patches"),
+        ({"reg_tokens": 2}, "class token"),
+        ({"global_pool": "avg"}, "patches"),
+    ],
+)
+def test_a_register_is_no_class_token(args, pooled, tmp_path):
+    args = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, **args)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0, **args).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": args,
+              "pretrained_cfg": {"input_size": [3, 32, 32], "num_classes": 0}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder, x = PretrainedEncoder("timm", f"local-dir:{tmp_path}"), sample_input("timm")
+    with torch.no_grad():
+        features_BND, found_BD = model.forward_features(x), encoder.pool(encoder.encode(encoder.embed(x)))
+    wanted_BD = features_BND[:, 0] if pooled == "class token" else features_BND[:, model.num_prefix_tokens :].mean(1)
+    torch.testing.assert_close(found_BD, wanted_BD)
+    assert encoder.class_embedding().shape == (16,)
+    if not args.get("class_token", True):
+        with pytest.raises(UserError, match="no class token"):
+            PretrainedEncoder("timm", f"local-dir:{tmp_path}", pool="cls")
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224", "vit_base_patch16_xp_224"])
+def test_other_networks_of_timm_are_refused_before_a_forward(name):
+    if name not in timm.list_models():
+        pytest.skip(f"this timm has no {name}")
+    with torch.device("meta"), pytest.raises(UserError, match=rf"key: not one of timm's plain .* found '{name}'"):
+        PretrainedEncoder("timm", name, "key", weights=False)
+
+
 def test_too_many_layers_and_no_class_token(make):
     with pytest.raises(UserError, match="at most 2"):
         make("vit", layers=3)

@@ -20,8 +20,9 @@ from PIL import Image
 
 from mmsweep.data.clips import decode_video, natural_key, uniform_frames
 from mmsweep.data.dataset import DatasetBuilder, Sample, Target
-from mmsweep.data.decoding import Undecodable, decode_image, sound_decoder
-from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat, VideoFormat
+from mmsweep.data.decoding import decode_image, sound_decoder
+from mmsweep.data.files import Undecodable
+from mmsweep.data.formats import AudioFormat, Format, ImageFormat, SequenceFormat, TextFormat, VideoFormat
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.errors import UserError
 from tests.data.files import WORDS, write_picture, write_tokenizer
@@ -274,6 +275,69 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, tokenizer: str)
         prepare(builder, formats_of(tokenizer), tmp_path / "cache")
 
 
+def test_numbers_that_are_not_finite_are_bad_rows(tmp_path: Path) -> None:
+    """Whatever the kind, and after the cast to 32 bits, of which 1e300 is beyond."""
+    soundfile = pytest.importorskip("soundfile")
+    wave = np.sin(np.arange(4_000) / 9).astype(np.float32)
+    wrong = {"nan.wav": wave.copy(), "inf.wav": wave.copy()}
+    wrong["nan.wav"][100], wrong["inf.wav"][200] = np.nan, -np.inf
+    for name, values in {"fine.wav": wave, **wrong}.items():
+        soundfile.write(tmp_path / name, values, 16_000, subtype="FLOAT")
+    for name, value in {"fine": 1.0, "nan": np.nan, "huge": 1e300}.items():
+        np.save(tmp_path / f"{name}.npy", np.full((3, 8), value))
+    rows = [("fine.wav", "fine.npy"), ("nan.wav", "fine.npy"), ("inf.wav", "fine.npy"), ("nan.npy", "fine.npy"),
+            ("huge.npy", "fine.npy"), ("fine.wav", "nan.npy"), ("fine.wav", "huge.npy")]  # fmt: skip
+    samples = [
+        Sample(str(i), {"sound": tmp_path / a, "series": tmp_path / b}, "red", None, f"my.csv:{i + 2}")
+        for i, (a, b) in enumerate(rows)
+    ]
+    builder = Rows(
+        {"sound": "audio", "series": "sequence"}, {"train": samples, "val": samples[:1], "test": samples[:1]}
+    )
+    formats: dict[str, Format] = {"sound": AudioFormat(mel_bins=8, frames=20), "series": SequenceFormat(4, 8)}
+    with pytest.raises(UserError) as caught:
+        prepare(builder, formats, tmp_path / "cache")
+    message = str(caught.value)
+    assert "6 rows cannot be used" in message
+    for line, words in enumerate(("sound: the sound", "sound: the sound", "sound: the sound", "sound: the sound",
+                                  "series: the sequence", "series: the sequence"), start=3):  # fmt: skip
+        assert f"my.csv:{line}: {words}" in message
+    assert "nan.wav holds nan" in message and "huge.npy holds inf at step 0, column 0" in message
+    data = prepare(builder, formats, tmp_path / "cache", on_bad="skip", fill="mean")
+    assert data.splits["train"].ids == ["0"] and len(data.skipped) == 6
+    assert np.isfinite(data.splits["train"].column("sound")).all()
+
+
+def test_whatever_raises_is_a_bad_row(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that cannot be encoded, names that no system takes, and exceptions that no decoder expects."""
+    builder = pictures(tmp_path)
+    rows = builder.splits()["train"]
+    values = [dict(row.values) for row in rows]
+    values[0]["text"] = "half a pair \ud800"
+    values[2]["image"] = "a caption where a picture belongs " * 20
+    values[3]["image"] = "nul\0byte"
+    values[4]["text"] = 5
+    builder.splits()["train"] = [replace(row, values=v) for row, v in zip(rows, values, strict=True)]
+    read = Image.open
+
+    def opened(file: Any) -> Image.Image:
+        picture = read(file)
+        if file.name.endswith("train/5.png"):
+            raise KeyError("some tag")
+        return picture
+
+    monkeypatch.setattr(Image, "open", opened)
+    with pytest.raises(UserError) as caught:
+        prepare(builder, formats_of(tokenizer), tmp_path / "cache")
+    message = str(caught.value)
+    assert message.encode() and "5 rows cannot be used" in message
+    for part in ("train.csv:2: text: ", "train.csv:4: image: ", "train.csv:5: image: ", "train.csv:6: text: ",
+                 "train.csv:7: image: the picture", "'some tag'"):  # fmt: skip
+        assert part in message
+    data = prepare(builder, formats_of(tokenizer), tmp_path / "cache", on_bad="skip")
+    assert data.splits["train"].ids == ["train-1"] and len(data.skipped) == 5
+
+
 # ---- batches
 
 
@@ -382,6 +446,9 @@ def test_targets_are_encoded_and_checked() -> None:
         (multi, "cat", "list of labels"),
         (Target("regression"), "many", "not a number"),
         (Target("regression"), "nan", "finite"),
+        (Target("regression"), 4e38, "finite number of 32 bits"),
+        (Target("regression"), "-1e300", "finite"),
+        (Target("regression"), 10**400, "not a number"),
     ):
         with pytest.raises(UserError, match=words):
             target.encode(value)

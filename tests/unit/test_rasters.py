@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import IGNORE, DatasetBuilder, Sample, Target
-from mmsweep.data.decoding import Undecodable
+from mmsweep.data.files import Undecodable
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.rasters import Window, decode_labels, decode_raster, raster_format

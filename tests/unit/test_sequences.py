@@ -12,8 +12,9 @@ import torch
 
 from mmsweep.assembly import card_of, make_backbone
 from mmsweep.data.check import check
-from mmsweep.data.decoding import Undecodable, decode_sequence
+from mmsweep.data.decoding import decode_sequence
 from mmsweep.data.derived import picture_features, sequence_decoder, sound_features, word_features
+from mmsweep.data.files import Undecodable
 from mmsweep.data.formats import SequenceFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import prepare

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample, Target
-from mmsweep.data.decoding import first_line
+from mmsweep.data.files import first_line
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.rasters import IMAGENET_MEAN, IMAGENET_STD, Window, window_of

@@ -1,0 +1,123 @@
+"""Digests of a dataset: the name of its prepared folder, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mmsweep.data.dataset import SPLITS, Sample, Target
+from mmsweep.data.formats import Format, SequenceFormat, TextFormat
+from mmsweep.data.rasters import Window
+
+CODE_VERSION = 2
+"""Raise it when the same input would give other columns: old caches are then left alone."""
+
+
+def cache_key(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
+    """Name of the prepared folder: cheap to compute, changes whenever a column could.
+
+    Files count by path, size and time of change (reading them all at every start would take minutes).
+    """
+    digest = _start(formats, target)
+    for sample in _rows(splits, digest, _file_stamp if target.task == "segmentation" else None):
+        for modality in formats:
+            _feed(digest, modality, _stamp(sample.values.get(modality), formats[modality]))
+    return digest.hexdigest()[:24]
+
+
+def content_digest(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
+    """The data's fingerprint: equal on every machine that holds the same content, wherever it lies."""
+    digest = _start(formats, target)
+    for sample in _rows(splits, digest, _file_content if target.task == "segmentation" else None):
+        for modality in formats:
+            _feed(digest, modality, _content(sample.values.get(modality), formats[modality]))
+    return digest.hexdigest()[:24]
+
+
+def split_digest(splits: Mapping[str, list[str]]) -> str:
+    """Digest of which ids stand in which split, in order."""
+    return hashlib.sha256(json.dumps([[name, splits[name]] for name in SPLITS]).encode()).hexdigest()[:24]
+
+
+def _start(formats: Mapping[str, Format], target: Target) -> Any:
+    head: list[Any] = [CODE_VERSION, {m: f.key() for m, f in formats.items()}, list(formats)]
+    head += [target.task, target.classes]
+    if target.label_values:
+        head.append(target.label_values)
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+
+
+def _rows(
+    splits: Mapping[str, list[Sample]], digest: Any, map_digest: Callable[[Any], Any] | None = None
+) -> Iterator[Sample]:
+    for name in SPLITS:
+        _feed(digest, "split", name)
+        for sample in splits[name]:
+            wanted = sorted(sample.target) if isinstance(sample.target, (set, frozenset)) else sample.target
+            _feed(digest, sample.id, sample.group, map_digest(wanted) if map_digest else wanted)
+            yield sample
+
+
+def _feed(digest: Any, *parts: Any) -> None:
+    digest.update(json.dumps(parts, default=str).encode() + b"\n")
+
+
+def _stamp(value: Any, format: Format) -> Any:
+    return value if value is None or _is_words(format) else _file_stamp(value)
+
+
+def _file_stamp(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return _file_content(value)
+    if isinstance(value, Window):
+        return [_file_stamp(value.path), value.top, value.left, value.height, value.width]
+    path = Path(value)
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(str(file), file.stat()) for file in files]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    except (OSError, ValueError):  # ValueError: a NUL in the name, or half a surrogate pair
+        return [str(path), "absent"]
+
+
+def _is_words(format: Format) -> bool:
+    """Whether raw values are texts, not names of files."""
+    return isinstance(format, TextFormat) or (isinstance(format, SequenceFormat) and format.recipe == "words")
+
+
+def _content(value: Any, format: Format) -> Any:
+    return value if value is None or _is_words(format) else _file_content(value)
+
+
+def _file_content(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, Window):
+        return [
+            _whole_file(value.path, value.path.stat().st_mtime_ns),
+            value.top,
+            value.left,
+            value.height,
+            value.width,
+        ]
+    path = Path(value)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [_sha256(file) for file in files if file.is_file()]
+
+
+@lru_cache(maxsize=32)
+def _whole_file(path: Path, changed: int) -> str:
+    """Digest of a file that many windows are cut from."""
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

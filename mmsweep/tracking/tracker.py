@@ -26,7 +26,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from mmsweep.record_files import TrackingFile, read_record, write_whole
+from mmsweep.record_files import SweepFile, TrackingFile, read_record, write_whole
 from mmsweep.study_source import VARIABLE
 from mmsweep.tracking.address import shown
 from mmsweep.tracking.naming import Objective, children_table, metric_name, objectives
@@ -116,11 +116,11 @@ class Tracker:
         """
         self._sweep, self._objectives = name, objectives(study_yaml)
         self._notebook = Path(sweep_folder).absolute() / "tracking.json"
-        self._notes = _notes(self._notebook)
-        identity = self._notes["id"]
-        fixed = {"mmsweep.kind": "sweep", "mmsweep.sweep": name, "mmsweep.state": "running"}
-        fixed |= {"mmsweep.sweep_id": identity, "mmsweep.sweep_path": str(self._notebook.parent)}
         with impatient(), self._store.as_user_errors():
+            self._notes = _notes(self._notebook, self._known_identity)
+            identity = self._notes["id"]
+            fixed = {"mmsweep.kind": "sweep", "mmsweep.sweep": name, "mmsweep.state": "running"}
+            fixed |= {"mmsweep.sweep_id": identity, "mmsweep.sweep_path": str(self._notebook.parent)}
             found = self._search(f"tags.`mmsweep.sweep_id` = '{identity}' and tags.`mmsweep.kind` = 'sweep'")
             if found:
                 self._parent = found[0].info.run_id
@@ -246,6 +246,19 @@ class Tracker:
 
     # ------------------------------------------------------------------ MLflow calls; each may raise
 
+    def _known_identity(self) -> str | None:
+        """The id that the sweep's run carries, where `tracking.json` was lost and `sweep.json` still names the run."""
+        sweep = read_record(self._notebook.with_name("sweep.json"), SweepFile) or {}
+        run_id = sweep.get("mlflow", {}).get("run_id")
+        if not run_id:
+            return None
+        try:
+            return self._client.get_run(run_id).data.tags.get("mmsweep.sweep_id")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # another store, or somebody deleted the run
+                return None
+            raise
+
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         user = os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
         tags = {**tags, "mlflow.source.name": "mmsweep", "mlflow.user": user}
@@ -346,12 +359,12 @@ class Tracker:
         return scores
 
 
-def _notes(path: Path) -> dict[str, Any]:
+def _notes(path: Path, known_identity: Callable[[], str | None]) -> dict[str, Any]:
     """What stands in the notebook, or a new one: it must be on disk before the run that carries its id is made."""
     notes = read_record(path, TrackingFile)
     if notes is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        notes = {"id": uuid.uuid4().hex}
+        notes = {"id": known_identity() or uuid.uuid4().hex}
         write_whole(path, json.dumps(notes))
     return {"runs": {}, **notes}
 

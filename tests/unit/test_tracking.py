@@ -360,3 +360,18 @@ def test_the_same_sweep_on_a_real_server(server: str, tmp_path: Path, monkeypatc
     assert (run.info.status, len(run.data.params), len(run.data.metrics)) == ("FINISHED", 120, 1205)
     client = MlflowClient(tracking_uri=server)
     assert "weights.safetensors" in {item.path for item in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_lost_tracking_json_is_made_again_from_the_runs(tmp_path: Path) -> None:
+    writer, folder = started(tmp_path), tmp_path / "sweeps/demo"
+    child = writer.start_trial("0000", {"a": 1}, {}, STUDY)
+    parent = json.loads((folder / "tracking.json").read_text())["run_id"]
+    (folder / "sweep.json").write_text(json.dumps({"mlflow": {"uri": writer.uri, "run_id": parent}}))
+    (folder / "tracking.json").unlink()
+    again = tracker(tmp_path)
+    assert again.start_sweep("demo", folder, STUDY, {}) == parent
+    assert again.start_trial("0000", {"a": 1}, {}, STUDY) == child and len(children(again)) == 1
+
+    (folder / "sweep.json").write_text(json.dumps({"mlflow": {"uri": writer.uri, "run_id": "f" * 32}}))
+    (folder / "tracking.json").unlink()  # and the run that it names was deleted
+    assert tracker(tmp_path).start_sweep("demo", folder, STUDY, {}) not in (parent, "")

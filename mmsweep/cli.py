@@ -67,6 +67,8 @@ def tune(
         from mmsweep.sweep.start import run_sweep
 
         folder = out_folder or Path("sweeps") / study.name
+        if resume or extend:
+            study = _as_it_began(study, folder, overrides)
         check_sweep(study)
         outcome = run_sweep(
             study,
@@ -76,6 +78,7 @@ def tune(
             retry_failed=retry_failed,
             live=not as_json,
             describe=lambda: facts(study, prepare_data(study)),
+            overrides=overrides or [],
         )
     _conclude(outcome, _resume_command("tune", study_file, overrides, out_folder), " --retry-failed", as_json)
 
@@ -95,9 +98,16 @@ def train(
 
     with _studying(study_file, overrides) as study:
         folder = out_folder or Path("sweeps") / f"{study.name}-train"
+        if resume:
+            study = _as_it_began(study, folder, overrides)
         check(study)
         outcome = train_one(
-            study, folder, resume=resume, live=not as_json, describe=lambda: facts(study, prepare_data(study))
+            study,
+            folder,
+            resume=resume,
+            live=not as_json,
+            describe=lambda: facts(study, prepare_data(study)),
+            overrides=overrides or [],
         )
     _conclude(outcome, _resume_command("train", study_file, overrides, out_folder), "", as_json)
 
@@ -329,6 +339,15 @@ def _studying(file: Path, overrides: list[str] | None) -> Iterator[Study]:
         if problem.key.split(".")[0] not in Study.model_fields:  # an option, or a variable of the environment
             raise
         raise problem.placed(**Source.read(file, overrides or []).place(problem.key)) from problem
+
+
+def _as_it_began(study: Study, folder: Path, overrides: list[str] | None) -> Study:
+    from mmsweep.sweep.folder import as_it_began
+
+    own, kept = as_it_began(study, folder.absolute(), overrides or [])
+    if kept:
+        print(f"The sweep goes on as it began: {', '.join(kept)}", file=sys.stderr)
+    return own
 
 
 def _sweep(path: Path) -> Path:

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,16 @@ class SweepFolder:
         self._lock: Any = None
 
     @classmethod
-    def open(cls, study: Study, path: Path, *, trials: int, resume: bool, extend: int) -> SweepFolder:
+    def open(
+        cls, study: Study, path: Path, *, trials: int, resume: bool, extend: int, overrides: Sequence[str] = ()
+    ) -> SweepFolder:
         """Make the folder of a new sweep, or take up that of a sweep that goes on.
 
         Args:
             trials: how many trials a new sweep has.
             resume: go on with what was interrupted.
             extend: so many trials more than the sweep had; implies `resume`.
+            overrides: the command line's `key=value`; a new sweep writes down the keys, for `as_it_began`.
 
         Raises:
             UserError: the folder holds a sweep already and neither was asked for, holds none, holds another
@@ -88,7 +91,7 @@ class SweepFolder:
                 folder._check_records(study, trials)
             else:
                 about = {"name": study.name, "created": time.time(), "mmsweep": mmsweep.__version__, "trials": trials}
-                folder.update(state="running", **about)
+                folder.update(state="running", **about, overrides=[_key(override) for override in overrides])
                 write_whole(path / "study.yaml", study.to_yaml())  # last: where it stands, a sweep lies
             folder.finished = folder.state.get("state") == "finished" and not extend
             if extend:
@@ -200,16 +203,26 @@ class SweepFolder:
 
     def _check_unchanged(self, study: Study) -> None:
         before = Study.load(self.path / "study.yaml")
-        changed = differing_keys(before.resolved(), study.resolved())
-        changed = [key for key in changed if not key.startswith(FREE_ON_RESUME)]
+        changed = [key for key in differing_keys(before.resolved(), study.resolved()) if not _is_free(key)]
         if changed:
-            key = changed[0]
-            raise UserError(
-                f"the study has changed since this sweep began ({', '.join(changed)})", file=self.path, key=key,
-                found=_at(study.resolved(), key), expected=f"{_at(before.resolved(), key)!r}, as before",
-                hint="To go on, say again what was changed on the command line (KEY=VALUE). A changed study needs "
-                "another name (name=…) or --out; --extend N adds trials.",
-            )  # fmt: skip
+            raise _changed(changed, before, study, self.path)
+
+
+def _changed(keys: Sequence[str], before: Study, study: Study, path: Path) -> UserError:
+    return UserError(
+        f"the study has changed since this sweep began ({', '.join(keys)})", file=path, key=keys[0],
+        found=_at(study.resolved(), keys[0]), expected=f"{_at(before.resolved(), keys[0])!r}, as before",
+        hint="To go on, take the change back. A changed study needs another name (name=…) or --out; --extend N adds "
+        "trials.",
+    )  # fmt: skip
+
+
+def _is_free(key: str) -> bool:
+    return key.startswith(FREE_ON_RESUME)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
 
 
 def differing_keys(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -232,6 +245,43 @@ def _at(values: Mapping[str, Any], key: str) -> Any:
     heads = [".".join(parts[:n]) for n in range(1, len(parts))]
     inner = [(values[head], key[len(head) + 1 :]) for head in heads if isinstance(values.get(head), Mapping)]
     return next((found for value, rest in inner if (found := _at(value, rest)) is not None), None)
+
+
+def as_it_began(study: Study, path: Path, overrides: Sequence[str]) -> tuple[Study, list[str]]:
+    """The study with which a sweep goes on: what its first command changed of the file need not be said again.
+
+    Args:
+        study: what the command names, overrides applied.
+        path: the sweep's folder; where no sweep lies, `study` is returned.
+        overrides: `key=value` of the command line.
+
+    Returns:
+        The study, and what the first command changed and this one does not: "key=value instead of value".
+
+    Raises:
+        UserError: an override contradicts the sweep, or the file has changed.
+    """
+    if not (path / "study.yaml").exists():
+        return study, []
+    began, first = Study.load(path / "study.yaml"), SweepFolder(path).state.get("overrides", [])
+    old, new, given = began.resolved(), study.resolved(), [_key(override) for override in overrides]
+    different = differing_keys(old, new)
+    now = [key for key in different if any(_overlap(key, other) for other in given)]
+    kept = [key for key in different if key not in now and any(_overlap(key, other) for other in first)]
+    if contradicting := [key for key in now if not _is_free(key)]:
+        raise _changed(contradicting, began, study, path).placed(file="command line")
+    if changed := [key for key in different if key not in (*now, *kept) and not _is_free(key)]:
+        raise _changed(changed, began, study, path)
+    own = began.with_values({key: _at(new, key) for key in different if key not in kept})
+    return own, [f"{key}={_json(_at(old, key))} instead of {_json(_at(new, key))}" for key in kept]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _overlap(key: str, other: str) -> bool:
+    return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
 
 
 def inside_ray_job() -> bool:

@@ -7,7 +7,7 @@ What can be refused of folder, store and study is refused first. Then Ray starts
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmsweep.errors import UserError
@@ -32,6 +32,7 @@ def run_sweep(
     live: bool = True,
     warm: str = WARM,
     describe: Callable[[], Mapping[str, str]] = dict,
+    overrides: Sequence[str] = (),
 ) -> SweepOutcome:
     """Run a study's sweep: search, then finals. Blocks until it is finished or interrupted (Ctrl-C).
 
@@ -44,6 +45,7 @@ def run_sweep(
         live: a live table where stdout is a terminal.
         warm: import path of what hosts keep warm (tests put a stand-in here).
         describe: called while Ray starts, before hosts do; more tags for the sweep's and the trials' MLflow runs.
+        overrides: the command line's `key=value`, which `study` has already; they need not be repeated to resume.
 
     Raises:
         UserError: the folder, the study, the cluster or the tracking store forbids it; or the hosts cannot go on.
@@ -56,7 +58,7 @@ def run_sweep(
     check_search(study)
     return _run(
         study, out, trials=count_trials(study), resume=resume, extend=extend, retry_failed=retry_failed, live=live,
-        warm=warm, describe=describe,
+        warm=warm, describe=describe, overrides=overrides,
     )  # fmt: skip
 
 
@@ -68,6 +70,7 @@ def train_one(
     warm: str = WARM,
     resume: bool = False,
     describe: Callable[[], Mapping[str, str]] = dict,
+    overrides: Sequence[str] = (),
 ) -> SweepOutcome:
     """Train one configuration on one host and evaluate it on test; laid out and tracked like a sweep's final run.
 
@@ -76,7 +79,16 @@ def train_one(
     """
     # It has one run, and who resumes it wants that run to end well.
     return _run(
-        study, out, trials=0, resume=resume, extend=0, retry_failed=resume, live=live, warm=warm, describe=describe
+        study,
+        out,
+        trials=0,
+        resume=resume,
+        extend=0,
+        retry_failed=resume,
+        live=live,
+        warm=warm,
+        describe=describe,
+        overrides=overrides,
     )
 
 
@@ -91,10 +103,11 @@ def _run(
     live: bool,
     warm: str,
     describe: Callable[[], Mapping[str, str]],
+    overrides: Sequence[str],
 ) -> SweepOutcome:
     check_lasting(study, out)
     check_store(study.tracking.uri, Path.cwd())
-    folder = SweepFolder.open(study, out.absolute(), trials=trials, resume=resume, extend=extend)
+    folder = SweepFolder.open(study, out.absolute(), trials=trials, resume=resume, extend=extend, overrides=overrides)
     done = folder.finished and not retry_failed
     try:
         with contextlib.nullcontext() if done else connecting():

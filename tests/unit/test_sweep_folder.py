@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmsweep.errors import UserError
-from mmsweep.sweep.folder import SweepFolder, check_lasting, differing_keys
+from mmsweep.sweep.folder import SweepFolder, as_it_began, check_lasting, differing_keys
 from mmsweep.sweep.hosts import HostSize, capacity, count_hosts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
@@ -46,6 +46,32 @@ def test_a_changed_study_is_refused_with_the_keys_that_differ(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"sweep.trials: the study has changed.*--extend N adds trials"):
         opened(tmp_path / "s", resume=True, sweep__trials=40)
     assert differing_keys({"a": {"b.c": 1}, "d": [1]}, {"a": {"b.c": 2}, "d": [1], "e": None}) == ["a.b.c"]
+
+
+def test_a_sweep_goes_on_without_the_first_command_s_overrides(tmp_path: Path) -> None:
+    began = study(train__epochs=9, method__align_weight=0.7, tracking__experiment="mine")
+    first = ["train.epochs=9", "method={align_weight: 0.7}", "tracking.experiment=mine"]
+    SweepFolder.open(began, tmp_path / "s", trials=6, resume=False, extend=0, overrides=first).release()
+    own, kept = as_it_began(study(), tmp_path / "s", [])
+    assert own == began
+    assert kept == [
+        "method.align_weight=0.7 instead of 0.2",
+        'tracking.experiment="mine" instead of null',
+        f"train.epochs=9 instead of {study().train.epochs}",
+    ]
+    SweepFolder.open(own, tmp_path / "s", trials=6, resume=True, extend=0).release()
+
+    again, kept = as_it_began(study(train__epochs=9), tmp_path / "s", ["train.epochs=9"])  # repeated in part
+    assert again == began and "train.epochs" not in str(kept)
+    elsewhere = study(resources__hosts=3, sweep__budget__hours=1.0)
+    moved, _ = as_it_began(elsewhere, tmp_path / "s", ["resources.hosts=3", "sweep.budget={hours: 1}"])
+    assert moved == began.with_values({"resources.hosts": 3, "sweep.budget.hours": 1.0})
+    for override in ("train.epochs=5", "train={epochs: 5}"):
+        with pytest.raises(UserError, match=r"command line: train.epochs: .*changed.*found 5; expected 9, as before"):
+            as_it_began(study(train__epochs=5), tmp_path / "s", [override])
+    with pytest.raises(UserError, match=r"train.seed: the study has changed.*found 3; expected 0, as before"):
+        as_it_began(study(train__seed=3), tmp_path / "s", [])  # the file itself
+    assert as_it_began(study(), tmp_path / "none", ["train.epochs=5"]) == (study(), [])
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

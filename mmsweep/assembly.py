@@ -28,6 +28,7 @@ from mmsweep.errors import UNSET, UserError
 from mmsweep.jobs import Job, largest_rank, warm_key
 from mmsweep.jobs import pack_key as pack_key  # a host's module offers both keys
 from mmsweep.methods import METHODS, Method
+from mmsweep.metrics import is_better
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.input_formats import FormatOptions
@@ -38,7 +39,7 @@ from mmsweep.study import MOST_SLOTS, ScenarioSpec, Study
 from mmsweep.study_data import ManifestSplit
 from mmsweep.tasks import MultiLabel, make_task
 from mmsweep.training.capacity import measure
-from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, is_better, load_checkpoint, load_weights
+from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, load_checkpoint, load_weights
 from mmsweep.training.engine import Answer, Ending, EvaluationPlan, Slot, fit, generator, rehearse
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples

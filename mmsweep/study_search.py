@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mmsweep.errors import UserError
+from mmsweep.metrics import Mode, direction, metric_of
 from mmsweep.study_source import Section, misfit
 
 MOST_COMBINATIONS = 10_000
@@ -190,10 +191,22 @@ def _conditions_first(search: Mapping[str, Dimension]) -> dict[str, Dimension]:
     return ordered
 
 
+_SIZE = {"max": "larger", "min": "smaller"}
+
+
 class Objective(Section):
-    metric: str = Field("val/mean_missing/f1_macro", description="val/scenario/metric; mean_missing, worst_missing too")
-    mode: Literal["max", "min"] = Field("max", description="what is better")
-    scope: Literal["best", "last"] = Field("best", description="a trial's score: of its best epoch, or of its last")
+    metric: str = Field(
+        "val/mean_missing/f1_macro",
+        description="What trials are ranked by: val/scenario/metric. mean_missing and worst_missing are scenarios too.",
+    )
+    mode: Mode = Field(
+        None,  # type: ignore[arg-type]  # the validator below puts the metric's direction here
+        description="Whether the largest value is the best (max) or the smallest (min). Null, the default, follows the "
+        "metric; a value that contradicts the metric is refused.",
+    )
+    scope: Literal["best", "last"] = Field(
+        "best", description="Whether a trial's score is that of its best epoch or of its last one."
+    )
 
     @field_validator("metric")
     @classmethod
@@ -201,6 +214,18 @@ class Objective(Section):
         if not metric.startswith("val/"):
             raise misfit("selection is on validation only", "a metric that starts with val/")
         return metric
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _as_the_metric_says(cls, mode: Any, info: ValidationInfo) -> Any:
+        name = str(info.data.get("metric", ""))
+        known = metric_of(name)
+        if mode is None:
+            return direction(name)
+        if known is not None and mode in ("max", "min") and mode != known.mode:
+            problem = f"mode {mode} would select the worst trial: a {_SIZE[known.mode]} {known.label} is better"
+            raise misfit(problem, f"{known.mode}, or no mode: it follows from the metric")
+        return mode
 
 
 class Sampler(Section):

@@ -154,7 +154,7 @@ def tiny_tasks(tiny_study):
     multi = {"data.target": {"task": "multi_label", "column": "tags"}, "scenarios.thresholds": "tuned"}
     number = {
         "data.target": {"task": "regression", "column": "score"},
-        "sweep.objective": {"metric": "val/mean_missing/mae", "mode": "min"},
+        "sweep.objective": {"metric": "val/mean_missing/mae"},
     }
     return {"multi_label": tiny_study.with_values(multi), "regression": tiny_study.with_values(number)}
 

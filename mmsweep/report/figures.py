@@ -75,7 +75,7 @@ def scenario_bars(record: SweepRecord, path: Path) -> Path | None:
     thick = 0.8 / len(groups)
     height = 1.1 + len(scenarios) * max(0.34, 0.24 * len(groups))
     with figure(path, 7.2, height) as (_, (panel,)):
-        top = 0.0
+        low, top = 0.0, 0.0
         for place, group in enumerate(groups):
             cells = [group.cell(scenario, metric) for scenario in scenarios]
             means = [wording.scaled(metric, cell.mean) if cell else 0.0 for cell in cells]
@@ -84,6 +84,7 @@ def scenario_bars(record: SweepRecord, path: Path) -> Path | None:
             colour = COLOURS[place % len(COLOURS)]
             whiskers = {"ecolor": INK, "elinewidth": 1.0, "capsize": 2.0}
             panel.barh(places, means, thick * 0.92, xerr=spreads, color=colour, error_kw=whiskers, label=group.name)
+            low = min(low, *(mean - spread for mean, spread in zip(means, spreads, strict=True)))
             top = max(top, *(mean + spread for mean, spread in zip(means, spreads, strict=True)))
             for y, cell, mean, spread in zip(places, cells, means, spreads, strict=True):
                 text = " " + wording.cell(metric, cell)
@@ -93,7 +94,7 @@ def scenario_bars(record: SweepRecord, path: Path) -> Path | None:
         panel.set_yticks(range(len(scenarios)), [wording.scenario_label(s) for s in scenarios])
         panel.invert_yaxis()
         panel.grid(visible=False, axis="y")
-        panel.set_xlim(0, top * 1.18)
+        panel.set_xlim(1.05 * low, top + 0.18 * (top - low or 1.0))  # a correlation may be negative
         panel.set_xlabel(f"test {wording.metric_label(metric)}")
         if len(groups) > 1:
             panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(groups)))

@@ -117,12 +117,12 @@ def _figure(name: str, path: Path) -> Figure:
 
 CAPTIONS = {
     "share_available": (
-        "How the score falls as a modality goes missing",
+        "Score as a modality goes missing",
         "Test score against the share of rows that still have a modality, the others complete. Band: SD over seeds.",
     ),
     "scenarios": ("Every scenario", "Test score of each scenario; whiskers are the SD over seeds."),
     "per_class": (
-        "Which classes lose",
+        "Score by class when a modality is missing",
         "F1 (IoU where maps are predicted) of each class with everything there and with one modality gone; the classes "
         "that lose most come first.",
     ),

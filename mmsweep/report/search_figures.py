@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 from matplotlib.axes import Axes
 
+from mmsweep.metrics import best_of
 from mmsweep.report import wording
 from mmsweep.report.record import SweepRecord, TrialRecord
 from mmsweep.report.style import COLOURS, GREY, INK, figure
@@ -72,12 +73,11 @@ def history(record: SweepRecord, path: Path) -> Path | None:
 
 
 def _best_so_far(record: SweepRecord, place: Mapping[str, int]) -> tuple[list[int], list[float]]:
-    better = max if record.objective.mode == "max" else min
     xs, ys = [], []
-    best: float | None = None
+    best = math.nan
     for trial in record.trials:
         if trial.objective is not None and trial.state == "finished":
-            best = trial.objective if best is None else better(best, trial.objective)
+            best = best_of((best, trial.objective), record.objective.mode)
             xs.append(place[trial.id])
             ys.append(best)
     return xs, ys
@@ -215,13 +215,14 @@ def parallel_coordinates(record: SweepRecord, path: Path) -> Path | None:
     if len(trials) < 2 or not keys:
         return None
     names = wording.short_names(keys)
-    scores = np.array([wording.scaled(record.metric, trial.objective or 0.0) for trial in trials])
+    scores = np.array([trial.objective or 0.0 for trial in trials])
     normal = (scores - scores.min()) / max(np.ptp(scores), 1e-12)
     quality = normal if record.objective.mode == "max" else 1 - normal
     places = [_axis(record, key, [trial.params.get(key) for trial in trials]) for key in keys]
     ends = (scores.min(), scores.max())
     score_ticks = [
-        (position, f"{ends[0] + position * (ends[1] - ends[0]):.1f}") for position in (0.0, 0.25, 0.5, 0.75, 1.0)
+        (position, wording.number(record.metric, ends[0] + position * (ends[1] - ends[0])))
+        for position in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
     axes = [*places, (list(normal), score_ticks)]
     colours = mpl.colormaps["viridis_r"]  # dark is good: yellow would be lost on white

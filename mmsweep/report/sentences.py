@@ -44,25 +44,27 @@ def _kept(record: SweepRecord, group: FinalGroup) -> str:
     if len(names) > 3:  # one clause each would be a list, not an answer
         names = ["worst_missing", "mean_missing"]
     found = [(name, cell) for name in names if (cell := group.cell(name, metric)) is not None]
-    rising = record.objective.mode == "max"
-    found.sort(key=lambda pair: pair[1].mean if rising else -pair[1].mean)
+    sign = 1 if record.objective.mode == "max" else -1
+    found.sort(key=lambda pair: sign * pair[1].mean)
     who = "the best configuration" if group.name == "best" else f"{group.name} (best on validation)"
     text = "; ".join(
-        _clause(metric, name, cell, complete, who if position == 0 else "", rising)
+        _clause(metric, name, cell, complete, who if position == 0 else "")
         for position, (name, cell) in enumerate(found)
     )
     return text[:1].upper() + text[1:] + "."
 
 
-def _clause(metric: str, name: str, cell: Cell, complete: Cell, who: str, rising: bool) -> str:
+def _clause(metric: str, name: str, cell: Cell, complete: Cell, who: str) -> str:
     """`who` is said in the first clause only."""
     when = (
         f"with {name.removeprefix('missing-')} missing" if name.startswith("missing-") else f"in the {name[:-8]} case"
     )
     value, whole = wording.number(metric, cell.mean), wording.score(metric, complete.mean)
-    if not rising:
-        return f"{when}, {who} has {value} instead of {whole}" if who else f"{when}, {value}"
-    return f"{when}, {who} keeps {value} of its {whole}" if who else f"{when}, {value}"
+    if not who:
+        return f"{when}, {value}"
+    if wording.is_share(metric) and cell.mean <= complete.mean:  # only of a share can something be kept
+        return f"{when}, {who} keeps {value} of its {whole}"
+    return f"{when}, {who} has {value} instead of {whole}"
 
 
 def state_sentence(record: SweepRecord) -> str:

@@ -83,7 +83,7 @@ def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
         epochs = f"{trial.epoch or '–'} of {trial.curve[-1][0] if trial.curve else 0}"
         params = [wording.param_value(trial.params[key]) if key in trial.params else "" for key in keys]
         rows.append((trial.id, wording.STATES.get(trial.state, trial.state), objective, *extra, epochs, *params))
-    unit = " (%)" if record.metric in wording.PERCENT else ""
+    unit = " (%)" if wording.is_share(record.metric) else ""
     heading = record.objective.metric.removeprefix("val/")
     return Table(
         f"Trials by validation {heading}"

@@ -6,38 +6,27 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from mmsweep.metrics import metric_of
 from mmsweep.report.finals import Cell
 
-SIGNS = {
-    "has0_accuracy": "Has0 accuracy",
-    "has0_f1_weighted": "Has0 F1",
-    "non0_accuracy": "Non0 accuracy",
-    "non0_f1_weighted": "Non0 F1",
-}
-# Shares of the right answers; written in percent, as the papers do. Other metrics keep their own unit.
-PERCENT = ("accuracy", "f1_macro", "f1_micro", "miou", "miou_present", "pixel_accuracy", *SIGNS)
-NAMES = {
-    "f1_macro": "F1-macro",
-    "f1_micro": "F1-micro",
-    "accuracy": "accuracy",
-    "miou": "mIoU",
-    "miou_present": "mIoU of present classes",
-    "pixel_accuracy": "pixel accuracy",
-    "mae": "MAE",
-    "correlation": "correlation",
-    **SIGNS,
-}
 SCENARIOS = {"mean_missing": "mean of missing", "worst_missing": "worst of missing"}
 STATES = {"stopped": "stopped early"}
 
 
 def metric_name(metric: str) -> str:
-    return NAMES.get(metric, metric)
+    known = metric_of(metric)
+    return metric if known is None else known.label
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of right answers, written in percent as the papers do."""
+    known = metric_of(metric)
+    return known is not None and known.share
 
 
 def metric_label(metric: str) -> str:
     """With its unit: "F1-macro (%)"."""
-    return metric_name(metric) + (" (%)" if metric in PERCENT else "")
+    return metric_name(metric) + (" (%)" if is_share(metric) else "")
 
 
 def scenario_label(scenario: str) -> str:
@@ -59,20 +48,20 @@ def scenario_label(scenario: str) -> str:
 
 def scaled(metric: str, value: float) -> float:
     """In the unit of `metric_label`."""
-    return 100 * value if metric in PERCENT else value
+    return 100 * value if is_share(metric) else value
 
 
 def number(metric: str, value: float | None, digits: int | None = None) -> str:
     """A score in its unit: "75.1", or "0.402" for metrics that are no shares."""
     if value is None or math.isnan(value):
         return "–"
-    places = digits if digits is not None else (1 if metric in PERCENT else 3)
+    places = digits if digits is not None else (1 if is_share(metric) else 3)
     return f"{scaled(metric, value):.{places}f}"
 
 
 def score(metric: str, value: float) -> str:
     """Number, unit and metric: "75.1 % F1-macro", "MAE 0.402"."""
-    if metric in PERCENT:
+    if is_share(metric):
         return f"{number(metric, value)} % {metric_name(metric)}"
     return f"{metric_name(metric)} {number(metric, value)}"
 

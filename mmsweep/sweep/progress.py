@@ -146,7 +146,8 @@ class Progress:
             for id, row in self._rows.items()
             if row.state == "finished" and row.score is not None and not id.startswith("final")
         ]
-        return (max if self.mode == "max" else min)(scored)[1] if scored else None
+        sign = -1 if self.mode == "max" else 1
+        return min(scored, key=lambda pair: (sign * pair[0], pair[1]))[1] if scored else None
 
 
 def _last_word(keys: Sequence[str], key: str) -> str:

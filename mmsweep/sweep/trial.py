@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 
+from mmsweep.metrics import best_of
 from mmsweep.sweep.names import trial_id
 
 POLL_SECONDS = (
@@ -41,7 +42,7 @@ def score(epochs: Sequence[Mapping[str, float]], objective: Objective) -> float:
     values = [metrics[objective.metric] for metrics in epochs]
     if objective.scope == "last":
         return values[-1]
-    return max(values) if objective.mode == "max" else min(values)
+    return best_of(values, objective.mode)
 
 
 def follow(config: dict[str, Any], board: Any, objective: Objective) -> None:

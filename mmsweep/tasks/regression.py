@@ -35,8 +35,6 @@ class Regression(Task):
         loss: what is minimised.
     """
 
-    smaller_is_better = frozenset({"mae"})
-
     def __init__(self, target: Target, loss: Loss = "l1") -> None:
         self.target = target
         self.metric_names = ("mae", "correlation", *(SIGN_METRICS if target.signed else ()))

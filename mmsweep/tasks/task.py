@@ -16,14 +16,12 @@ class Task(ABC):
 
     Attributes:
         target: what is predicted.
-        metric_names: in the order of reports.
-        smaller_is_better: those that are errors.
+        metric_names: in the order of reports; `metrics.METRICS` knows each one's unit and direction.
         dense: the prediction is a map [B, C, H, W]; evaluation then holds one pattern's at a time.
     """
 
     target: Target
     metric_names: tuple[str, ...]
-    smaller_is_better: frozenset[str] = frozenset()
     dense: bool = False
 
     @property

@@ -11,6 +11,7 @@ import yaml
 from mlflow.entities import Run
 
 from mmsweep.markdown import markdown_text
+from mmsweep.metrics import Mode, direction
 
 _NOTE_LIMIT = 7500  # MLflow keeps 8,000 characters of a tag
 
@@ -19,7 +20,7 @@ class Objective(NamedTuple):
     """One entry of `sweep.objective`."""
 
     metric: str
-    mode: str
+    mode: Mode
     scope: str
 
 
@@ -28,7 +29,7 @@ def objectives(study_yaml: str) -> list[Objective]:
     study = yaml.safe_load(study_yaml) or {}
     declared = (study.get("sweep") or {}).get("objective") or []
     entries = declared if isinstance(declared, list) else [declared]
-    return [Objective(str(e["metric"]), str(e.get("mode", "max")), str(e.get("scope", "best"))) for e in entries]
+    return [Objective(e["metric"], e.get("mode") or direction(e["metric"]), e.get("scope") or "best") for e in entries]
 
 
 def metric_name(name: str) -> str:

@@ -34,6 +34,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from mmsweep.metrics import best_of
 from mmsweep.record_files import SweepFile, TrackingFile, read_record, write_whole
 from mmsweep.study_source import VARIABLE
 from mmsweep.tracking.address import shown
@@ -354,8 +355,7 @@ class Tracker:
             new, old = values.get(objective.metric), run.logged.get(name)
             if new is None or new != new:  # NaN is no score
                 continue
-            better = max if objective.mode == "max" else min
-            scores[name] = new if old is None or objective.scope == "last" else better(old, new)
+            scores[name] = new if old is None or objective.scope == "last" else best_of((old, new), objective.mode)
         return scores
 
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
+from mmsweep.metrics import Mode, is_better
 from mmsweep.models.packing import values_of
 from mmsweep.record_files import (
     CheckpointFile,
@@ -234,14 +235,7 @@ def _epoch(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("epoch-"))
 
 
-def is_better(value: float, best: float, mode: str) -> bool:
-    """Whether a metric's value beats the best so far; NaN never does, and anything beats NaN."""
-    if math.isnan(value) or math.isnan(best):
-        return not math.isnan(value)
-    return value > best if mode == "max" else value < best
-
-
-def deciding_report(reports: Sequence[Report], metric: str, mode: str, scope: str = "best") -> Report | None:
+def deciding_report(reports: Sequence[Report], metric: str, mode: Mode, scope: str = "best") -> Report | None:
     """The report that a trial is judged by; None where no report has a finite value.
 
     With scope `best` the one with the best value of the metric, the earliest of equals; with `last` the last one.

@@ -30,6 +30,7 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.json_text import json_text
 from mmsweep.methods.method import Method
+from mmsweep.metrics import direction, worst_of
 from mmsweep.record_files import write_whole
 from mmsweep.tasks import MultiLabel
 from mmsweep.tasks.task import Task
@@ -148,8 +149,7 @@ def missing_summary(predictions: Predictions, task: Task) -> tuple[dict[str, flo
     for metric in task.metric_names:
         values = [f[metric] for f in found if not math.isnan(f[metric])]
         mean[metric] = sum(values) / len(values) if values else math.nan
-        choose = max if metric in task.smaller_is_better else min
-        worst[metric] = choose(values) if values else math.nan
+        worst[metric] = worst_of(values, direction(metric))
     return mean, worst
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsweep.data.dataset import IGNORE, Target
+from mmsweep.metrics import METRICS
 from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel, Task, make_task
 
 CLASSES = ("a", "b", "c", "d")
@@ -67,7 +68,7 @@ def test_the_target_decides_the_width(case: Case) -> None:
     assert case.task.outputs == case.task.target.width == case.perfect.shape[1]
     assert type(make_task(case.task.target)) is type(case.task)
     assert len(set(case.task.metric_names)) == len(case.task.metric_names) > 0
-    assert case.task.smaller_is_better <= set(case.task.metric_names)
+    assert set(case.task.metric_names) <= set(METRICS), "say in mmsweep/metrics.py which direction is better"
 
 
 def test_the_loss_is_per_sample(case: Case, prediction: Tensor) -> None:
@@ -133,7 +134,7 @@ def test_a_perfect_prediction_scores_best(case: Case, prediction: Tensor) -> Non
     best = case.task.metrics(case.task.statistics(case.perfect, case.target), case.target)
     other = case.task.metrics(case.task.statistics(prediction, case.target), case.target)
     for name in case.task.metric_names:
-        smaller = name in case.task.smaller_is_better
+        smaller = METRICS[name].mode == "min"
         assert best[name] == pytest.approx(0.0 if smaller else 1.0, abs=1e-6)
         assert other[name] > best[name] if smaller else other[name] < best[name]
     for values in case.task.per_class(case.task.statistics(case.perfect, case.target), case.target).values():

@@ -150,6 +150,18 @@ def make_final(
     params: Mapping[str, Any] | None = None,
 ) -> None:
     """One evaluated final run; `strengths` is how often the right class wins without text, without image."""
+    write_final(folder, made, seed, *invent(strengths, seed, task=task, rows=rows, natural=natural), params)
+
+
+def write_final(
+    folder: Path,
+    made: Study,
+    seed: int,
+    predictions: Predictions,
+    task: Task,
+    params: Mapping[str, Any] | None = None,
+) -> None:
+    """A final run that said this of the test rows."""
     place = TrialFolder(folder)
     place.create(
         {
@@ -160,7 +172,6 @@ def make_final(
         },
         made.to_yaml(),
     )
-    predictions, task = invent(strengths, seed, task=task, rows=rows, natural=natural)
     scenarios = [Scenario.parse(spec, MODALITIES) for spec in made.scenarios.evaluate]
     record = evaluation_record(predictions, task, scenarios, made.scenarios.seed, "test", 6)
     write_evaluation(folder, record, predictions)

@@ -16,7 +16,7 @@ ROOT = Path(mmsweep.__file__).parent
 # Bottom to top. A part may import the floors below its own, and parts of its own floor as long as no circle closes.
 FLOORS = [
     {"__init__", "environment_faults", "errors", "json_text", "markdown", "record_files", "transfer"},
-    {"availability", "data", "models", "tasks"},
+    {"availability", "data", "metrics", "models", "tasks"},
     {"methods", "study", "study_data", "study_method", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},
     {"assembly", "check", "compatibility", "jobs", "plan", "report", "search_space", "views"},

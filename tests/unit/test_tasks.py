@@ -196,7 +196,7 @@ def test_regression_metrics(generator: torch.Generator) -> None:
     assert found["correlation"] == pytest.approx(np.corrcoef(scores[:, 0].numpy(), truth.numpy())[0, 1], rel=1e-5)
     assert task.metrics(-truth[:, None], truth)["correlation"] == pytest.approx(-1.0)
     torch.testing.assert_close(task.loss(scores, truth).mean(), F.l1_loss(scores[:, 0], truth))
-    assert task.smaller_is_better == {"mae"} and task.outputs == 1 and task.per_class(scores, truth) == {}
+    assert task.outputs == 1 and task.per_class(scores, truth) == {}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_sign_metrics_against_sklearn(generator: torch.Generator) -> None:
     assert found["has0_accuracy"] == pytest.approx(accuracy_score(t, p))
     assert found["has0_f1_weighted"] == pytest.approx(f1_score(t, p, average="weighted"))
     assert abs(found["non0_f1_weighted"] - f1_score(p, t, average="weighted")) > 1e-4  # the order matters
-    assert list(found) == list(SIGNED.metric_names) and SIGNED.smaller_is_better == {"mae"}
+    assert list(found) == list(SIGNED.metric_names)
 
 
 def test_only_neutral_rows_have_no_sign() -> None:

@@ -37,13 +37,13 @@ from mmsweep.models.mult import MulTOptions
 from mmsweep.models.packing import alone
 from mmsweep.study import MOST_SLOTS, ScenarioSpec, Study
 from mmsweep.study_data import ManifestSplit
-from mmsweep.tasks import MultiLabel, make_task
+from mmsweep.tasks import MultiLabel, TargetScale, make_task
 from mmsweep.training.capacity import measure
 from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, load_checkpoint, load_weights
 from mmsweep.training.engine import Answer, Ending, EvaluationPlan, Slot, fit, generator, rehearse
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
-from mmsweep.training.initialization import digest, start_from
+from mmsweep.training.initialization import digest, start_from, task_state
 from mmsweep.training.stand_ins import write_stand_ins
 from mmsweep.training.world import World
 from mmsweep.views import kept_formats, make_augmentation, make_inference, raster_window
@@ -235,7 +235,11 @@ class Warm:
         train = data.splits["train"]
         balanced = study.train.class_weights == "balanced" and data.target.task != "regression"
         counted = torch.from_numpy(np.array(train.targets)) if balanced else None
-        task = make_task(data.target, counted, study.train.regression_loss, hard_pixels=study.train.hard_pixels)
+        # A trial that has a checkpoint takes the scale from there (`Task.restored`).
+        new = study.train.standardize_target and folder.last_checkpoint() is None
+        scale = TargetScale.of(train.targets) if new and data.target.task == "regression" else None
+        loss, hard = study.train.regression_loss, study.train.hard_pixels
+        task = make_task(data.target, counted, loss, hard_pixels=hard, scale=scale)
         scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
         table = availability_table(scenario, len(train), backbone.modalities, study.scenarios.seed, train.natural_NM)
         objective = study.sweep.objectives[0]
@@ -246,6 +250,7 @@ class Warm:
         method = make_method(study, backbone).to(self.device)
         if study.train.init_from is not None:
             start_from(method, study.train.init_from)
+            task = task.started_from(task_state(study.train.init_from))
         return Slot(folder, method, task, study.train, table, better, make_augmentation(study))
 
     def run(self, job: Job, report: Callable[[Report], bool]) -> None:
@@ -373,20 +378,20 @@ class Warm:
             raise UserError("this trial has no epoch to evaluate", file=folder.path)
         weights, _, _ = load_checkpoint(folder.checkpoint(best.epoch))
         load_weights(slot.method, weights, folder.checkpoint(best.epoch))
-        train = study.train
+        train, task = study.train, slot.task.restored(weights)
 
         def of(name: str) -> Predictions:
             part, views = data.splits[name], make_inference(study)
             size, precision = train.rows_at_once, train.precision
-            return predict(slot.method, slot.task, part, size, self.device, self.world, precision, views)
+            return predict(slot.method, task, part, size, self.device, self.world, precision, views)
 
-        task = slot.task
         if study.scenarios.thresholds == "tuned" and isinstance(task, MultiLabel):
             val = of("val")
             task = task.tuned(val.statistics_PN[0], val.target_N)
         predictions = of(split)
         scenarios = make_scenarios(study, backbone.modalities)
-        return evaluation_record(predictions, task, scenarios, study.scenarios.seed, split, best.epoch), predictions
+        targets, seed = data.splits["train"].targets, study.scenarios.seed
+        return evaluation_record(predictions, task, scenarios, seed, split, best.epoch, targets), predictions
 
 
 def evaluate_run(path: Path, split: str, device: str) -> dict[str, Any]:

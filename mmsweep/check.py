@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from mmsweep.assembly import card_of, make_scenarios, parse_scenario
+from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario
 from mmsweep.compatibility import (
     check_absent,
     check_backbone,
@@ -20,8 +20,8 @@ from mmsweep.models.backbones import BACKBONES
 from mmsweep.search_space import check_search
 from mmsweep.study import Study
 from mmsweep.study_mult import MulTSpec
-from mmsweep.tasks import Task, make_task
-from mmsweep.training.initialization import check_first_stage
+from mmsweep.tasks import TargetScale, Task, make_task
+from mmsweep.training.initialization import check_first_stage, task_state
 from mmsweep.views import make_augmentation, make_inference
 
 
@@ -61,6 +61,8 @@ def check(study: Study) -> None:
             f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
         )
     check_prediction(study, card.target.task)
+    if card.target.task == "regression" and study.data.dataset == "manifest":
+        _check_numbers(study)
     _check_views(study, card.rasters)
     _check_dropouts(study, modalities)
     names = metric_names(study, modalities, make_task(card.target))
@@ -82,6 +84,24 @@ def check(study: Study) -> None:
         check_method(str(name), "search.method.name", backbone)
     check_masking(study, modalities)
     check_absent(study)
+
+
+def _check_numbers(study: Study) -> None:
+    """The training rows' targets must have a scale to learn on, near that of the run that training starts from."""
+    if not study.train.standardize_target:
+        return
+    builder, numbers = make_builder(study), []
+    for sample in builder.splits()["train"]:
+        try:
+            numbers.append(builder.target.encode(sample.target))
+        except UserError:  # a bad row, which data.on_bad decides about
+            continue
+    try:
+        scale = TargetScale.of(numbers)
+    except UserError as problem:
+        raise problem.placed(key="data.target.column") from None
+    if study.train.init_from is not None:
+        make_task(builder.target, scale=scale).started_from(task_state(study.train.init_from))
 
 
 def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:

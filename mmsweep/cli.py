@@ -130,17 +130,22 @@ def evaluate(
         return
     from rich.table import Table
 
+    from mmsweep.report.wording import CONSTANTS
+
     metrics = list(record["mean_missing"])
     table = Table(title=f"{run}: {split}, epoch {record['epoch']}")
-    for column in ("scenario", "n", *metrics):
+    for column in ("scenario", "n", *(text for m in metrics for text in (m, "constant"))):
         table.add_column(column, justify="left" if column == "scenario" else "right")
+    constant = record["constant"]
     for name, entry in {
         **record["scenarios"],
         **{k: v for k, v in record["patterns"].items() if k not in record["scenarios"]},
     }.items():
-        table.add_row(name, str(entry["rows"]), *(f"{entry['metrics'][m]:.4f}" for m in metrics))
+        same = {**constant["patterns"], **constant["scenarios"]}[name]
+        table.add_row(name, str(entry["rows"]), *(f"{v[m]:.4f}" for m in metrics for v in (entry["metrics"], same)))
     for name in ("mean_missing", "worst_missing"):
-        table.add_row(name, "", *(f"{record[name][m]:.4f}" for m in metrics))
+        table.add_row(name, "", *(f"{v[m]:.4f}" for m in metrics for v in (record[name], constant[name])))
+    table.caption = f"constant: a predictor that always says {CONSTANTS[record['task']]}, on the same rows"
     out.print(table)
 
 
@@ -385,6 +390,7 @@ def _print_plan(study: Study, as_json: bool) -> None:
 
 
 def _print_record(record: Any) -> None:
+    from mmsweep.report.sentences import shortfall
     from mmsweep.report.tables import groups_table, scenario_table, trials_table
 
     if record.trials:
@@ -394,6 +400,8 @@ def _print_record(record: Any) -> None:
         out.print(groups_table(record).to_rich())
     for group in finals:
         out.print(scenario_table(group).to_rich())
+        if text := shortfall(record, group):
+            out.print(f"{group.name}: {text}", markup=False)
     if packs := record.packing.sentence():
         print(f"packs: {packs}")
     for group, run in _failed_finals(record):

@@ -154,9 +154,16 @@ class Train(_Section):
     )
     hard_pixels: bool = Field(False, description="segmentation: OHEM cross entropy, over the hard pixels only")
     regression_loss: Literal["l1", "mse", "smooth_l1"] = Field("l1", description="what a regression minimises")
+    standardize_target: bool = Field(
+        True,
+        description="Regression learns the target scaled to mean 0 and SD 1 on the training rows; metrics keep the "
+        "target's own unit. Set false to learn the target as it is, as papers on CMU-MOSI do.",
+    )
     seed: int = Field(0, ge=0, description="initial values, order of rows, masking, dropout")
     init_from: str | None = Field(
-        None, description="start from trained weights: a run's folder (its best epoch) or a .safetensors file"
+        None,
+        description="Trained weights to start from: a run's folder (its best epoch) or a .safetensors file. A regression "
+        "keeps the target scale that they were trained with.",
     )
 
     @property

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmsweep.availability import pattern_name, patterns
 from mmsweep.errors import UserError
+from mmsweep.metrics import direction, is_better
 from mmsweep.record_files import read_content
 
 SUMMARIES = ("mean_missing", "worst_missing")
@@ -60,6 +61,8 @@ class Evaluation:
     summaries: Mapping[str, Mapping[str, float]]
     curves: Mapping[str, tuple[CurvePoint, ...]]
     thresholds_C: tuple[float, ...] = ()
+    constants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Metrics of the constant predictor by scenario, pattern and summary; empty in files of earlier versions."""
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
@@ -82,6 +85,7 @@ class Evaluation:
                 summaries={name: _numbers(raw[name]) for name in SUMMARIES if raw.get(name)},
                 curves={m: tuple(map(_point, points)) for m, points in (raw.get("curves") or {}).items()},
                 thresholds_C=tuple(map(float, raw.get("thresholds") or ())),
+                constants=_constants(raw.get("constant") or {}),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
@@ -109,22 +113,34 @@ class Cell:
         sd: sample standard deviation; None for a single seed.
         seeds: how many.
         rows: eligible rows of the scenario.
+        constant: the constant predictor's score on these rows, mean over seeds; None where it is not known.
     """
 
     mean: float
     sd: float | None
     seeds: int
     rows: int
+    constant: float | None = None
 
     @classmethod
-    def of(cls, values: Iterable[float], rows: int) -> Cell:
+    def of(cls, values: Iterable[float], rows: int, constants: Sequence[float] = ()) -> Cell:
         found = list(values)
         sd = statistics.stdev(found) if len(found) > 1 and all(map(math.isfinite, found)) else None
-        return cls(math.fsum(found) / len(found), sd, len(found), rows)
+        constant = math.fsum(constants) / len(constants) if constants else None
+        return cls(math.fsum(found) / len(found), sd, len(found), rows, constant)
+
+    def beats_constant(self, metric: str) -> bool | None:
+        """Whether it is better than the constant predictor; None where that cannot be said."""
+        if self.constant is None or math.isnan(self.constant) or math.isnan(self.mean):
+            return None
+        return is_better(self.mean, self.constant, direction(metric))
 
     def to_json(self) -> dict[str, Any]:
         mean = None if math.isnan(self.mean) else self.mean
-        return {"mean": mean, "sd": self.sd, "seeds": self.seeds, "rows": self.rows}
+        shown: dict[str, Any] = {"mean": mean, "sd": self.sd, "seeds": self.seeds, "rows": self.rows}
+        if self.constant is not None:
+            shown["constant"] = None if math.isnan(self.constant) else self.constant
+        return shown
 
 
 @dataclass(frozen=True)
@@ -168,7 +184,8 @@ class FinalGroup:
         scores = [
             score for e in self.evaluations if (score := e.score(scenario)) is not None and metric in score.metrics
         ]
-        return Cell.of((score.metrics[metric] for score in scores), scores[0].rows) if scores else None
+        constants = [e.constants[scenario][metric] for e in self.evaluations if metric in e.constants.get(scenario, {})]
+        return Cell.of((score.metrics[metric] for score in scores), scores[0].rows, constants) if scores else None
 
     def per_class(self, scenario: str) -> list[Cell]:
         """Score of each class, over seeds."""
@@ -185,6 +202,12 @@ class FinalGroup:
         """scenario -> metric -> cell."""
         cells = {s: {m: self.cell(s, m) for m in self.metrics()} for s in self.scenarios()}
         return {s: {m: cell for m, cell in row.items() if cell is not None} for s, row in cells.items()}
+
+
+def _constants(raw: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    by_name = {**(raw.get("patterns") or {}), **(raw.get("scenarios") or {})}
+    by_name |= {name: raw[name] for name in SUMMARIES if raw.get(name)}
+    return {name: _numbers(metrics) for name, metrics in by_name.items()}
 
 
 def _score(raw: Mapping[str, Any]) -> Score:

@@ -15,6 +15,7 @@ from mmsweep.record_files import write_whole
 from mmsweep.report import tables, wording
 from mmsweep.report.agreement import agreement_tables
 from mmsweep.report.figures import all_of_finals
+from mmsweep.report.finals import FinalGroup
 from mmsweep.report.leaderboard import Leaderboard
 from mmsweep.report.published import published_table
 from mmsweep.report.record import SweepRecord
@@ -72,6 +73,7 @@ def render(
         unfinished=record.state != "finished" or chosen is None,
         scenarios=tables.groups_table(record) if several else tables.scenario_table(chosen) if chosen else None,
         all_scenarios=[tables.scenario_table(g) for g in record.groups if g.evaluations] if several else [],
+        constant=_constant(chosen),
         comparisons=tables.comparison_table(board) if board.comparisons else None,
         agreement=agreement,
         board_note=board.note if several else "",
@@ -88,6 +90,12 @@ def render(
         tables_digests=_digests(record),
         folder=str(record.folder.absolute()),
     )
+
+
+def _constant(group: FinalGroup | None) -> str:
+    """What the constant predictor says; "" where it was not scored."""
+    evaluation = group.first() if group else None
+    return wording.CONSTANTS.get(evaluation.task, "") if evaluation and evaluation.constants else ""
 
 
 def _digests(record: SweepRecord) -> list[tuple[str, str, str]]:

@@ -21,7 +21,28 @@ def headline(record: SweepRecord) -> str:
         where = wording.scenario_label(record.objective.metric.split("/")[1])
         test = "No test result yet" if record.study.sweep.final else "No test result, as no final runs are asked for"
         return f"{test}. Best on validation so far: trial {best.id}, {score} ({where})."
-    return _kept(record, chosen)
+    return f"{_kept(record, chosen)} {shortfall(record, chosen)}".strip()
+
+
+def shortfall(record: SweepRecord, group: FinalGroup) -> str:
+    """Where a group does not beat the constant predictor; "" where it always does, or where that is not known."""
+    metric, evaluation = record.metric, group.first()
+    cells = {s: cell for s in group.scenarios() if (cell := group.cell(s, metric)) is not None}
+    judged = {s: beats for s, cell in cells.items() if (beats := cell.beats_constant(metric)) is not None}
+    lost = [s for s, beats in judged.items() if not beats]
+    if evaluation is None or not lost:
+        return ""
+    said = wording.CONSTANTS.get(evaluation.task, "the same of every row")
+    told = [
+        f"{wording.scenario_label(s)} ({wording.number(metric, cells[s].mean)} against "
+        f"{wording.number(metric, cells[s].constant)})"
+        for s in lost[:3]
+    ]
+    more = [f"{len(lost) - 3} more"] if len(lost) > 3 else []
+    where = "any scenario" if len(lost) == len(judged) else "every scenario"
+    return (
+        f"It does not beat the constant predictor, which always says {said}, in {where}: {wording.joined(told + more)}."
+    )
 
 
 def rivals(record: SweepRecord) -> str:
@@ -31,7 +52,9 @@ def rivals(record: SweepRecord) -> str:
         return ""
     cells.sort(key=lambda pair: -pair[1].mean if record.objective.mode == "max" else pair[1].mean)
     told = [f"{name} {wording.cell(record.metric, cell)}" for name, cell in cells]
-    return f"Mean {wording.metric_label(record.metric)} over the missing patterns: {wording.joined(told)}."
+    known = [cell.constant for _, cell in cells if cell.constant is not None]
+    constant = f" The constant predictor has {wording.number(record.metric, known[0])}." if known else ""
+    return f"Mean {wording.metric_label(record.metric)} over the missing patterns: {wording.joined(told)}.{constant}"
 
 
 def _kept(record: SweepRecord, group: FinalGroup) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mmsweep.markdown import markdown_text
 from mmsweep.report import wording
-from mmsweep.report.finals import FinalGroup
+from mmsweep.report.finals import Cell, FinalGroup
 from mmsweep.report.leaderboard import Leaderboard
 from mmsweep.report.record import SweepRecord
 
@@ -104,18 +104,24 @@ def scenario_table(group: FinalGroup, metrics: Sequence[str] | None = None) -> T
     counts = {s: next((c.rows for c in cells[s] if c), 0) for s in scenarios}
     differ = len(set(counts.values())) > 1
     seeds = len(group.evaluations)
+    known = any(c is not None and c.constant is not None for row in cells.values() for c in row)
     rows = tuple(
         (
             wording.scenario_label(s),
             *([str(counts[s])] if differ else []),
-            *(wording.cell(m, c) for m, c in zip(names, cells[s], strict=True)),
+            *(
+                text
+                for m, c in zip(names, cells[s], strict=True)
+                for text in (wording.cell(m, c), *([_constant(m, [c])] if known else []))
+            ),
         )
         for s in scenarios
     )
     spread = f"mean ± SD over {seeds} seeds" if seeds > 1 else "one seed"
     where = f"{group.name}: " if group.name != "best" else ""
     of = "" if differ else f", n = {next(iter(counts.values()), 0)}"
-    columns = ("scenario", *(["n"] if differ else []), *map(wording.metric_label, names))
+    headings = [text for m in names for text in (wording.metric_label(m), *(["constant"] if known else []))]
+    columns = ("scenario", *(["n"] if differ else []), *headings)
     return Table(f"{where}test scores, {spread}{of}", columns, rows)
 
 
@@ -127,17 +133,26 @@ def groups_table(record: SweepRecord, metric: str | None = None) -> Table:
     cells = {s: [group.cell(s, name) for group in groups] for s in scenarios}
     counts = {s: {c.rows for c in row if c} for s, row in cells.items()}
     differ = len(set.union(set(), *counts.values())) > 1
+    known = any(c is not None and c.constant is not None for row in cells.values() for c in row)
     rows = tuple(
         (
             wording.scenario_label(s),
             *(["/".join(map(str, sorted(counts[s])))] if differ else []),
             *(wording.cell(name, c) for c in cells[s]),
+            *([_constant(name, cells[s])] if known else []),
         )
         for s in scenarios
     )
     seeds = max((len(group.evaluations) for group in groups), default=0)
     title = f"{wording.metric_label(name)} on test, mean{f' ± SD over {seeds} seeds' if seeds > 1 else ''}"
-    return Table(title, ("scenario", *(["n"] if differ else []), *(group.name for group in groups)), rows)
+    columns = ("scenario", *(["n"] if differ else []), *(group.name for group in groups))
+    return Table(title, (*columns, *(["constant"] if known else [])), rows)
+
+
+def _constant(metric: str, cells: Sequence[Cell | None]) -> str:
+    """The constant predictor's score, once where the groups agree (tuned thresholds may differ)."""
+    told = [wording.number(metric, cell.constant) for cell in cells if cell is not None]
+    return " / ".join(dict.fromkeys(told)) or "–"
 
 
 def comparison_table(board: Leaderboard) -> Table:
@@ -167,11 +182,14 @@ def trials_csv(record: SweepRecord) -> str:
 
 
 def finals_csv(record: SweepRecord) -> str:
-    """group, scenario, metric, mean, sd, seeds, rows: one line a value, numbers as they are."""
-    lines: list[list[Any]] = [["group", "scenario", "metric", "mean", "sd", "seeds", "rows"]]
+    """group, scenario, metric, mean, sd, seeds, rows, constant: one line a value, numbers as they are."""
+    lines: list[list[Any]] = [["group", "scenario", "metric", "mean", "sd", "seeds", "rows", "constant"]]
     for group in record.groups:
         for scenario, row in group.table().items():
-            lines += [[group.name, scenario, m, c.mean, _empty(c.sd), c.seeds, c.rows] for m, c in row.items()]
+            lines += [
+                [group.name, scenario, m, c.mean, _empty(c.sd), c.seeds, c.rows, _empty(c.constant)]
+                for m, c in row.items()
+            ]
     return _csv(lines)
 
 

@@ -10,6 +10,13 @@ from mmsweep.metrics import metric_of
 from mmsweep.report.finals import Cell
 
 SCENARIOS = {"mean_missing": "mean of missing", "worst_missing": "worst of missing"}
+CONSTANTS = {
+    "single_label": "the most frequent class",
+    "multi_label": "each label's share of the rows",
+    "regression": "the median",
+    "segmentation": "the most frequent class at every pixel",
+}
+"""What the constant predictor says, by task; from the training rows alone."""
 STATES = {"stopped": "stopped early"}
 
 

@@ -255,9 +255,10 @@ def _best_weights(folder: TrialFolder, study: Study) -> Path | None:
 
 
 def _test_metrics(path: Path) -> dict[str, float]:
-    """`test/<scenario>/<metric>` of an evaluation."""
+    """An evaluation's `test/<scenario>/<metric>`; the constant predictor's are `test/constant/<scenario>/<metric>`."""
     evaluation = Evaluation.read(path)
     groups = {name: score.metrics for name, score in evaluation.scenarios.items()} | dict(evaluation.summaries)
+    groups |= {f"constant/{name}": evaluation.constants[name] for name in groups if name in evaluation.constants}
     return {
         f"test/{group}/{metric}": value
         for group, metrics in groups.items()

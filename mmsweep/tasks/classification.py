@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +39,11 @@ class SingleLabel(Task):
 
     def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
         return prediction.float().softmax(-1)
+
+    def constant(self, targets: np.ndarray) -> Tensor:
+        """The most frequent class, of several the first: [C]."""
+        counts_C = torch.from_numpy(np.bincount(np.asarray(targets, np.int64), minlength=self.outputs))
+        return F.one_hot(counts_C.argmax(), self.outputs).float()
 
     def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:
         if len(target) == 0:
@@ -76,6 +82,10 @@ class MultiLabel(Task):
 
     def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
         return prediction.float().sigmoid()
+
+    def constant(self, targets: np.ndarray) -> Tensor:
+        """Each label's share of the training rows [C], decided by the same thresholds as a prediction."""
+        return torch.from_numpy(np.asarray(targets, np.float64).mean(0) if len(targets) else np.zeros(self.outputs))
 
     def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:
         """Accuracy is the share of samples whose labels are all right (subset accuracy)."""

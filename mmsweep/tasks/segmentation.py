@@ -61,6 +61,18 @@ class Segmentation(Task):
         predicted = prediction.argmax(-3)
         return confusion(predicted, target.expand(predicted.shape), self.outputs)
 
+    def constant(self, targets: np.ndarray) -> Tensor:
+        """The most frequent class of all labelled pixels, of several the first: [C]."""
+        counts_C = np.zeros(self.outputs, np.int64)
+        for map_HW in targets:  # one at a time: all maps of a split may not fit into memory
+            counts_C += np.bincount(map_HW.ravel(), minlength=IGNORE + 1)[: self.outputs]
+        return F.one_hot(torch.tensor(int(counts_C.argmax())), self.outputs)
+
+    def constant_statistics(self, statistics: Tensor, targets: np.ndarray) -> Tensor:
+        """The same truth, all of it in the column of one class."""
+        truth_C1 = statistics.sum(-1, keepdim=True, dtype=statistics.dtype)
+        return truth_C1 * self.constant(targets).to(statistics)
+
     @property
     def statistics_shape(self) -> tuple[int, ...]:
         return (self.outputs, self.outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -52,6 +53,34 @@ class Task(ABC):
     def truth(self, targets: np.ndarray) -> Tensor:
         """What metrics need of the rows' targets beside the statistics: [N, ...]."""
         return torch.from_numpy(np.array(targets))
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep beside the weights to give the same predictions; names start with `task.`."""
+        return {}
+
+    def restored(self, kept: Mapping[str, Tensor]) -> Task:
+        """This task as a checkpoint with the tensors `kept` was trained."""
+        return self
+
+    def started_from(self, kept: Mapping[str, Tensor]) -> Task:
+        """This task for a run that starts from another run's weights: what they predict keeps its meaning.
+
+        Raises:
+            UserError: they predict something else (key train.init_from).
+        """
+        return self.restored(kept)
+
+    @abstractmethod
+    def constant(self, targets: np.ndarray) -> Tensor:
+        """The statistics of one row by the constant predictor, which says the same of every row whatever is shown.
+
+        Args:
+            targets: of the training rows [N, ...], as a prepared split holds them.
+        """
+
+    def constant_statistics(self, statistics: Tensor, targets: np.ndarray) -> Tensor:
+        """What `statistics` [..., *statistics_shape] of some rows would be, had the constant predictor made them."""
+        return self.constant(targets).to(statistics).expand(statistics.shape)
 
     @abstractmethod
     def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:

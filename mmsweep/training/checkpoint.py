@@ -322,12 +322,13 @@ def running_statistics(method: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(method: nn.Module, weights: dict[str, Tensor], where: object) -> None:
-    """Put a checkpoint's trained tensors into a method of one slot.
+    """Put a checkpoint's trained tensors into a method of one slot; what it keeps of the task is the task's to read.
 
     Raises:
         UserError: the checkpoint is of another architecture; names the first tensor that does not fit.
     """
     own = values_of(method) | running_statistics(method)
+    weights = {name: value for name, value in weights.items() if not name.startswith("task.")}
     for name in sorted(own.keys() ^ weights.keys()):
         side = "lacks" if name in own else "holds an unknown"
         raise UserError(

@@ -256,6 +256,7 @@ class _Member:
             return
         weights, resume, state = load_checkpoint(folder)
         load_weights(self.slot.method, weights, folder)
+        self.slot.task = self.slot.task.restored(weights)
         optimizer.load(0, resume)
         self.done = int(state["epoch"])
         self.best = Report(int(state["best"]["epoch"]), dict(state["best"]["metrics"]))
@@ -303,7 +304,9 @@ class _Pack:
             for slot, (optimizer, theirs) in enumerate(states):
                 self.optimizer.take(slot, optimizer, theirs)
         # On a CPU exp and log round otherwise at a vector's end than in its middle: there each slot's loss is one call.
-        self.pieces = len(members) if self.device.type == "cpu" else 1
+        # Slots that started from runs on other data may scale their targets differently.
+        alike = all(_same(m.slot.task.state(), members[0].slot.task.state()) for m in members)
+        self.pieces = 1 if alike and self.device.type != "cpu" else len(members)
         own = [{"task": 1.0} | m.slot.method.weights for m in members]
         self.terms = list(own[0])
         self.weights_SK = torch.tensor([[w[name] for name in self.terms] for w in own], device=self.device)
@@ -324,8 +327,7 @@ class _Pack:
         first = self.members[0].slot
         found = predict_slots(
             self.method,
-            len(self.members),
-            first.task,
+            [m.slot.task for m in self.members],
             self.data.splits["val"],
             first.train.rows_at_once,
             self.device,
@@ -337,7 +339,7 @@ class _Pack:
             scores = scenario_metrics(predictions, member.slot.task, self.plan.scenarios, self.plan.seed)
             records.append(member.record(losses[member], scores, time.monotonic() - started))
             if self.world.first:
-                weights = values_of(self.method, slot) | self.statistics
+                weights = values_of(self.method, slot) | self.statistics | member.slot.task.state()
                 member.write(records[-1], weights, self.optimizer.state(slot))
         self.world.barrier()
         answers = report([(m.slot, r) for m, r in zip(self.members, records, strict=True)])
@@ -396,7 +398,8 @@ class _Pack:
         with autocast(precision, self.device):
             output = self.method(batch, used_RM)
         pairs = zip(*(x.chunk(self.pieces) for x in (output.prediction, batch.target)), strict=True)
-        values_R = torch.cat([self.members[0].slot.task.loss(*pair) for pair in pairs])
+        tasks = [m.slot.task for m in self.members[: self.pieces]]
+        values_R = torch.cat([task.loss(*pair) for task, pair in zip(tasks, pairs, strict=True)])
         terms = {"task": Term(values_R, torch.ones_like(values_R, dtype=torch.bool))} | output.losses
         sums, counts = [], []
         for name in self.terms:
@@ -412,6 +415,10 @@ class _Pack:
             for values in self.statistics.values():
                 if values.is_floating_point():
                     self.world.all_reduce_sum_(values).div_(self.world.size)
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _check_pair(one: _Member, other: _Member) -> None:

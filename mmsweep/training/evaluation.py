@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from mmsweep.json_text import json_text
 from mmsweep.methods.method import Method
 from mmsweep.metrics import direction, worst_of
 from mmsweep.record_files import write_whole
-from mmsweep.tasks import MultiLabel
+from mmsweep.tasks import MultiLabel, Regression
 from mmsweep.tasks.task import Task
 from mmsweep.training.inference import WHOLE, Inference
 from mmsweep.training.world import World
@@ -86,14 +86,13 @@ def predict(
     inference: Inference = WHOLE,
 ) -> Predictions:
     """What a method of one slot says of a split."""
-    return predict_slots(method, 1, task, split, batch_size, device, world, precision, inference)[0]
+    return predict_slots(method, [task], split, batch_size, device, world, precision, inference)[0]
 
 
 @torch.inference_mode()
 def predict_slots(
     method: Method,
-    slots: int,
-    task: Task,
+    tasks: Sequence[Task],
     split: PreparedSplit,
     batch_size: int,
     device: torch.device,
@@ -101,7 +100,12 @@ def predict_slots(
     precision: str = "fp32",
     inference: Inference = WHOLE,
 ) -> list[Predictions]:
-    """Read the split once and predict under every pattern, for each slot; each row is evaluated by one rank."""
+    """Read the split once and predict under every pattern, for each slot; each row is evaluated by one rank.
+
+    Args:
+        tasks: of each slot.
+    """
+    slots, task = len(tasks), tasks[0]
     modalities = method.backbone.modalities
     patterns_PM = torch.from_numpy(pattern_rows(modalities)).to(device)
     method.eval()
@@ -117,7 +121,7 @@ def predict_slots(
             with autocast(precision, device):
                 prediction = inference.predict_patterns(method, batch, some_PM)
             pairs = zip(prediction.chunk(slots, 1), batch.target.chunk(slots), strict=True)  # as each slot by itself
-            found.append(torch.cat([task.statistics(*pair) for pair in pairs], 1))
+            found.append(torch.cat([own.statistics(*pair) for own, pair in zip(tasks, pairs, strict=True)], 1))
         parts.append(torch.cat(found).unflatten(1, (slots, -1)))
     if not parts:  # a rank without rows
         shape = (len(patterns_PM), slots, 0, *task.statistics_shape)
@@ -154,9 +158,19 @@ def missing_summary(predictions: Predictions, task: Task) -> tuple[dict[str, flo
 
 
 def evaluation_record(
-    predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int, split: str, epoch: int
+    predictions: Predictions,
+    task: Task,
+    scenarios: Sequence[Scenario],
+    seed: int,
+    split: str,
+    epoch: int,
+    train_targets: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Everything a report needs of one model on one split: what `evaluation.json` holds."""
+    """Everything a report needs of one model on one split: what `evaluation.json` holds.
+
+    Args:
+        train_targets: of the training rows: with them the constant predictor is scored beside the model.
+    """
     modalities = predictions.modalities
     mean, worst = missing_summary(predictions, task)
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -185,6 +199,28 @@ def evaluation_record(
         "worst_missing": worst,
         "curves": curves,
         "thresholds": _thresholds(task),
+        "target_scale": asdict(task.scale) if isinstance(task, Regression) else None,
+        "constant": None
+        if train_targets is None
+        else _constant_scores(predictions, task, scenarios, seed, train_targets),
+    }
+
+
+def _constant_scores(
+    predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int, train_targets: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """The constant predictor on the very rows that the model is scored on: its metrics by scenario and by pattern."""
+    constant = replace(predictions, statistics_PN=task.constant_statistics(predictions.statistics_PN, train_targets))
+    modalities = predictions.modalities
+    mean, worst = missing_summary(constant, task)
+    return {
+        "scenarios": {s.name: _score(constant, task, s, seed) for s in scenarios},
+        "patterns": {
+            pattern_name(p, modalities): _score(constant, task, _whole(p, modalities), seed)
+            for p in patterns(modalities)
+        },
+        "mean_missing": mean,
+        "worst_missing": worst,
     }
 
 

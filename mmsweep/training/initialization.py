@@ -94,8 +94,25 @@ def digest(source: str) -> str:
     return hashlib.sha256(weights_file(source).read_bytes()).hexdigest()[:16]
 
 
+def task_state(source: str) -> dict[str, Tensor]:
+    """What the checkpoint of `train.init_from` keeps of its task, such as the scale of its targets.
+
+    Raises:
+        UserError: no such weights.
+    """
+    return {name: value for name, value in _read(source).items() if name.startswith("task.")}
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    file = weights_file(source)
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights cannot be read ({error})", key=KEY, file=file) from error
+
+
 def start_from(method: Method, source: str) -> None:
-    """Put the weights of `train.init_from` into a method, by name.
+    """Put the weights of `train.init_from` into a method, by name; `task_state` is what else it brings.
 
     Running statistics of batch norms come along. A tensor that this study freezes gets a value of its own: the host's
     frozen backbone is shared and stays as it was.
@@ -104,10 +121,7 @@ def start_from(method: Method, source: str) -> None:
         UserError: no such weights, or weights of another architecture; names the first tensor that does not fit.
     """
     file = weights_file(source)
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights cannot be read ({error})", key=KEY, file=file) from error
+    weights = {name: value for name, value in _read(source).items() if not name.startswith("task.")}
     tensors = {t.name: t for t in trained(method, frozen=True)}
     own = {name: t.own(t.parameter.detach(), 0) for name, t in tensors.items()}
     moving = running_statistics(method)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsweep.data.dataset import IGNORE, Target
-from mmsweep.metrics import METRICS
+from mmsweep.metrics import METRICS, is_better
 from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel, Task, make_task
 
 CLASSES = ("a", "b", "c", "d")
@@ -140,6 +140,22 @@ def test_a_perfect_prediction_scores_best(case: Case, prediction: Tensor) -> Non
     for values in case.task.per_class(case.task.statistics(case.perfect, case.target), case.target).values():
         assert values == pytest.approx([1.0] * case.task.outputs)
     assert (case.task.loss(case.perfect, case.target) < case.task.loss(prediction, case.target) + 1e-3).all()
+
+
+def test_a_prediction_without_information_scores_as_the_constant_predictor(case: Case) -> None:
+    """The constant predictor's statistics fit the task, are the same for every row, and never beat the truth."""
+    task, targets = case.task, case.target.numpy()
+    statistics = task.statistics(case.perfect, case.target)
+    constant = task.constant_statistics(statistics, targets)
+    assert constant.shape == statistics.shape and constant.dtype == statistics.dtype
+    if not task.dense:  # a map's statistics hold its truth
+        assert (constant == constant[0]).all()
+    truth = task.truth(targets)
+    best, found = task.metrics(statistics, truth), task.metrics(constant, truth)
+    assert list(found) == list(best)
+    assert all(not is_better(found[name], best[name], METRICS[name].mode) for name in found)
+    both = task.constant_statistics(torch.stack([statistics, statistics]), targets)
+    assert torch.equal(both[1], constant)  # patterns before rows
 
 
 def test_metrics_are_plain_numbers(case: Case, prediction: Tensor) -> None:

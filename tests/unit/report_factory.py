@@ -160,8 +160,9 @@ def write_final(
     predictions: Predictions,
     task: Task,
     params: Mapping[str, Any] | None = None,
+    train_targets: np.ndarray | None = None,
 ) -> None:
-    """A final run that said this of the test rows."""
+    """A final run that said this of the test rows; with training targets it knows the constant predictor's scores."""
     place = TrialFolder(folder)
     place.create(
         {
@@ -173,7 +174,7 @@ def write_final(
         made.to_yaml(),
     )
     scenarios = [Scenario.parse(spec, MODALITIES) for spec in made.scenarios.evaluate]
-    record = evaluation_record(predictions, task, scenarios, made.scenarios.seed, "test", 6)
+    record = evaluation_record(predictions, task, scenarios, made.scenarios.seed, "test", 6, train_targets)
     write_evaluation(folder, record, predictions)
     place.mark_done("finished")
 

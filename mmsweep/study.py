@@ -162,8 +162,8 @@ class Train(_Section):
     seed: int = Field(0, ge=0, description="initial values, order of rows, masking, dropout")
     init_from: str | None = Field(
         None,
-        description="Trained weights to start from: a run's folder (its best epoch) or a .safetensors file. A regression "
-        "keeps the target scale that they were trained with.",
+        description="Trained weights to start from: a run's folder (its best epoch) or a .safetensors file. A "
+        "regression keeps the target scale that they were trained with.",
     )
 
     @property

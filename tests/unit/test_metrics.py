@@ -29,6 +29,7 @@ from tests.unit import report_factory as factory
 
 MAE = "val/mean_missing/mae"
 ERRORS = factory.study(
+    train={"epochs": 3},
     search={"train.optimizer.lr": {"log_uniform": [1e-4, 1e-2]}},
     sweep={"trials": 2, "objective": {"metric": MAE}, "final": {"seeds": 1}},
 )

@@ -165,6 +165,20 @@ def test_the_fill_value_changes_nothing(fill, tiny_gaps_study, tmp_path):
     assert metrics(filled) == metrics(reference)
 
 
+def test_a_run_on_placeholders_is_trained_and_evaluated_with_them(tiny_gaps_study, tmp_path):
+    """On the same rows as one that drops what is absent; here the fill value does change what is learned."""
+    base = tiny_gaps_study.with_values({"method": {"name": "modality_dropout"}, "train.epochs": 1})
+    found = {}
+    for name, values in {"drop": {}, "zeros": {"method.absent": "placeholder"},
+                         "ones": {"method.absent": "placeholder", "data.fill": "ones"}}.items():  # fmt: skip
+        folder = run(base.with_values(values), tmp_path / name, kind="final")
+        assert folder.done() == {"state": "finished", "error": None}
+        record = json.loads((folder.path / "evaluation.json").read_text())
+        found[name] = metrics(folder)[0]["train/loss"], {k: v["rows"] for k, v in record["scenarios"].items()}
+    assert len({loss for loss, _ in found.values()}) == 3 and all(math.isfinite(loss) for loss, _ in found.values())
+    assert found["drop"][1] == found["zeros"][1] == found["ones"][1]
+
+
 @pytest.mark.parametrize(("fill", "value"), [("zeros", 0.0), ("ones", 1.0), ("mean", None)])
 def test_the_fill_value_is_the_placeholder_that_is_fed(fill, value, tiny_gaps_study, tmp_path):
     """The data's gaps and masked inputs alike; an absent text is [CLS] [SEP], whatever the fill."""

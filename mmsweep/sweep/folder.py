@@ -43,6 +43,7 @@ class SweepFolder:
         self.finished = False  # whether everything that is asked for now was done before
         self.notes: list[str] = []  # what was damaged and made again, a sentence each
         self._lock: Any = None
+        self._added = 0  # trials, by --extend
 
     @classmethod
     def open(
@@ -95,7 +96,9 @@ class SweepFolder:
                 write_whole(path / "study.yaml", study.to_yaml())  # last: where it stands, a sweep lies
             folder.finished = folder.state.get("state") == "finished" and not extend
             if extend:
-                folder.update(trials=max(folder.trials, len(folder.numbers())) + extend)
+                before = folder.trials
+                folder.update(trials=max(before, len(folder.numbers())) + extend)
+                folder._added = folder.trials - before
         except UserError:
             folder.release()
             raise
@@ -168,6 +171,7 @@ class SweepFolder:
         before = self.state.get("data") or self._tracked_data()
         for name, what in DATA_FACTS.items():
             if name in before and name in found and before[name] != found[name]:
+                self.update(trials=self.trials - self._added)  # what is refused was never asked for
                 raise UserError(
                     f"{what} changed since this sweep began", file=self.path,
                     found=f"{name} {found[name]}", expected=f"{before[name]}, as before",

@@ -132,6 +132,12 @@ def test_data_that_changed_is_refused_with_both_fingerprints(tmp_path: Path) -> 
         with pytest.raises(UserError, match=rf"{words} changed.*found '{key} new'; expected {facts[key]}, as before"):
             folder.check_data({**facts, key: "new"})
     assert folder.state == before
+    folder.release()
+    folder = opened(extend=3)
+    assert folder.trials == 7
+    with pytest.raises(UserError, match="the data has changed"):
+        folder.check_data({**facts, "dataset_fingerprint": "new"})
+    assert folder.state == before  # no trial was added either
 
 
 def test_a_sweep_of_an_older_mmsweep_knows_its_data_from_its_tags(sweep: Path) -> None:

@@ -76,9 +76,13 @@ def uniform_frames(count: int, wanted: int) -> list[int]:
     return [int((k + 0.5) * count / wanted) for k in range(wanted)]
 
 
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key in which frame-9 comes before frame-10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key in which frame-9 comes before frame-10; names with equal numbers, 7 and 007, follow their spelling."""
+    parts = re.split(r"([0-9]+)", name)
+    digits = [part.lstrip("0") for part in parts[1::2]]  # compared by length, then by digit: as their numbers
+    keys = [(1, 0, part) for part in parts]
+    keys[1::2] = [(0, len(number), number) for number in digits]
+    return keys, name
 
 
 def _file_frames(path: Path, choose: Callable[[int], list[int]], fit: Callable[[Image.Image], Frame]) -> list[Frame]:

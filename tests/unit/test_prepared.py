@@ -133,6 +133,10 @@ def test_clips_are_read_in_order_of_time(tmp_path: Path) -> None:
     assert clip.shape == (3, 3, 8, 8) and clip[:, 0, 0, 0].tolist() == [20, 60, 100]
     assert uniform_frames(2, 4) == [0, 0, 1, 1]
     assert sorted(["frame-10", "frame-9"], key=natural_key) == ["frame-9", "frame-10"]
+    names = ["007", "07", "7", "8", "10", "a", "a1", "a02", "a2", "\u00b2", "9" * 5000]
+    wanted = ["007", "07", "7", "8", "10", "9" * 5000, "a", "a1", "a02", "a2", "\u00b2"]
+    for order in (names, names[::-1]):
+        assert sorted(order, key=natural_key) == wanted
     with pytest.raises(Undecodable, match="no frames"):
         (tmp_path / "empty").mkdir()
         decode_video(tmp_path / "empty", VideoFormat(ImageFormat(8)))

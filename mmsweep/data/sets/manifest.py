@@ -171,8 +171,7 @@ class Manifest(DatasetBuilder):
         names = {name for target in targets for name in (target if isinstance(target, list) else [target])}
         if len(names) < (2 if task == "single_label" else 1):
             raise self._too_little("the target column holds too few classes", self.options.target.column, sorted(names))
-        # Names that compare equal as numbers, such as 7 and 007, are ordered by their spelling.
-        return Target(task, tuple(sorted(names, key=lambda name: (natural_key(name), name))))
+        return Target(task, tuple(sorted(names, key=natural_key)))
 
     def _too_little(self, problem: str, key: str | None, found: Any = UNSET, hint: str | None = None) -> UserError:
         """A refusal that may follow from bad rows, which are then told first."""

@@ -83,19 +83,35 @@ def _plain(value: Any) -> str:
 
 def _csv(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(_LONGEST_CELL)
-    end = 0
+    end, spanned = 0, list[str]()
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         nonlocal end
         with path.open(encoding="utf-8-sig", newline="") as file:  # a byte-order mark is Excel's habit
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader((spanned.append(text) or text for text in file), strict=True)
             for cells in reader:
                 line, end = end + 1, reader.line_num  # a quoted cell may span lines: name the first
                 yield line, cells
+                spanned.clear()
 
+    deciding = [column for key, column in columns if key in ("data.target.column", "data.split.column")]
+    usual: set[tuple[Any, ...]] = set()
+    swallowing: list[tuple[int, list[tuple[Any, ...]]]] = []
     try:
         hint = "Cells that hold commas or line breaks need double quotes"
-        yield from _under_header(path, columns, rows(), hint)
+        for line, row in _under_header(path, columns, rows(), hint):
+            if len(spanned) == 1:
+                usual.add(tuple(row[column] for column in deciding))
+            elif all(text.count(",") == len(row) - 1 for text in spanned):
+                alone = [dict(zip(row, text.strip().split(","), strict=True)) for text in spanned]
+                swallowing.append((line, [tuple(each[column] for column in deciding) for each in alone]))
+            yield line, row
+        # A stray quote at the start of a cell makes one row of many; a text that spans lines has the row's target once.
+        if line := next((line for line, found in swallowing if sum(each in usual for each in found) > 1), None):
+            raise UserError(
+                "a quote opens a cell that takes in the rows below it", file=path, line=line,
+                hint='Write a quote within a cell as "" and enclose the cell in quotes',
+            )  # fmt: skip
     except csv.Error as error:
         raise UserError(f"the row is not valid CSV ({error})", file=path, line=end + 1) from None
     except UnicodeDecodeError as error:

@@ -294,6 +294,18 @@ def test_an_open_quote_is_refused_where_it_begins(tmp_path: Path) -> None:
     assert "my.csv:3: the row is not valid CSV" in refused(written(tmp_path, text))
 
 
+@pytest.mark.parametrize("close", [3, 9])
+def test_a_stray_quote_that_takes_in_rows_is_refused_where_it_stands(close: int, tmp_path: Path) -> None:
+    rows = [row | {"picture": ""} for row in GOOD]
+    rows[2]["caption"], rows[close]["caption"] = '"blue boat', 'the end of it"'
+    lines = [",".join(row[column] for column in ("picture", "caption", "kind", "part")) for row in rows]
+    message = refused(written(tmp_path, HEADER + "\n".join(lines) + "\n"), modalities=TEXT)
+    assert "my.csv:4: a quote opens a cell that takes in the rows below it" in message
+    lines[2] = ',"one, two, three\nfour, five",a,train'  # as many commas on each line as a row has, but no row
+    lines[close] = lines[close].replace('"', "")
+    assert len(read(written(tmp_path, HEADER + "\n".join(lines) + "\n"), modalities=TEXT).splits()["train"]) == 5
+
+
 def test_other_malformed_files(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "absent.csv")
     assert "unknown format" in refused(written(tmp_path, "", "my.xlsx"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,25 @@ def training_layout(modality: str, format: Format) -> Layout:
         (f"{modality}.aspect", np.float32, ()),
     ]
     return columns + ([(f"{modality}.varied.length", np.int32, ())] if kept else [])
+
+
+def check_names(formats: Mapping[str, Format]) -> None:
+    """Raises UserError where a modality's name would make another file than one of its own in the split's folder."""
+    taken = {TARGETS, "natural"}
+    for modality, format in formats.items():
+        stems = {name for name, _, _ in column_layout(modality, format) + training_layout(modality, format)}
+        if (
+            Path(modality).name != modality
+            or not modality.strip(".")
+            or "\0" in modality
+            or "\\" in modality
+            or stems & taken
+        ):
+            raise UserError(
+                "the name of this modality cannot be that of a file of prepared data",
+                key=f"data.modalities.{modality}", expected="letters, digits and _, and no name that is taken",
+            )  # fmt: skip
+        taken |= stems
 
 
 def map_size(formats: Mapping[str, Format]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 Layout of a prepared folder (written under a temporary name, then renamed, so that it is whole or absent):
 
-    prepared.json              formats, rows, digests, statistics, skipped rows
+    prepared.json              formats, rows, digests, statistics, skipped rows, checksums of all files
     train/ids.json             ids and groups, in order       (the same for val/ and test/)
     train/targets.npy          int64 [N] | float32 [N,C] | float32 [N] | uint8 [N,H,W] (label maps)
     train/natural.npy          bool [N,M]
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mmsweep.data.clips import decode_kept_frames, decode_video
-from mmsweep.data.columns import TARGETS, Layout, column_layout, map_size, training_layout
+from mmsweep.data.columns import TARGETS, Layout, check_names, column_layout, map_size, training_layout
 from mmsweep.data.dataset import SPLITS, Sample, Target
 from mmsweep.data.decoding import decode_image, decode_whole, sound_decoder
 from mmsweep.data.derived import sequence_decoder
@@ -44,6 +44,7 @@ from mmsweep.data.formats import (
 )
 from mmsweep.data.rasters import decode_labels, decode_raster
 from mmsweep.data.texts import Encode, text_encoder
+from mmsweep.data.wholeness import seal
 from mmsweep.errors import UserError
 
 BadSamples = list[tuple[Sample, str]]
@@ -63,6 +64,7 @@ def write_prepared(
     progress: Progress | None = None,
 ) -> BadSamples:
     """Fills `folder` (empty). Returns the bad rows; unless `skip_bad`, the folder is of no use when there are any."""
+    check_names(formats)
     _require_space(folder, splits, formats)
     bad: BadSamples = []
     decoders = {modality: _decoder(format) for modality, format in formats.items()}
@@ -99,7 +101,7 @@ def write_prepared(
         "rows": {name: len(kept[name]) for name in SPLITS},
         "skipped": [[sample.id, reason] for sample, reason in bad],
     }
-    (folder / "prepared.json").write_text(json.dumps(record, indent=1))
+    seal(folder, record)
     return bad
 
 

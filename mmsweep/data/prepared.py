@@ -4,13 +4,14 @@
     batch = data.splits["train"].batch(index, "cpu", present=table[index])
 
 `prepare` decodes every row once (`preparation.py`) and keeps the result under `cache/<key>/`; later calls, in any
-process, map the same files. Whatever is not present in a batch is the fill value, never the row's own input.
+process, map the same files, once each is found to be as it was written (`wholeness.py`); what is damaged is made again.
+Whatever is not present in a batch is the fill value, never the row's own input.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import shutil
 import tempfile
@@ -24,7 +25,12 @@ from mmsweep.data.digests import cache_key
 from mmsweep.data.formats import KINDS, AudioFormat, Format, SequenceFormat, VideoFormat
 from mmsweep.data.preparation import Progress, write_prepared
 from mmsweep.data.prepared_split import FILLS, PreparedSplit
+from mmsweep.data.wholeness import inspect
 from mmsweep.errors import UserError
+
+log = logging.getLogger("mmsweep.data")
+
+_SHOWN_FILES = 5
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,14 @@ def prepare(
     target = builder.target
     cache = Path(cache).expanduser().absolute()
     folder = cache / cache_key(samples, formats, target)
-    record = _read_record(folder)
-    if record is None:
+    record, damaged = inspect(folder)
+    if record is None or damaged:
         with _sole_writer(folder):
-            record = _read_record(folder)  # another process may have written it while this one waited
-            if record is None:
+            record, damaged = inspect(folder)  # another process may have written it while this one waited
+            if damaged:
+                log.warning("prepared data is damaged (%s) and is made again: %s", _few(damaged), folder)
+                shutil.rmtree(folder, ignore_errors=True)
+            if record is None or damaged:
                 record = _write(folder, builder, samples, formats, on_bad, progress)
     # Kept by id: lines of the user's file may have moved since the columns were written.
     origins = {sample.id: sample.origin for name in SPLITS for sample in samples[name]}
@@ -135,7 +144,7 @@ def _write(
         try:
             temporary.rename(folder)
         except OSError:
-            if _read_record(folder) is None:  # not just another process that was quicker
+            if inspect(folder)[0] is None:  # not just another process that was quicker
                 raise
     except OSError as error:
         raise UserError(
@@ -143,9 +152,15 @@ def _write(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    record = _read_record(folder)
-    assert record is not None
+    record, damaged = inspect(folder)
+    if record is None or damaged:
+        raise UserError(f"prepared data is not as it was just written ({_few(damaged)})", file=folder,
+                        hint="The disk may be failing; name a folder on another in $MMSWEEP_CACHE")  # fmt: skip
     return record
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN_FILES]) + (f" and {len(names) - _SHOWN_FILES} more" if names[_SHOWN_FILES:] else "")
 
 
 @contextlib.contextmanager
@@ -173,20 +188,9 @@ def _sole_writer(folder: Path) -> Iterator[None]:
         if locked:  # what a killed process left; nobody else writes now
             for left in folder.parent.glob(f".{folder.name}-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            if folder.exists() and _read_record(folder) is None:
-                shutil.rmtree(folder, ignore_errors=True)
         yield
     finally:
         os.close(lock)
-
-
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    """prepared.json, or None where the folder is absent or damaged."""
-    try:
-        record = json.loads((folder / "prepared.json").read_text())
-        return record if isinstance(record, dict) and {"rows", "fingerprint", "skipped"} <= record.keys() else None
-    except (OSError, ValueError):
-        return None
 
 
 def _in_order(builder: DatasetBuilder, formats: Mapping[str, Format]) -> dict[str, Format]:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmsweep.data import wholeness
 from mmsweep.data.clips import decode_video, natural_key, uniform_frames
 from mmsweep.data.dataset import DatasetBuilder, Sample, Target
 from mmsweep.data.decoding import decode_image, sound_decoder
@@ -197,6 +198,81 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path, tokenizer: str
     left.mkdir()
     assert len(prepare(builder, formats_of(tokenizer), cache).splits["train"]) == 6
     assert not left.exists() and json.loads((folder / "prepared.json").read_text())["rows"]["train"] == 6
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Any] = {
+    "flipped bit": flipped,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "other JSON": lambda path: path.write_text("[1]"),
+    "null": lambda path: path.write_text("null"),
+    "another array": lambda path: np.save(path.open("wb"), np.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "file",
+    ["train/targets.npy", "val/natural.npy", "test/ids.json", "train/text.ids.npy", "train/text.mask.npy",
+     "test/image.npy", "prepared.json"],
+)  # fmt: skip
+def test_damaged_columns_are_named_and_made_again(
+    file: str, damage: str, tmp_path: Path, tokenizer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    builder, cache = pictures(tmp_path), tmp_path / "cache"
+    first = prepare(builder, formats_of(tokenizer), cache)
+    whole = {path.name: path.read_bytes() for path in sorted((first.folder / "train").iterdir())}
+    assert not caplog.records
+    DAMAGE[damage](first.folder / file)
+    again = prepare(builder, formats_of(tokenizer), cache)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"prepared data is damaged ({file}) and is made again: {first.folder}"
+    ]
+    assert again.fingerprint == first.fingerprint and again.splits["test"].ids == first.splits["test"].ids
+    assert whole == {path.name: path.read_bytes() for path in sorted((again.folder / "train").iterdir())}
+
+
+def test_whole_columns_are_read_once(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, cache, read = pictures(tmp_path), tmp_path / "cache", []
+    own = wholeness._digest
+    monkeypatch.setattr(wholeness, "_digest", lambda path: read.append(path.name) or own(path))
+    monkeypatch.setattr(wholeness, "_SETTLED_NS", -1)
+    folder = prepare(builder, formats_of(tokenizer), cache).folder
+    assert len(read) == 2 * len(set(zip(read, read, strict=True))) * 3  # as written, and as found, in three splits
+    read.clear()
+    prepare(builder, formats_of(tokenizer), cache)
+    assert read == []
+    changed = (folder / "val" / "image.npy").stat()
+    os.utime(folder / "val" / "image.npy")
+    prepare(builder, formats_of(tokenizer), cache)
+    assert read == ["image.npy"] and changed.st_size == (folder / "val" / "image.npy").stat().st_size
+
+
+def test_a_write_that_hides_its_time_is_found(tmp_path: Path, tokenizer: str, caplog: pytest.LogCaptureFixture) -> None:
+    builder, cache = pictures(tmp_path), tmp_path / "cache"
+    file = prepare(builder, formats_of(tokenizer), cache).folder / "train" / "image.npy"
+    before = file.stat()
+    flipped(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prepare(builder, formats_of(tokenizer), cache)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["../image", "/image", "a/b", "..", "targets", "natural", ""])
+def test_no_name_leaves_the_cache(name: str, tmp_path: Path, tokenizer: str) -> None:
+    builder = pictures(tmp_path)
+    builder.modalities = {name: "image", "text": "text"}
+    with pytest.raises(UserError, match="cannot be that of a file"):
+        prepare(builder, {name: ImageFormat(8), "text": TextFormat(tokenizer, 8)}, tmp_path / "cache")
+    assert not [path for path in tmp_path.rglob("*.npy")]
 
 
 def _prepare_there(builder: Rows, tokenizer: str, cache: Path, queue: Any) -> None:

@@ -34,7 +34,6 @@ class SweepFile(TypedDict, total=False):
     trials: Annotated[int, Interval(ge=0, lt=10**9)]
     mlflow: dict[str, str]
     data: dict[str, str]
-    overrides: list[str]
     overrides: list[str]  # keys that the command line of the first start gave
 
 

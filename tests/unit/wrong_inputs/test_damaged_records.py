@@ -16,7 +16,13 @@ from tests.unit.wrong_inputs.messages import Say
 
 NEVER = [b"", b"[1]", b"null", b'"x"', b"1", b"{", b"\xff\x00\x80", b"[" * 100_000, b'{"state": ' + b"9" * 6000 + b"}"]
 WRONG = {
-    "sweep.json": [b'{"state": 1}', b'{"trials": "12"}', b'{"trials": true}', b'{"created": 1e300}', b'{"overrides": [1]}'],
+    "sweep.json": [
+        b'{"state": 1}',
+        b'{"trials": "12"}',
+        b'{"trials": true}',
+        b'{"created": 1e300}',
+        b'{"overrides": [1]}',
+    ],
     "tracking.json": [b"{}", b'{"id": "x", "runs": [1]}', b'{"id": "x", "tags": {"a": null}}', b'{"id": 7}'],
     "packing.json": [b'{"capacities": 1, "epochs": []}', b'{"epochs": [{}]}', b'{"capacities": [[1]]}'],
     "trials/0001/trial.json": [

@@ -15,6 +15,7 @@ from mmsweep.compatibility import (
     check_prediction,
 )
 from mmsweep.data.formats import RasterFormat
+from mmsweep.effects import check_effects
 from mmsweep.errors import UserError
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.search_space import check_search
@@ -84,6 +85,7 @@ def check(study: Study) -> None:
         check_method(str(name), "search.method.name", backbone)
     check_masking(study, modalities)
     check_absent(study)
+    check_effects(study, card)
 
 
 def _check_numbers(study: Study) -> None:

@@ -23,7 +23,7 @@ def check_backbone(study: Study, modalities: Sequence[str]) -> None:
 
 
 def check_prediction(study: Study, task: str) -> None:
-    """Refuse a backbone that predicts maps where one answer is wanted, or the reverse, and options of the other.
+    """Refuse a backbone that predicts maps where one answer is wanted, or the reverse.
 
     Raises:
         UserError: naming the key.
@@ -35,13 +35,6 @@ def check_prediction(study: Study, task: str) -> None:
             f"backbone {name} does not predict {task}", key="model.backbone.name", found=name,
             expected=f"one of {', '.join(fitting)}",
         )  # fmt: skip
-    if study.train.hard_pixels and task != "segmentation":
-        raise UserError("only segmentation has pixels", key="train.hard_pixels", found=True, expected="false")
-    for option, value in study.inference.model_dump(exclude_defaults=True).items():
-        if task != "segmentation":
-            raise UserError(
-                "only segmentation has views", key=f"inference.{option}", found=value, expected="no such option"
-            )
 
 
 def check_encoders(study: Study, modalities: Sequence[str]) -> None:

@@ -24,6 +24,10 @@ INTRODUCTION = """# The study file
 Written by `python scripts/study_reference.py` from the schema in `mmsweep/study.py`. Any key can be given on the
 command line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is an environment variable.
 
+A value that differs from its default and that nothing in the study reads is refused, for example `data.image.size`
+without pictures or an option of another method. Where the key that decides is searched (`method.name`), it is enough
+that one of its choices reads the value.
+
 """
 
 

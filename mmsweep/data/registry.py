@@ -38,6 +38,7 @@ class DatasetCard:
         get: how to get the data.
         layout: what a folder of it looks like.
         reader: whether this version reads it.
+        reads: the keys of a study that say how this dataset, and not every one, is read.
     """
 
     name: str
@@ -50,6 +51,7 @@ class DatasetCard:
     get: str = ""
     layout: str = ""
     reader: bool = True
+    reads: tuple[str, ...] = ("data.root", "data.split_seed")
 
 
 CardMaker = Callable[[DatasetOptions], DatasetCard]
@@ -143,6 +145,7 @@ def _openclipart_card(options: DatasetOptions) -> DatasetCard:
         rows=builder.expected,
         get="ships with the package",
         layout="one archive inside the package; tasks single_label (default) and multi_label",
+        reads=(),
     )
 
 

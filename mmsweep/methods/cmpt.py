@@ -31,6 +31,7 @@ class CMPT(Method):
 
     accepts = EncoderBackbone
     masks_gaps = False  # B3: the paper drops modalities "on complete modality data", and its Table 6 fits that
+    reads = frozenset({"align_weight", "detach_target", "proxy"})
     backbone: EncoderBackbone
 
     def __init__(self, backbone: EncoderBackbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:

@@ -90,5 +90,7 @@ def _pair(m: str, a: str) -> str:
 class LinearProjection(Restoring):
     """Tokens of missing modalities by one linear map a pair; see the top of this file."""
 
+    reads = frozenset({"align_weight", "detach_target"})
+
     def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
         return LinearProjector(shapes)

@@ -68,6 +68,7 @@ class Method(Packed, ABC):
         feeds_placeholders: whether it knows `method.absent: placeholder`. A method that brings its own tokens for an
             absent modality has no use for it.
         masks_gaps: whether it goes on doing so where scenarios.train leaves gaps of its own (B3).
+        reads: the options of the section `method` that have an effect on it, beside those of every method.
         masking: removal drawn anew at every step, or None. A trial's own, as `weights`: the engine asks each trial's.
         weights: name of an own loss -> its weight.
         noise: where dropout masks come from; the engine sets it.
@@ -77,6 +78,7 @@ class Method(Packed, ABC):
     can_mask: ClassVar[bool] = True
     masks_gaps: ClassVar[bool] = True
     feeds_placeholders: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
         super().__init__()

@@ -178,6 +178,8 @@ class MMP(Restoring):
     `method.align_weight: 0` is the ablation without alignment: the term is reported and trains nothing.
     """
 
+    reads = frozenset({"align_weight", "detach_target", "aggregated_tokens", "projector"})
+
     def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
         options = self.spec.projector
         return AggregatedProjector(

@@ -19,7 +19,7 @@ FLOORS = [
     {"availability", "data", "metrics", "models", "tasks"},
     {"methods", "study", "study_data", "study_method", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},
-    {"assembly", "check", "compatibility", "jobs", "plan", "report", "search_space", "views"},
+    {"assembly", "check", "compatibility", "effects", "jobs", "plan", "report", "search_space", "views"},
     {"sweep"},
     {"cli"},
     {"__main__"},

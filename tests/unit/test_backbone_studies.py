@@ -117,8 +117,8 @@ def test_a_dry_run_of_the_quickstart_counts_the_projector(K):
             r"model.backbone.size: cmnext, which reads rasters, comes in sizes; .*expected nano \(ours\) or b0 to b5",
         ),
         ({"train.init_from": "nowhere"}, "train.init_from: no trained weights lie here; found 'nowhere'"),
-        ({"inference.flip": True}, "inference.flip: only segmentation has views; found True; expected no such option"),
-        ({"inference.window": 32}, "inference.window: only segmentation has views; found 32"),
+        ({"inference.flip": True}, "inference.flip: this option has no effect in this study; found True"),
+        ({"inference.window": 32}, "inference.window: this option has no effect in this study; found 32"),
         ({"method.projector": {"width": 20}}, "method.projector: width 20 does not divide into 8 heads"),
     ],
 )

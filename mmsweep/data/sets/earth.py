@@ -152,6 +152,7 @@ def _dealt() -> dict[str, str]:
         rasters=formats(75) if options.root is None else Earth(options.root).rasters,
         get="ships with the package; a finer grid: scripts/build_earth.py. " + CREDITS,
         layout=f"a folder with {', '.join([*FILES.values(), LABELS])}, one size, 18 n x 36 n pixels",
+        reads=("data.root",),
     ),
 )
 def earth(options: DatasetOptions) -> DatasetBuilder:

@@ -284,6 +284,7 @@ def _card(options: DatasetOptions) -> DatasetCard:
         sequences=sequence_formats(own) if own else {},
         get="data.path names the file",
         layout="a column per modality (file names relative to the file, or texts), a target; optional split, group, id",
+        reads=("data.split_seed",),
     )
 
 

@@ -25,6 +25,7 @@ CARD = DatasetCard(
     get="mmimdb.tar.gz (8 GB) from archive.org",
     layout="split.json (train, dev, test), dataset/<id>.json (plot, genres), dataset/<id>.jpeg",
     reader=False,
+    reads=("data.root", "data.text.field"),
 )
 
 

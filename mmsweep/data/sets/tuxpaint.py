@@ -160,6 +160,7 @@ def _card(options: DatasetOptions) -> DatasetCard:
         rows=EXPECTED if own else {},
         get=GET,
         layout="<category>/…/<stamp>.png or .svg, <stamp>.txt, <stamp>_desc_<language>.ogg",
+        reads=("data.root", "data.split_seed", "data.audio.language"),
     )
 
 

@@ -82,6 +82,7 @@ def _card(options: DatasetOptions) -> DatasetCard:
         sequences=SEQUENCES,
         get=GET,
         layout="as tuxpaint; features and target are derived when the data is prepared",
+        reads=("data.root", "data.split_seed", "data.audio.language"),
     )
 
 

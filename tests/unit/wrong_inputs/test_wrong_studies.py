@@ -165,7 +165,7 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         {"inference": {"flip": True}},
         "flip: true",
         "inference.flip",
-        ["only segmentation has views", "found True", "no such option"],
+        ["no effect in this study", "found True", "no such key", "task is segmentation"],
     ),
     "unknown dataset": (
         {"data": {"dataset": "openclipar"}},

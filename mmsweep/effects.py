@@ -1,0 +1,196 @@
+"""Options without effect: a study that sets one believes in something that does not happen, so it is refused.
+
+`_READERS` says which part of a study reads each option. Methods and datasets say it of their own options themselves
+(`Method.reads`, `DatasetCard.reads`). Only values that differ from the default are refused: a resolved study lists all
+defaults. Where the key that decides is searched, one of its choices that reads the option is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmsweep.data.registry import DatasetCard, dataset_card, datasets
+from mmsweep.errors import UserError
+from mmsweep.methods import METHODS
+from mmsweep.study import Study
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides which options are read."""
+
+    study: Study
+    card: DatasetCard
+
+    @property
+    def kinds(self) -> set[str]:
+        return set(self.card.modalities.values())
+
+    @property
+    def task(self) -> str | None:
+        return self.card.target.task if self.card.target else None
+
+    def values(self, key: str) -> list[Any]:
+        """A key's own value and those that are searched."""
+        searched = self.study.search.get(key)
+        try:
+            own = self.study.value(key)
+        except KeyError:  # its section is null
+            own = None
+        return [own, *(searched.edges() if searched else [])]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What reads an option: `words` for people, and whether a study has it."""
+
+    words: str
+    there: Callable[[Facts], bool]
+
+
+def check_effects(study: Study, card: DatasetCard) -> None:
+    """Refuse options that are set to something else than their default, or searched, and that nothing reads.
+
+    Raises:
+        UserError: naming the key, and what would read it.
+    """
+    facts = Facts(study, card)
+    given = _given(study)
+    for option, reader in _readers(facts):
+        for key, (place, value) in given.items():
+            if (key == option or key.startswith(f"{option}.")) and not reader.there(facts):
+                raise UserError(
+                    "this option has no effect in this study",
+                    key=place,
+                    found=value,
+                    expected=f"no such key, or {reader.words}",
+                )
+
+
+def _given(study: Study) -> dict[str, tuple[str, Any]]:
+    """Key -> (where it stands, value) of all options that differ from their default or are searched."""
+    given = {key: (key, value) for key, value in _leaves(study.model_dump(mode="json", exclude_defaults=True))}
+    for key, dimension in study.search.items():
+        for choice in dimension.choices:
+            if isinstance(choice, Mapping):
+                own = study.with_values({key: choice}).model_dump(mode="json", exclude_defaults=True)
+                given |= {k: (f"search.{key}", choice) for k, value in _leaves(own) if k not in given}
+        given[key] = (f"search.{key}", dimension.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    return given
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+# ---- what reads what ---------------------------------------------------------------------------------------------
+
+
+def _readers(facts: Facts) -> Iterator[tuple[str, Reader]]:
+    """Every option that is not always read, with its reader; an option may have several, all of which it needs."""
+    yield from _READERS
+    for option in sorted(set().union(*(method.reads for method in METHODS.values()))):
+        readers = [name for name, method in METHODS.items() if option in method.reads]
+        yield f"method.{option}", _value("method.name", *readers)
+    cards = {name: dataset_card(name) for name in datasets()}
+    for option in sorted(set().union(*(card.reads for card in cards.values()))):
+        yield option, _value("data.dataset", *(name for name, card in cards.items() if option in card.reads))
+    for modality in facts.study.model.encoders:
+        yield f"model.encoders.{modality}.train_layernorm", _value(f"model.encoders.{modality}.trainable", False)
+
+
+def _kind(*kinds: str) -> Reader:
+    return Reader(f"a modality of kind {_or(kinds)}", lambda facts: not set(kinds).isdisjoint(facts.kinds))
+
+
+def _task(*tasks: str) -> Reader:
+    return Reader(f"a dataset whose task is {_or(tasks)}", lambda facts: facts.task in tasks)
+
+
+def _value(key: str, *values: Any) -> Reader:
+    shown = _or("null" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in values)
+    return Reader(f"{key}: {shown}", lambda facts: any(value in values for value in facts.values(key)))
+
+
+def _above_zero(*keys: str) -> Reader:
+    return Reader(f"a {_or(keys)} above 0", lambda facts: any(v for key in keys for v in facts.values(key)))
+
+
+def _or(words: Any) -> str:
+    *some, last = words
+    return f"{', '.join(some)} or {last}" if some else str(last)
+
+
+def _enlarges(facts: Facts) -> bool:
+    return any(scale is not None and list(scale) != [1, 1] for scale in facts.values("data.augmentation.scale"))
+
+
+def _cuts(facts: Facts) -> bool:
+    windows = [window for window in facts.values("data.augmentation.window") if window is not None]
+    sides = [side for raster in facts.card.rasters.values() for side in raster.size]
+    return _enlarges(facts) or any(window < side for window in windows for side in sides)
+
+
+def _adapts(facts: Facts) -> bool:
+    """Whether some pretrained part of the network is frozen: only there are adapters added."""
+    backbone, encoders = facts.study.model.backbone.name, facts.study.model.encoders
+    if backbone == "mult":
+        return False
+    keys = [f"model.encoders.{m}.trainable" for m in encoders] if encoders else ["model.backbone.trainable"]
+    return any(value is False for key in keys for value in facts.values(key))
+
+
+def _loads(facts: Facts) -> bool:
+    return facts.study.model.backbone.name != "cmnext" or True in facts.values("model.backbone.pretrained")
+
+
+_PICTURES = _kind("image", "video")
+_LABELS = ("single_label", "multi_label")
+_WARMUP = _above_zero("train.schedule.warmup_epochs", "train.schedule.warmup_steps")
+_FROZEN = Reader("a pretrained part that is frozen", _adapts)
+_SAMPLERS = _value("sweep.sampler.name", "tpe", "random", "gp", "nsgaii")
+
+_READERS: tuple[tuple[str, Reader], ...] = (
+    ("data.image", _PICTURES),
+    ("data.text.length", _kind("text")),
+    ("data.audio.frames", _kind("audio")),
+    ("data.video", _kind("video")),
+    ("data.augmentation.crop", _kind("image", "video", "raster")),
+    ("data.augmentation.flip", _kind("image", "video", "raster")),
+    ("data.augmentation.random_frames", _kind("video")),
+    ("data.augmentation.window", _kind("raster")),
+    ("data.augmentation.window", Reader("less than a raster's side, or data.augmentation.scale", _cuts)),
+    ("data.augmentation.scale", _kind("raster")),
+    ("data.augmentation.scale", Reader("another factor than 1", _enlarges)),
+    ("data.target.separator", _task("multi_label")),
+    ("data.target.classes", _task(*_LABELS)),
+    *((f"data.split.{name}", _value("data.split.column", None)) for name in ("train", "val", "test", "seed")),
+    ("model.lora.rank", _FROZEN),
+    ("model.lora.alpha", _FROZEN),
+    ("model.lora.dropout", _FROZEN),
+    ("model.backbone.weights", Reader("model.backbone.pretrained: true", _loads)),
+    ("method.detach_target", _above_zero("method.align_weight")),
+    ("method.masking.granularity", _above_zero("method.masking.probability")),
+    ("method.masking.distribution", _above_zero("method.masking.probability")),
+    ("train.class_weights", _task(*_LABELS, "segmentation")),
+    ("train.hard_pixels", _task("segmentation")),
+    ("train.regression_loss", _task("regression")),
+    ("train.schedule.power", _value("train.schedule.name", "polynomial")),
+    ("train.schedule.warmup_epochs", _value("train.schedule.warmup_steps", None)),
+    ("train.schedule.warmup", _WARMUP),
+    ("train.schedule.warmup_ratio", _WARMUP),
+    ("scenarios.thresholds", _task("multi_label")),
+    ("inference", _task("segmentation")),
+    ("sweep.trials", _SAMPLERS),
+    ("sweep.sampler.seed", _SAMPLERS),
+    ("sweep.start_from", _SAMPLERS),
+    ("sweep.scheduler.grace_epochs", _value("sweep.scheduler.name", "asha", "median")),
+    ("sweep.scheduler.reduction_factor", _value("sweep.scheduler.name", "asha")),
+)

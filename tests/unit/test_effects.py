@@ -1,0 +1,186 @@
+"""Options that nothing reads are refused by name; what is shared between searched methods, and defaults, are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmsweep.__main__ import main
+from mmsweep.check import check
+from mmsweep.effects import _READERS
+from mmsweep.errors import UserError
+from mmsweep.study import Study
+
+SPACES = Path(__file__).parents[2] / "search_spaces"
+
+
+def shipped(name: str, *overrides: str) -> Study:
+    return Study.load(SPACES / f"{name}.yaml", overrides)
+
+
+def refused(study: Study) -> str:
+    with pytest.raises(UserError, match="this option has no effect in this study") as problem:
+        check(study)
+    return str(problem.value.key)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        ("quickstart", "data.root=/somewhere", "data.dataset: earth"),
+        ("quickstart", "data.text.field=plot", "data.dataset: mmimdb"),
+        ("quickstart", "data.split_seed=3", "manifest"),
+        ("quickstart", "data.audio.frames=100", "a modality of kind audio"),
+        ("quickstart", "data.audio.language=fr", "tuxpaint or tuxpaint_sequences"),
+        ("quickstart", "data.video.frames=5", "a modality of kind video"),
+        ("quickstart", "data.augmentation.random_frames=true", "a modality of kind video"),
+        ("quickstart", "data.augmentation.window=64", "a modality of kind raster"),
+        ("quickstart", "data.augmentation.scale=[1.0, 2.0]", "a modality of kind raster"),
+        ("mmp_sequences", "data.augmentation.crop=[0.5, 1.0]", "kind image, video or raster"),
+        ("mmp_sequences", "data.augmentation.flip=true", "kind image, video or raster"),
+        ("mmp_sequences", "data.image.size=32", "kind image or video"),
+        ("mmp_sequences", "data.image.fit=pad", "kind image or video"),
+        ("mmp_sequences", "data.text.length=9", "kind text"),
+        ("mmp_earth", "data.image.size=32", "kind image or video"),
+        ("mmp_earth", "data.augmentation.scale=[1.0, 1.0]", "another factor than 1"),
+        ("mmp_sequences", "train.class_weights=balanced", "single_label, multi_label or segmentation"),
+        ("quickstart", "train.regression_loss=mse", "task is regression"),
+        ("quickstart", "train.hard_pixels=true", "task is segmentation"),
+        ("quickstart", "inference.flip=true", "task is segmentation"),
+        ("quickstart", "inference.scales=[0.5, 1.0]", "task is segmentation"),
+        ("quickstart", "inference.window=64", "task is segmentation"),
+        ("quickstart", "scenarios.thresholds=tuned", "task is multi_label"),
+        ("mmp_earth", "model.lora={rank: 4}", "a pretrained part that is frozen"),
+        ("mmp_sequences", "model.lora={alpha: 4}", "a pretrained part that is frozen"),
+        ("mmp_earth", "model.backbone.weights=my.safetensors", "model.backbone.pretrained: true"),
+        ("quickstart", "method.aggregated_tokens=4", "method.name: mmp"),
+        ("quickstart", "method.projector.heads=4", "method.name: mmp"),
+        ("mmp_quickstart", "method.proxy.place=first", "method.name: cmpt"),
+        ("mmp_quickstart", "method.proxy={init: cls}", "method.name: cmpt"),
+        ("cmpt_kinetics_sounds", "train.schedule.warmup_steps=7", "train.schedule.warmup_steps: null"),
+        ("quickstart", "sweep.scheduler={name: none, grace_epochs: 3}", "sweep.scheduler.name: asha or median"),
+        ("quickstart", "sweep.scheduler={name: median, grace_epochs: 2, reduction_factor: 4}", "name: asha"),
+        ("quickstart_ablation", "sweep.trials=4", "sweep.sampler.name: tpe, random, gp or nsgaii"),
+        ("quickstart_ablation", "sweep.sampler.seed=4", "sweep.sampler.name: tpe"),
+        ("quickstart_ablation", "sweep.start_from=[{train.optimizer.lr: 0.001}]", "sweep.sampler.name: tpe"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(name: str, override: str, words: str) -> None:
+    with pytest.raises(UserError) as problem:
+        check(shipped(name, override))
+    message, key = str(problem.value), str(problem.value.key)
+    assert "this option has no effect in this study" in message and words in message
+    assert key.startswith(override.partition("=")[0]) or key == "train.schedule.warmup_epochs"
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("plain", "align_weight", 0.5),
+        ("plain", "masking", {"probability": 0.3}),
+        ("plain", "detach_target", True),
+        ("modality_dropout", "align_weight", 0.5),
+        ("modality_dropout", "projector", {"heads": 2}),
+        ("linear_projection", "aggregated_tokens", 3),
+        ("linear_projection", "proxy", {"trainable": False}),
+        ("cmpt", "projector", {"positions": True}),
+    ],
+)
+def test_options_of_another_method_are_refused(tiny_study: Study, method: str, option: str, value: Any) -> None:
+    study = Study.parse({**tiny_study.resolved(), "search": {}, "method": {"name": method}})
+    check(study)
+    assert refused(study.with_values({f"method.{option}": value})).startswith(f"method.{option}")
+    # Where another method that reads it is among the choices, it is shared.
+    names = {"search": {"method.name": {"choice": ["cmpt", "mmp", method]}}}
+    check(Study.parse({**study.with_values({f"method.{option}": value}).resolved(), **names}))
+
+
+def test_the_tasks_own_options(tiny_study: Study, tiny_tasks: dict[str, Study]) -> None:
+    check(tiny_tasks["multi_label"])
+    check(tiny_tasks["regression"].with_values({"train.regression_loss": "mse"}))
+    separator = {"data.target": {"task": "single_label", "column": "kind", "separator": ";"}}
+    assert refused(tiny_study.with_values(separator)) == "data.target.separator"
+    classes = {"data.target": {"task": "regression", "column": "score", "classes": ["1", "2"]}}
+    assert refused(tiny_tasks["regression"].with_values(classes)) == "data.target.classes"
+    check(tiny_study.with_values({"data.augmentation": {"crop": [0.5, 1.0], "flip": True}}))
+
+
+@pytest.mark.parametrize("option", ["train", "val", "test", "seed"])
+def test_shares_beside_a_column_of_splits_are_refused(tiny_study: Study, option: str) -> None:
+    given = {"column": "part", option: 1 if option == "seed" else 0.4}
+    assert refused(tiny_study.with_values({"data.split": given})) == f"data.split.{option}"
+
+
+def test_options_that_a_value_of_another_switches_off(tiny_study: Study) -> None:
+    plain = Study.parse({**tiny_study.resolved(), "search": {}})
+    for values, key in (
+        ({"train.schedule": {"name": "cosine", "power": 2.0}}, "train.schedule.power"),
+        ({"train.schedule": {"warmup": "constant"}}, "train.schedule.warmup"),
+        ({"train.schedule": {"warmup_ratio": 0.5}}, "train.schedule.warmup_ratio"),
+        ({"train.schedule": {"warmup_steps": 3, "warmup_epochs": 1}}, "train.schedule.warmup_epochs"),
+        ({"method.align_weight": 0.0, "method.detach_target": True}, "method.detach_target"),
+        ({"method.masking": {"probability": 0, "granularity": "batch"}}, "method.masking.granularity"),
+        ({f"model.encoders.{m}.trainable": True for m in ("image", "text")}, "model.lora.rank"),
+    ):
+        assert refused(plain.with_values(values)) == key
+    image = plain.with_values({"model.encoders.image.trainable": True})
+    check(image)  # the text's encoder has adapters
+    layernorm = image.with_values({"model.encoders.image.train_layernorm": True})
+    assert refused(layernorm) == "model.encoders.image.train_layernorm"
+    check(plain.with_values({"train.schedule": {"warmup_epochs": 1, "warmup": "constant", "warmup_ratio": 0.5}}))
+
+
+def test_a_searched_key_that_nothing_reads_is_refused(tiny_study: Study) -> None:
+    def searching(**search: Any) -> Study:
+        return Study.parse({**tiny_study.resolved(), "search": search})
+
+    tokens = {"choice": [4, 8]}
+    assert refused(searching(**{"method.aggregated_tokens": tokens})) == "search.method.aggregated_tokens"
+    check(searching(**{"method.aggregated_tokens": tokens, "method.name": {"choice": ["cmpt", "mmp"]}}))
+    check(searching(**{"method.masking.granularity": {"choice": ["sample", "batch"]}}))
+    crops = {"choice": [{}, {"random_frames": True}]}
+    assert refused(searching(**{"data.augmentation": crops})) == "search.data.augmentation"
+    off = {"train.schedule.warmup": {"choice": ["linear", "constant"]}}
+    assert refused(searching(**off)) == "search.train.schedule.warmup"
+    check(searching(**off, **{"train.schedule.warmup_epochs": {"choice": [0, 1]}}))
+
+
+def test_a_resolved_study_loads_again(tmp_path: Path) -> None:
+    """As trials' folders and `mmsweep best` have it: all defaults are listed, and the search is kept."""
+    for path in sorted(SPACES.glob("*.yaml")):
+        study = Study.load(path)
+        (tmp_path / path.name).write_text(study.to_yaml())
+        check(Study.load(tmp_path / path.name))
+    ablation = shipped("quickstart_ablation")
+    for name in ablation.search["method.name"].choices:
+        check(ablation.with_values({"method.name": name}))
+
+
+def test_the_window_of_rasters(tiny_study: Study) -> None:
+    whole = shipped("mmp_earth", "data.augmentation.scale=null", "data.augmentation.window=75")
+    assert refused(whole) == "data.augmentation.window"
+    check(shipped("mmp_earth", "data.augmentation.scale=null", "data.augmentation.window=64"))
+    check(shipped("mmp_earth", "data.augmentation.window=75"))
+
+
+def test_the_refusal_names_file_line_and_key(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    text = (SPACES / "quickstart.yaml").read_text().replace("  name: cmpt\n", "  name: cmpt\n  aggregated_tokens: 4\n")
+    (tmp_path / "mine.yaml").write_text(text)
+    line = text.splitlines().index("  aggregated_tokens: 4") + 1
+    monkeypatch.setattr("sys.argv", ["mmsweep", "validate", str(tmp_path / "mine.yaml")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert f"mine.yaml:{line}: method.aggregated_tokens: this option has no effect" in capsys.readouterr().err
+
+
+def test_every_option_of_the_table_is_a_key_of_the_study() -> None:
+    study = shipped("quickstart").resolved()
+    study["data"]["split"] = dict.fromkeys(("column", "train", "val", "test", "seed"))
+    study["data"]["target"] = dict.fromkeys(("separator", "classes"))
+    for option, _ in _READERS:
+        found: Any = study
+        for part in option.split("."):
+            found = found[part]

@@ -2,7 +2,8 @@
 
 `_READERS` says which part of a study reads each option. Methods and datasets say it of their own options themselves
 (`Method.reads`, `DatasetCard.reads`). Only values that differ from the default are refused: a resolved study lists all
-defaults. Where the key that decides is searched, one of its choices that reads the option is enough.
+defaults. Where the key that decides is searched, one of its choices that reads the option is enough. What a number of 0
+or a `none` switches off in so many words is not refused: that is how one leaves a part of a file out for once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from mmsweep.data.registry import DatasetCard, dataset_card, datasets
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.study import Study
+
+_ANOTHER = "To try another method of a file on the command line: 'method={name: plain}' 'search={}'"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def check_effects(study: Study, card: DatasetCard) -> None:
                     key=place,
                     found=value,
                     expected=f"no such key, or {reader.words}",
+                    hint=_ANOTHER if option.startswith("method.") else None,
                 )
 
 
@@ -119,10 +123,6 @@ def _value(key: str, *values: Any) -> Reader:
     return Reader(f"{key}: {shown}", lambda facts: any(value in values for value in facts.values(key)))
 
 
-def _above_zero(*keys: str) -> Reader:
-    return Reader(f"a {_or(keys)} above 0", lambda facts: any(v for key in keys for v in facts.values(key)))
-
-
 def _or(words: Any) -> str:
     *some, last = words
     return f"{', '.join(some)} or {last}" if some else str(last)
@@ -147,13 +147,19 @@ def _adapts(facts: Facts) -> bool:
     return any(value is False for key in keys for value in facts.values(key))
 
 
+def _warms_up(facts: Facts) -> bool:
+    """Whether there is a warm-up, or the study says itself that there is none."""
+    lengths = ("warmup_epochs", "warmup_steps")
+    asked = any(value for name in lengths for value in facts.values(f"train.schedule.{name}"))
+    return asked or not facts.study.train.schedule.model_fields_set.isdisjoint(lengths)
+
+
 def _loads(facts: Facts) -> bool:
     return facts.study.model.backbone.name != "cmnext" or True in facts.values("model.backbone.pretrained")
 
 
 _PICTURES = _kind("image", "video")
-_LABELS = ("single_label", "multi_label")
-_WARMUP = _above_zero("train.schedule.warmup_epochs", "train.schedule.warmup_steps")
+_WARMUP = Reader("train.schedule.warmup_epochs or warmup_steps", _warms_up)
 _FROZEN = Reader("a pretrained part that is frozen", _adapts)
 _SAMPLERS = _value("sweep.sampler.name", "tpe", "random", "gp", "nsgaii")
 
@@ -170,16 +176,12 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     ("data.augmentation.scale", _kind("raster")),
     ("data.augmentation.scale", Reader("another factor than 1", _enlarges)),
     ("data.target.separator", _task("multi_label")),
-    ("data.target.classes", _task(*_LABELS)),
-    *((f"data.split.{name}", _value("data.split.column", None)) for name in ("train", "val", "test", "seed")),
+    ("data.split_seed", _value("data.split.seed", None)),
     ("model.lora.rank", _FROZEN),
     ("model.lora.alpha", _FROZEN),
     ("model.lora.dropout", _FROZEN),
     ("model.backbone.weights", Reader("model.backbone.pretrained: true", _loads)),
-    ("method.detach_target", _above_zero("method.align_weight")),
-    ("method.masking.granularity", _above_zero("method.masking.probability")),
-    ("method.masking.distribution", _above_zero("method.masking.probability")),
-    ("train.class_weights", _task(*_LABELS, "segmentation")),
+    ("train.class_weights", _task("single_label", "multi_label", "segmentation")),
     ("train.hard_pixels", _task("segmentation")),
     ("train.regression_loss", _task("regression")),
     ("train.schedule.power", _value("train.schedule.name", "polynomial")),
@@ -191,6 +193,5 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     ("sweep.trials", _SAMPLERS),
     ("sweep.sampler.seed", _SAMPLERS),
     ("sweep.start_from", _SAMPLERS),
-    ("sweep.scheduler.grace_epochs", _value("sweep.scheduler.name", "asha", "median")),
-    ("sweep.scheduler.reduction_factor", _value("sweep.scheduler.name", "asha")),
+    ("sweep.scheduler.reduction_factor", _value("sweep.scheduler.name", "asha", "none")),
 )

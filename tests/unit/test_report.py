@@ -235,7 +235,7 @@ def test_published_numbers_stand_beside_matching_scenarios_only(tmp_path: Path, 
 
 
 def test_importance_is_fanova_s_with_its_spread_and_needs_twenty_finished_trials(tmp_path: Path) -> None:
-    folder, made = tmp_path / "ranked", factory.study(sweep={"trials": 40, "final": None})
+    folder, made = tmp_path / "ranked", factory.study(train={"epochs": 1}, sweep={"trials": 40, "final": None})
     folder.mkdir()
     (folder / "study.yaml").write_text(made.to_yaml())
     random = np.random.default_rng(0)

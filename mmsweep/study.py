@@ -33,7 +33,9 @@ class EncoderSpec(_Section):
     name: str = Field(description="a hub name, a folder, `package:NAME/path`, a timm name, or (mmsweep) one that ships")
     layers: int | None = Field(None, ge=1, description="keep only the first layers")
     pool: Literal["auto", "cls", "mean", "pooler"] = Field(
-        "auto", description="which token stands for the input (B10-B12)"
+        "auto",
+        description="Token that stands for the input. auto: the one that the encoder was trained with, the mean of its "
+        "tokens where it has no class token (registers are none)",
     )
     trainable: bool = Field(False, description="train all its weights instead of freezing them")
     train_layernorm: bool = Field(False, description="train its LayerNorms beside the adapters (B15)")

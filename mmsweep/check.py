@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario
 from mmsweep.compatibility import (
@@ -22,6 +23,7 @@ from mmsweep.search_space import check_search
 from mmsweep.study import Study
 from mmsweep.study_mult import MulTSpec
 from mmsweep.tasks import TargetScale, Task, make_task
+from mmsweep.tracking.address import resolve_uri
 from mmsweep.training.initialization import check_first_stage, task_state
 from mmsweep.views import make_augmentation, make_inference
 
@@ -44,6 +46,8 @@ def check(study: Study) -> None:
     Raises:
         UserError: naming the key, what was found and what was expected.
     """
+    if study.tracking.uri is not None:
+        resolve_uri(study.tracking.uri, Path.cwd())
     card = card_of(study)
     modalities = tuple(card.modalities)
     if len(modalities) < 2:

@@ -65,7 +65,7 @@ def tables() -> dict[str, tuple[dict[str, np.ndarray], list[Any]]]:
 
 def write(folder: Path, task: str, sequences: Mapping[str, np.ndarray], targets: list[Any], epochs: int) -> Path:
     """A manifest with its files, and its study; the study's path."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with open(folder / "table.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*sequences, "target"])
@@ -93,13 +93,13 @@ def write(folder: Path, task: str, sequences: Mapping[str, np.ndarray], targets:
             "lora": None,
         },
         "method": {"name": "modality_dropout", "masking": {"probability": 0.4}},
-        "train": {"epochs": epochs, "batch_size": 16, "optimizer": {"lr": 3e-3}},
+        "train": {"epochs": epochs, "batch_size": 32, "optimizer": {"lr": 5e-3}},
         "scenarios": {"evaluate": ["complete", *({"missing": name} for name in sequences)]},
         "search": {
             "train.optimizer.lr": {"log_uniform": [1e-3, 1e-2]},
             "method.masking.probability": {"uniform": [0.2, 0.7]},
         },
-        "sweep": {"trials": 3, "objective": {"metric": f"val/mean_missing/{METRICS[task]}"}, "final": {"seeds": 2}},
+        "sweep": {"trials": 3, "objective": {"metric": f"val/mean_missing/{METRICS[task]}"}, "final": {"seeds": 1}},
         "resources": {"hosts": 1},
     }  # fmt: skip
     path = folder / "study.yaml"
@@ -140,8 +140,10 @@ def moved_rows(path: Path) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep tables, studies and sweeps there")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep everything there, and go on with what lies there"
+    )
     out_option(parser)
     options = parser.parse_args()
     machine, rows, found = Machine(), [], {}
@@ -149,11 +151,12 @@ def main() -> None:
         studies = {t: write(place / t, t, *made, options.epochs) for t, made in tables().items()}
         for task, study in studies.items():
             out = place / f"{task}-train"
-            python(["-m", "mmsweep", "train", str(study), "--out", str(out)], out.with_name(f"{out.name}-in"))
+            words = ["-m", "mmsweep", "train", str(study), "--out", str(out), *(["--resume"] if out.exists() else [])]
+            python(words, out.with_name(f"{out.name}-in"))
             lines, found[f"{task}, train"] = scores(task, "train", out)
             rows += lines
         out = place / "regression-tune"
-        tune(studies["regression"], out)
+        tune(studies["regression"], out, ["--resume"] if out.exists() else [])
         lines, found["regression, tune"] = scores("regression", "tune", out)
         rows += lines
         moved, all_rows = moved_rows(studies["single_label"])

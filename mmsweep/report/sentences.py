@@ -82,12 +82,12 @@ def _clause(metric: str, name: str, cell: Cell, complete: Cell, who: str) -> str
     when = (
         f"with {name.removeprefix('missing-')} missing" if name.startswith("missing-") else f"in the {name[:-8]} case"
     )
-    value, whole = wording.number(metric, cell.mean), wording.score(metric, complete.mean)
+    value, whole = wording.number(metric, cell.mean), wording.number(metric, complete.mean)
     if not who:
         return f"{when}, {value}"
     if wording.is_share(metric) and cell.mean <= complete.mean:  # only of a share can something be kept
-        return f"{when}, {who} keeps {value} of its {whole}"
-    return f"{when}, {who} has {value} instead of {whole}"
+        return f"{when}, {who} keeps {value} of its {wording.score(metric, complete.mean)}"
+    return f"{when}, {who} has {wording.score(metric, cell.mean)} instead of {whole}"
 
 
 def state_sentence(record: SweepRecord) -> str:

@@ -84,9 +84,9 @@ def dataset_options(study: Study) -> DatasetOptions:
 
 
 def card_of(study: Study) -> DatasetCard:
-    """What is known of a study's dataset; for a manifest the file itself is read where its classes are not listed."""
+    """What is known of a study's dataset; a manifest is read."""
     card = dataset_card(study.data.dataset, dataset_options(study))
-    if card.target is None:
+    if card.target is None or study.data.dataset == "manifest":
         builder = make_builder(study)
         rows = {name: len(samples) for name, samples in builder.splits().items()}
         card = replace(card, target=builder.target, modalities=builder.modalities, rows=rows)

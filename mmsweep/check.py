@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario
+from mmsweep.check_network import check_networks
 from mmsweep.compatibility import (
     check_absent,
     check_backbone,
@@ -16,6 +17,7 @@ from mmsweep.compatibility import (
     check_prediction,
 )
 from mmsweep.data.formats import RasterFormat
+from mmsweep.data.registry import DatasetCard
 from mmsweep.effects import check_effects
 from mmsweep.errors import UserError
 from mmsweep.models.backbones import BACKBONES
@@ -27,6 +29,8 @@ from mmsweep.tracking.address import resolve_uri
 from mmsweep.training.initialization import check_first_stage, task_state
 from mmsweep.views import make_augmentation, make_inference
 
+MOST_MODALITIES = 12
+
 
 def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[str]:
     """Every metric that a trial reports on validation."""
@@ -37,22 +41,32 @@ def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[st
 def check_sweep(study: Study) -> None:
     """Refuse what can be known to fail of a study and of its search. Raises UserError as `check` and `check_search`."""
     check_search(study)
-    check(study)
+    card = card_of(study)
+    check(study, card)
+    check_networks(study, card)
 
 
-def check(study: Study) -> None:
-    """Refuse what can be known to fail before anything starts: scenarios, objectives, method, modalities.
+def check(study: Study, card: DatasetCard | None = None) -> None:
+    """Refuse what can be known to fail of one configuration: scenarios, objectives, method, modalities.
+
+    Args:
+        card: what is known of the study's dataset, where that was read already.
 
     Raises:
         UserError: naming the key, what was found and what was expected.
     """
     if study.tracking.uri is not None:
         resolve_uri(study.tracking.uri, Path.cwd())
-    card = card_of(study)
+    card = card or card_of(study)
     modalities = tuple(card.modalities)
     if len(modalities) < 2:
         key = "data" if study.data.modalities is None else "data.modalities"
         raise UserError("too few modalities", key=key, found=list(modalities), expected="two at least")
+    if len(modalities) > MOST_MODALITIES:
+        raise UserError(
+            "too many modalities: a score is computed for each of their combinations", key="data.modalities",
+            found=len(modalities), expected=f"at most {MOST_MODALITIES}",
+        )  # fmt: skip
     check_backbone(study, modalities)
     parse_scenario(study.scenarios.train, modalities, "scenarios.train")
     for number, spec in enumerate(study.search["scenarios.train"].choices if "scenarios.train" in study.search else []):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mmsweep.errors import UserError
 from mmsweep.json_text import json_text
 from mmsweep.study import Study
 from mmsweep.study_source import Source
+from mmsweep.terminal import failed_finals, out, print_plan, print_record
 
 app = typer.Typer(
     add_completion=True,
@@ -27,8 +27,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Datasets: what there is, what is found, prepare once.")
 app.add_typer(data_app, name="data")
-# A file or a pipe has no width of its own; 80 columns would cut the tables.
-out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
 
 StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).", metavar="STUDY")]
 StudyOrDataset = Annotated[
@@ -60,16 +58,21 @@ def tune(
         )
     with _studying(study_file, overrides) as study:
         if dry_run:
-            _print_plan(study, as_json)
+            from mmsweep.plan import dry_run as plan_of
+
+            plan = plan_of(study)
+            print(json_text(plan)) if as_json else print_plan(plan)
             return
         from mmsweep.assembly import facts, prepare_data
         from mmsweep.check import check_sweep
+        from mmsweep.check_network import require_weights
         from mmsweep.sweep.start import run_sweep
 
         folder = out_folder or Path("sweeps") / study.name
         if resume or extend:
             study = _as_it_began(study, folder, overrides)
         check_sweep(study)
+        require_weights(study)
         outcome = run_sweep(
             study,
             folder,
@@ -94,6 +97,7 @@ def train(
     """Train a study's own configuration once and evaluate it on test."""
     from mmsweep.assembly import facts, prepare_data
     from mmsweep.check import check
+    from mmsweep.check_network import require_weights
     from mmsweep.sweep.start import train_one
 
     with _studying(study_file, overrides) as study:
@@ -101,6 +105,7 @@ def train(
         if resume:
             study = _as_it_began(study, folder, overrides)
         check(study)
+        require_weights(study)
         outcome = train_one(
             study,
             folder,
@@ -166,7 +171,7 @@ def show(sweep: SweepPath, as_json: AsJson = False) -> None:
     if as_json:
         print(json_text(record.to_json()))
     else:
-        _print_record(record)
+        print_record(record)
 
 
 @app.command()
@@ -202,8 +207,13 @@ def validate(
                 from mmsweep.check import check_sweep  # once the file itself is right: it takes seconds
 
                 check_sweep(study)
+                from mmsweep.check_network import missing_weights
+
+                missing = missing_weights(study)
             if not as_json:
                 print(f"{file}: ok, {len(study.search)} searched keys")
+                for problem in missing:
+                    print(f"{file}: not on this machine yet: {problem}")
         except UserError as problem:
             problems[str(file)] = str(problem)
     if as_json:
@@ -360,58 +370,6 @@ def _sweep(path: Path) -> Path:
     return path if path.exists() or not (Path("sweeps") / path).exists() else Path("sweeps") / path
 
 
-def _print_plan(study: Study, as_json: bool) -> None:
-    from mmsweep.plan import dry_run
-
-    plan = dry_run(study)
-    if as_json:
-        print(json_text(plan))
-        return
-    from rich.table import Table
-
-    parameters = plan["parameters"]
-    steps = plan["steps_per_trial"] or "?"
-    out.print(f"[bold]{plan['name']}[/bold]: {plan['trials']} trials on {plan['hosts']} host(s), {steps} steps each")
-    slots = plan["slots"]
-    out.print(f"slots of a host: {slots['asked']}" + (f" ({slots['reason']})" if slots["reason"] else ""))
-    table = Table(title=f"{parameters['total']:,} parameters, {parameters['trainable']:,} trainable")
-    table.add_column("part")
-    table.add_column("parameters", justify="right")
-    table.add_column("share", justify="right")
-    for part, count in parameters["by_part"].items():
-        table.add_row(part, f"{count:,}", f"{count / parameters['total']:.2%}")
-    out.print(table)
-    out.print("tokens: " + ", ".join(f"{m} {n:,}" for m, n in plan["tokens"].items()))
-    for split, scenarios in plan["scenarios"].items():
-        for name, counts in scenarios.items():
-            out.print(f"{split} {name}: " + ", ".join(f"{n} {p}" for p, n in counts.items()))
-    for key, dimension in plan["search"].items():
-        out.print(f"search {key}: {dimension}", markup=False)
-
-
-def _print_record(record: Any) -> None:
-    from mmsweep.report.sentences import shortfall
-    from mmsweep.report.tables import groups_table, scenario_table, trials_table
-
-    if record.trials:
-        out.print(trials_table(record, limit=20).to_rich())
-    finals = [g for g in record.groups if g.evaluations]
-    if len(finals) > 1:
-        out.print(groups_table(record).to_rich())
-    for group in finals:
-        out.print(scenario_table(group).to_rich())
-        if text := shortfall(record, group):
-            out.print(f"{group.name}: {text}", markup=False)
-    if packs := record.packing.sentence():
-        print(f"packs: {packs}")
-    for group, run in _failed_finals(record):
-        print(f"final/{group}/seed-{run.seed} failed: {run.error}")
-
-
-def _failed_finals(record: Any) -> list[tuple[str, Any]]:
-    return [(group.name, run) for group in record.groups for run in group.runs if run.state == "failed"]
-
-
 def _resume_command(verb: str, study_file: Path, overrides: list[str] | None, out_folder: Path | None) -> str:
     place = ["--out", str(out_folder)] if out_folder else []
     return shlex.join(["mmsweep", verb, str(study_file), *(overrides or []), *place, "--resume"])
@@ -423,7 +381,7 @@ def _conclude(outcome: Any, resume_command: str, retry: str, as_json: bool) -> N
     if as_json:
         print(json_text(record.to_json()))
     else:
-        _print_record(record)
+        print_record(record)
         for warning in outcome.warnings:
             print(f"warning: {warning}")
         index = outcome.folder / "report" / "index.html"
@@ -434,7 +392,7 @@ def _conclude(outcome: Any, resume_command: str, retry: str, as_json: bool) -> N
         ended = f"{outcome.state} ({outcome.reason})" if outcome.reason else outcome.state
         print(f"The sweep was {ended}; nothing is lost. Go on with: {resume_command}", file=sys.stderr)
         raise typer.Exit(130 if outcome.state == "interrupted" and not outcome.reason else 1)
-    if _failed_finals(record):
+    if failed_finals(record):
         print(f"Final runs failed. To try them again: {resume_command}{retry}", file=sys.stderr)
         raise typer.Exit(1)
 

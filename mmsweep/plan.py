@@ -11,9 +11,13 @@ import torch
 from mmsweep.assembly import card_of, make_backbone, make_builder, make_method, make_scenarios
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
 from mmsweep.check import check_sweep
+from mmsweep.check_network import missing_weights
+from mmsweep.data.registry import DatasetCard
+from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
 from mmsweep.methods import Method
 from mmsweep.models.packing import alone, trained
+from mmsweep.models.weights import NOT_HERE
 from mmsweep.study import Study
 
 
@@ -22,14 +26,14 @@ def dry_run(study: Study) -> dict[str, Any]:
     check_sweep(study)
     card = card_of(study)
     modalities = tuple(card.modalities)
-    with torch.device("meta"):
-        backbone = make_backbone(study, card, load=False, files=False)
-    method = make_method(study, backbone)
+    method = _method(study, card)
     natural = _natural(study, modalities)
     return {
         "name": study.name,
-        "parameters": _count(method),
-        "tokens": _tokens(method, study, card.modalities),
+        "parameters": None if method is None else _count(method),
+        "tokens": {} if method is None else _tokens(method, study, card.modalities),
+        "memory": None if method is None else _memory(method, study, card.modalities),
+        "missing": [str(problem) for problem in missing_weights(study)],
         "scenarios": {
             s: _pattern_counts(study, modalities, n, natural.get(s)) for s, n in card.rows.items() if s != "train"
         },
@@ -46,10 +50,48 @@ def dry_run(study: Study) -> dict[str, Any]:
     }
 
 
-def _slots(study: Study, method: Method) -> dict[str, Any]:
+def _method(study: Study, card: DatasetCard) -> Method | None:
+    """What a trial trains, without weights; None where not even the shape of a network is known on this machine."""
+    try:
+        with torch.device("meta"):
+            backbone = make_backbone(study, card, load=False, files=False)
+        return make_method(study, backbone)
+    except UserError as problem:
+        if problem.problem == NOT_HERE:
+            return None
+        raise
+
+
+def _memory(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:
+    """A rough estimate of the bytes that training takes on one worker, for the slots that the study asks for (1: auto).
+
+    Weights and activations; each trained value also has a gradient and two of Adam's means, in float32. Activations are
+    what the linear layers put out for a batch: attention maps, workspaces and evaluation are not counted.
+    """
+    tensors = list(trained(method, frozen=True))
+    sizes = {True: 0, False: 0}
+    widths: dict[str, int] = {}
+    for tensor in tensors:
+        own = tensor.own(tensor.parameter, 0)
+        sizes[tensor.parameter.requires_grad] += own.numel()
+        if own.dim() == 2:
+            parts = tensor.name.split(".")
+            name = parts[2] if tensor.name.startswith("backbone.encoders.") else ""
+            widths[name] = widths.get(name, 0) + own.shape[0]
+    tokens = {m: n * method.backbone.clip_frames.get(m, 1) for m, n in _tokens(method, study, kinds).items()}
+    slots = study.resources.slots if isinstance(study.resources.slots, int) else 1
+    rows = -(-study.train.batch_size // study.resources.workers) * slots
+    values = sum(width * tokens.get(name, sum(tokens.values())) for name, width in widths.items() if name)
+    values += widths.get("", 0) * (1 if any(widths.keys() & tokens.keys()) else sum(tokens.values()))
+    weights, state = 4 * (sizes[False] + sizes[True] * slots), 12 * sizes[True] * slots
+    activations = rows * values * (2 if study.train.precision == "bf16" else 4)
+    return {"weights": weights, "optimizer": state, "activations": activations, "total": weights + state + activations}
+
+
+def _slots(study: Study, method: Method | None) -> dict[str, Any]:
     """How many trials a host trains in one pass: {"asked", "reason"}; the reason says why, or how it is found."""
     asked = study.resources.slots
-    if reason := alone(method):
+    if method is not None and (reason := alone(method)):
         return {"asked": 1, "reason": reason}
     measured = "each host measures, with a few steps of 1, 2, 4, … throw-away trials, how many make it faster and fit"
     return {"asked": asked, "reason": measured if asked == "auto" else None}

@@ -53,6 +53,10 @@ ARCHITECTURES: dict[str, Any] = {
 }
 
 
+NOT_HERE = "no weights found"
+"""The problem of a network that is not on this machine, and may be elsewhere."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """An encoder's shape, with or without weights at hand.
@@ -137,8 +141,34 @@ def find(source: str, name: str, key: str, files: bool = True) -> tuple[Path | N
     if folder is None and not files and known is not None:
         return None, known()
     if folder is None:
-        folder = _hub(name, looked, key)
+        folder = _hub(name, looked, key, fetch=files)
     return folder, _config(folder)
+
+
+def require(source: str, name: str, key: str, fetch: bool) -> None:
+    """See that a network's files are on this machine, and fetch them where they may be fetched.
+
+    Args:
+        source, name, key: as `locate`'s.
+        fetch: False only looks.
+
+    Raises:
+        UserError: they are not; says where it was looked for and how to provide them.
+    """
+    if "${" in name:
+        raise UserError("an environment variable is not set", key=key, found=name, hint="It says where weights lie.")
+    if source == "timm":
+        import timm
+
+        known = None if name.startswith("local-dir:") else timm.get_pretrained_cfg(name)
+        if known is not None and known.hf_hub_id:
+            _hub(known.hf_hub_id, [], key, fetch)
+        return
+    looked: list[str] = []
+    folder = _shipped(name, key) if source == "mmsweep" else _folder(name, looked) or _hub(name, looked, key, fetch)
+    _config(folder)
+    if not any(path for ending in (".safetensors", ".bin") for path in folder.glob(f"*{ending}")):
+        raise UserError("a network's folder without weights", file=folder, key=key, expected="model.safetensors in it")
 
 
 def _shipped(name: str, key: str) -> Path:
@@ -167,21 +197,22 @@ def _folder(name: str, looked: list[str]) -> Path | None:
     return None
 
 
-def _hub(name: str, looked: list[str], key: str) -> Path:
+def _hub(name: str, looked: list[str], key: str, fetch: bool = True) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
     if not name.startswith(("package:", "/", ".", "~")) and name.count("/") <= 1:
-        for offline in (True, False):
+        for offline in (True, False) if fetch else (True,):
             try:
                 return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=offline))
             except (
                 Exception
             ):  # the hub client raises a dozen kinds for "not there" and "no network"; all mean: not found
                 continue
-        looked += [f"the hub's cache {constants.HF_HUB_CACHE}", "the hub itself (no answer, or no such name)"]
+        looked.append(f"the hub's cache {constants.HF_HUB_CACHE}")
+        looked += ["the hub itself (no answer, or no such name)"] if fetch else []
     raise UserError(
-        "no weights found",
+        NOT_HERE,
         key=key,
         found=name,
         expected="a network that lies on this machine or on the hub",

@@ -19,9 +19,20 @@ FLOORS = [
     {"availability", "data", "metrics", "models", "tasks"},
     {"methods", "study", "study_data", "study_method", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},
-    {"assembly", "check", "compatibility", "effects", "jobs", "plan", "report", "search_space", "views"},
+    {
+        "assembly",
+        "check",
+        "check_network",
+        "compatibility",
+        "effects",
+        "jobs",
+        "plan",
+        "report",
+        "search_space",
+        "views",
+    },
     {"sweep"},
-    {"cli"},
+    {"cli", "terminal"},
     {"__main__"},
 ]
 LONGEST_FILE = 450

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import transformers
 
-from mmsweep.check import check
+from mmsweep.check import check, check_sweep
+from mmsweep.check_network import require_weights
 from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
@@ -147,3 +149,73 @@ def test_placeholders_that_nothing_feeds_are_refused(search, values, key, reason
 )
 def test_placeholders_that_a_method_feeds_are_not(search, values, tiny_study):
     check(searching(tiny_study, search, **values))
+
+
+# ---- networks
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        (
+            {"model.encoders.text.layers": {"int": [1, 3]}},
+            r"search.model.encoders.text.layers: .*fewer layers.*found 3",
+        ),
+        ({"data.text.length": {"choice": [8, 99]}}, r"search.data.text.length: .*found 99; expected at most 16 tokens"),
+        ({"model.encoders.image.pool": {"choice": ["auto", "pooler"]}}, r"no pooler.*found 'pooler'"),
+        ({"method.name": {"choice": ["cmpt", "cmtp"]}}, r"unknown method.*found 'cmtp'"),
+        ({"data.image.size": {"choice": [16, 8]}}, None),
+    ],
+)
+def test_every_searched_value_is_built(tiny_study, search, words):
+    values = {"model.encoders.text.layers": 1, "data.text.length": 8, "data.image.size": 16}
+    study = Study.parse(tiny_study.with_values(values).resolved() | {"search": search})
+    if words is None:
+        check_sweep(study)
+    else:
+        with pytest.raises(UserError, match=words):
+            check_sweep(study)
+
+
+def test_an_encoder_of_another_kind_and_a_picture_below_a_patch(tiny_study, tmp_path):
+    wrong = tiny_study.model_copy(
+        update={
+            "model": tiny_study.with_values({"model.encoders.text": tiny_study.value("model.encoders.image")}).model
+        }
+    )
+    with pytest.raises(
+        UserError, match=r"model.encoders.text.name: this network reads image, and the modality is text"
+    ):
+        check_sweep(wrong)
+    folder = tmp_path / "vit"
+    transformers.ViTConfig(image_size=32, patch_size=16, hidden_size=16, num_attention_heads=2).save_pretrained(folder)
+    coarse = tiny_study.with_values({"model.encoders.image.name": str(folder), "data.image.size": 8})
+    with pytest.raises(UserError, match=r"data.image.size: the network of image sees nothing.*found 8"):
+        check_sweep(coarse)
+
+
+def test_weights_that_are_elsewhere_are_a_line_of_the_plan(tiny_study, tmp_path):
+    """A hub's name may be fetched later; a sweep that starts needs it, or says where it looked."""
+    elsewhere = tiny_study.with_values({"model.encoders.image.name": "no-such/encoder"})
+    check_sweep(elsewhere)
+    plan = dry_run(elsewhere)
+    assert plan["parameters"] is None and len(plan["missing"]) == 1
+    assert "model.encoders.image.name: no weights found; found 'no-such/encoder'" in plan["missing"][0]
+    with pytest.raises(UserError, match=r"no weights found.*Looked for: .*the hub itself"):
+        require_weights(elsewhere)
+    assert dry_run(tiny_study)["missing"] == []
+
+    folder = tmp_path / "bare"
+    transformers.ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_attention_heads=2).save_pretrained(folder)
+    with pytest.raises(UserError, match="a network's folder without weights"):
+        require_weights(tiny_study.with_values({"model.encoders.image.name": str(folder)}))
+    with pytest.raises(UserError, match="timm cannot provide this model"):
+        check_sweep(tiny_study.with_values({"model.encoders.image": {"source": "timm", "name": "vit_nothing"}}))
+
+
+def test_the_memory_estimate_grows_with_what_is_trained_and_the_batch(tiny_study):
+    small, large = (dry_run(tiny_study.with_values({"train.batch_size": n}))["memory"] for n in (8, 16))
+    assert large["activations"] == 2 * small["activations"] > 0 and large["weights"] == small["weights"]
+    trainable = dry_run(tiny_study)["parameters"]["trainable"]
+    assert small["optimizer"] == 12 * trainable
+    assert small["total"] == sum(small[part] for part in ("weights", "optimizer", "activations"))

@@ -1,0 +1,125 @@
+"""Whether the networks of a study and of its search can be built, and whether their weights are on this machine.
+
+Each choice of a searched key is built too, on torch's meta device, so a size, a layer or a method that does not fit is
+refused by `validate` and not by a host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmsweep.assembly import make_backbone, make_method
+from mmsweep.compatibility import check_backbone, check_method, check_prediction
+from mmsweep.data.formats import KINDS
+from mmsweep.data.registry import DatasetCard
+from mmsweep.errors import UserError
+from mmsweep.jobs import warm_key
+from mmsweep.models.backbone import Backbone
+from mmsweep.models.weights import NOT_HERE, require
+from mmsweep.search_space import met
+from mmsweep.study import Study
+
+_SIZES = {
+    "image": "data.image.size",
+    "video": "data.image.size",
+    "audio": "data.audio.frames",
+    "text": "data.text.length",
+}
+
+
+def check_networks(study: Study, card: DatasetCard) -> None:
+    """Refuse networks that cannot be built as the study asks; those that are not on this machine are left out.
+
+    Raises:
+        UserError: naming the study's key, or the searched one whose value does not fit.
+    """
+    built: dict[str, Backbone] = {}
+    for key, value, variant in _variants(study):
+        try:
+            _build(variant, card, built)
+        except UserError as problem:
+            if problem.problem == NOT_HERE:
+                continue
+            if key is None:
+                raise
+            raise UserError(
+                f"the search space holds an impossible value ({problem.problem})", key=f"search.{key}", found=value,
+                expected=problem.expected, hint=problem.hint,
+            ) from None  # fmt: skip
+
+
+def missing_weights(study: Study) -> list[UserError]:
+    """What of a study's networks is not on this machine; each says where it was looked for. Fetches nothing."""
+    missing = []
+    for source, name, key in _networks(study):
+        try:
+            _require(source, name, key, fetch=False)
+        except UserError as problem:
+            missing.append(problem)
+    return missing
+
+
+def require_weights(study: Study) -> None:
+    """Fetch what may be fetched. Raises UserError where a network of the study can be found nowhere."""
+    for source, name, key in _networks(study):
+        _require(source, name, key, fetch=True)
+
+
+def _networks(study: Study) -> Iterator[tuple[str, str, str]]:
+    """(source, name, key) of everything pretrained that a study names; the source of CMNeXt's is `file`."""
+    for modality, encoder in study.model.encoders.items():
+        yield encoder.source, encoder.name, f"model.encoders.{modality}.name"
+    backbone = study.model.backbone
+    if backbone.weights is not None and backbone.pretrained:
+        yield "file" if backbone.name == "cmnext" else "transformers", backbone.weights, "model.backbone.weights"
+
+
+def _require(source: str, name: str, key: str, fetch: bool) -> None:
+    if source != "file":
+        require(source, name, key, fetch)
+    elif not Path(name).is_file():
+        raise UserError(NOT_HERE, key=key, found=name, expected="a .safetensors file")
+
+
+def _variants(study: Study) -> Iterator[tuple[str | None, Any, Study]]:
+    """The study as it stands, and with each searched value that decides what is built."""
+    yield None, None, study
+    for key, dimension in study.search.items():
+        if key.startswith(("data.", "model.", "method.")):
+            for value in dimension.edges():
+                yield key, value, study.with_values({**met(study, key), key: value})
+
+
+def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:
+    check_backbone(study, tuple(card.modalities))
+    check_method(study.method.name, "method.name", study.model.backbone.name)
+    if card.target is not None:
+        check_prediction(study, card.target.task)
+    key = warm_key(study)
+    if key not in built:
+        with torch.device("meta"):
+            built[key] = make_backbone(study, card, load=False, files=False)
+        _check_inputs(built[key], card)
+    make_method(study, built[key])
+
+
+def _check_inputs(backbone: Backbone, card: DatasetCard) -> None:
+    """Every encoder reads the kind of its modality and sees something of an input of the study's size."""
+    grids = backbone.token_grids()
+    for modality, kind in card.modalities.items():
+        found = KINDS[type(backbone.formats[modality])]
+        if found != kind:
+            raise UserError(
+                f"this network reads {found}, and the modality is {kind}", key=f"model.encoders.{modality}.name",
+                expected=f"a network that reads {kind}",
+            )  # fmt: skip
+        if min(grids[modality], default=1) < 1:
+            raise UserError(
+                f"the network of {modality} sees nothing of an input of this size",
+                key=_SIZES.get(kind, "data"), found=getattr(backbone.formats[modality], "size", None),
+                expected="at least the side of one of its patches",
+            )  # fmt: skip

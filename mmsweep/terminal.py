@@ -1,0 +1,68 @@
+"""What verbs print for people: the plan of a study, the record of a sweep."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+# A file or a pipe has no width of its own; 80 columns would cut the tables.
+out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """Print what `plan.dry_run` gives."""
+    from rich.table import Table
+
+    steps = plan["steps_per_trial"] or "?"
+    out.print(f"[bold]{plan['name']}[/bold]: {plan['trials']} trials on {plan['hosts']} host(s), {steps} steps each")
+    slots = plan["slots"]
+    out.print(f"slots of a host: {slots['asked']}" + (f" ({slots['reason']})" if slots["reason"] else ""))
+    for problem in plan["missing"]:
+        out.print(f"not on this machine yet: {problem}", markup=False)
+    if (parameters := plan["parameters"]) is not None:
+        table = Table(title=f"{parameters['total']:,} parameters, {parameters['trainable']:,} trainable")
+        table.add_column("part")
+        table.add_column("parameters", justify="right")
+        table.add_column("share", justify="right")
+        for part, count in parameters["by_part"].items():
+            table.add_row(part, f"{count:,}", f"{count / parameters['total']:.2%}")
+        out.print(table)
+        out.print("tokens: " + ", ".join(f"{m} {n:,}" for m, n in plan["tokens"].items()))
+        memory = {name: f"{size / 2**20:,.0f} MiB" for name, size in plan["memory"].items()}
+        out.print(
+            f"memory of a worker, roughly: {memory['total']} ({memory['weights']} weights, {memory['optimizer']} "
+            f"gradients and optimizer, {memory['activations']} activations)"
+        )
+    for split, scenarios in plan["scenarios"].items():
+        for name, counts in scenarios.items():
+            out.print(f"{split} {name}: " + ", ".join(f"{n} {p}" for p, n in counts.items()))
+    for key, dimension in plan["search"].items():
+        out.print(f"search {key}: {dimension}", markup=False)
+
+
+def print_record(record: Any) -> None:
+    """Print a SweepRecord: its best trials, and the test scores of its final runs."""
+    from mmsweep.report.sentences import shortfall
+    from mmsweep.report.tables import groups_table, scenario_table, trials_table
+
+    if record.trials:
+        out.print(trials_table(record, limit=20).to_rich())
+    finals = [g for g in record.groups if g.evaluations]
+    if len(finals) > 1:
+        out.print(groups_table(record).to_rich())
+    for group in finals:
+        out.print(scenario_table(group).to_rich())
+        if text := shortfall(record, group):
+            out.print(f"{group.name}: {text}", markup=False)
+    if packs := record.packing.sentence():
+        print(f"packs: {packs}")
+    for group, run in failed_finals(record):
+        print(f"final/{group}/seed-{run.seed} failed: {run.error}")
+
+
+def failed_finals(record: Any) -> list[tuple[str, Any]]:
+    """(group, run) of the final runs that failed."""
+    return [(group.name, run) for group in record.groups for run in group.runs if run.state == "failed"]

@@ -83,10 +83,10 @@ def dataset_options(study: Study) -> DatasetOptions:
     )
 
 
-def card_of(study: Study) -> DatasetCard:
-    """What is known of a study's dataset; a manifest is read."""
+def card_of(study: Study, rows: bool = False) -> DatasetCard:
+    """What is known of a study's dataset; a manifest is read where its classes are not listed, or its rows wanted."""
     card = dataset_card(study.data.dataset, dataset_options(study))
-    if card.target is None or study.data.dataset == "manifest":
+    if card.target is None or (rows and study.data.dataset == "manifest"):
         builder = make_builder(study)
         rows = {name: len(samples) for name, samples in builder.splits().items()}
         card = replace(card, target=builder.target, modalities=builder.modalities, rows=rows)

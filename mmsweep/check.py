@@ -41,7 +41,7 @@ def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[st
 def check_sweep(study: Study) -> None:
     """Refuse what can be known to fail of a study and of its search. Raises UserError as `check` and `check_search`."""
     check_search(study)
-    card = card_of(study)
+    card = card_of(study, rows=True)
     check(study, card)
     check_networks(study, card)
 

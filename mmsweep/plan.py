@@ -24,7 +24,7 @@ from mmsweep.study import Study
 def dry_run(study: Study) -> dict[str, Any]:
     """The plan of a study without weights or data: parameters, tokens, scenarios, steps (the JSON of DESIGN §6)."""
     check_sweep(study)
-    card = card_of(study)
+    card = card_of(study, rows=True)
     modalities = tuple(card.modalities)
     method = _method(study, card)
     natural = _natural(study, modalities)

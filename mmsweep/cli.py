@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mmsweep.errors import UserError
 from mmsweep.json_text import json_text
@@ -19,7 +23,21 @@ from mmsweep.study import Study
 from mmsweep.study_source import Source
 from mmsweep.terminal import failed_finals, out, print_plan, print_record
 
+
+class _Carried(Exception):
+    """Carries to `main` what Typer would turn into an end of its own: Ctrl-C, and EOFError, which it takes for that."""
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError) as end:
+            raise _Carried from end
+
+
 app = typer.Typer(
+    cls=_Verbs,
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -323,7 +341,9 @@ def main() -> None:
         sys.exit(2)
     except typer.Exit as end:
         sys.exit(end.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except (_Carried, KeyboardInterrupt, typer.Abort) as end:
+        if isinstance(end.__cause__, EOFError):
+            sys.exit(_unexpected(end.__cause__))
         print("mmsweep: interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as problem:  # a disk that is full or gone, a path that cannot be
@@ -332,12 +352,23 @@ def main() -> None:
         sys.exit(1)
     except Exception as problem:
         if not hasattr(problem, "format_message"):
-            raise
+            sys.exit(_unexpected(problem))
         if not problem.format_message():  # no verb: the help was printed
             sys.exit(2)
         print(f"mmsweep: {problem.format_message()}", file=sys.stderr)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unexpected(problem: Exception) -> int:
+    """Say in one line what no check foresaw, and where its traceback lies; $MMSWEEP_DEBUG raises it instead."""
+    if os.environ.get("MMSWEEP_DEBUG"):
+        raise problem
+    reason = " ".join(str(problem).split())[:300]
+    with tempfile.NamedTemporaryFile("w", prefix="mmsweep-", suffix=".log", delete=False, encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(problem))
+    print(f"mmsweep: {type(problem).__name__}: {reason or 'no reason given'} (traceback: {file.name})", file=sys.stderr)
+    return 1
 
 
 @contextmanager

@@ -7,6 +7,9 @@ are refused: a picture of 12 bits in a 16-bit file, or floats up to 4095, would 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
 from PIL import Image
 
@@ -15,13 +18,34 @@ from mmsweep.data.files import Undecodable, name_of
 _BITS, _PHOTOMETRIC, _MOST, _MOST_SIGNED = 258, 262, 281, 341
 """TIFF's tags BitsPerSample, PhotometricInterpretation, MaxSampleValue and SMaxSampleValue."""
 
+_DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
 _DARK = 4096
 """A 16-bit picture without a value as large as this holds 12 bits or fewer, or is all but black."""
 
 
-def stated_top(opened: Image.Image) -> float | None:
-    """The value that stands for white where a file states one; asked before the picture is loaded or turned."""
-    tags = getattr(opened, "tag_v2", {})
+class Stated(NamedTuple):
+    """What a file says of its values, asked before the picture is loaded or turned.
+
+    Args:
+        top: the value that stands for white; None where the file does not say.
+        negative: 0 stands for white, and Pillow does not turn it round (it does for 8 bits or fewer).
+        deep: a colour picture, or grey with transparency, of 16 bits a channel, of which Pillow keeps the upper eight.
+    """
+
+    top: float | None
+    negative: bool
+    deep: bool
+
+
+def stated(opened: Image.Image) -> Stated:
+    """What an opened file says of its values."""
+    grey, tags = opened.mode in _DEEP_GREY, getattr(opened, "tag_v2", {})
+    deep = not grey and any(";16" in str(tile) for tile in getattr(opened, "tile", ()))
+    return Stated(_top(opened, tags), grey and tags.get(_PHOTOMETRIC) == 0, deep)
+
+
+def _top(opened: Image.Image, tags: Mapping[int, Any]) -> float | None:
     for tag in (_MOST_SIGNED, _MOST):
         most = tags.get(tag)
         most = most[0] if isinstance(most, tuple) else most
@@ -34,41 +58,43 @@ def stated_top(opened: Image.Image) -> float | None:
     return None
 
 
-def is_deep_colour(opened: Image.Image) -> bool:
-    """Whether a colour picture has 16 bits a channel, of which Pillow keeps the upper eight; asked before loading."""
-    return opened.mode in ("RGB", "RGBA", "LA", "CMYK") and any(";16" in str(t) for t in getattr(opened, "tile", ()))
-
-
-def to_rgb(picture: Image.Image, top: float | None, deep: bool, value: object) -> Image.Image:
+def to_rgb(picture: Image.Image, scale: Stated, value: object) -> Image.Image:
     """8-bit RGB, transparency on white.
 
     Args:
-        top: `stated_top` of the file.
-        deep: `is_deep_colour` of the file.
+        scale: `stated` of the file.
         value: the file, for messages.
 
     Raises:
         Undecodable: values outside the range that the file states, or of an unknown range.
     """
-    if picture.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
-        return Image.fromarray(_grey(picture, top, value)).convert("RGB")
+    if picture.mode in _DEEP_GREY:
+        return Image.fromarray(_grey(picture, scale, value)).convert("RGB")
+    if scale.deep:
+        _check_deep(picture, scale.top, value)
     if picture.has_transparency_data:
         # Clip art and icons are drawn for a page: what shows through is white, not the black that convert("RGB") gives.
         layers = picture.convert("RGBA")
         page = Image.new("RGBA", layers.size, (255, 255, 255, 255))
         return Image.alpha_composite(page, layers).convert("RGB")
-    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-    if deep and max(high for _, high in picture.getextrema()) < _DARK // 256:  # type: ignore[misc, union-attr]
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _check_deep(picture: Image.Image, top: float | None, value: object) -> None:
+    """Raises Undecodable where the upper eight bits of 16 are not what the picture shows."""
+    named = f"the picture {name_of(value)} has 16 bits a channel"
+    if top is not None and top < 65535:
+        raise Undecodable(f"{named}, and its file states {top:g} as white; expected values up to 65535")
+    colours = [band for band in picture.getbands() if band != "A"]
+    if 0 < max(picture.getchannel(band).getextrema()[1] for band in colours) < _DARK // 256:
         raise Undecodable(
-            f"the picture {name_of(value)} has 16 bits a channel, but no value of {_DARK} or more; expected values "
-            "up to 65535 (it may hold 12 bits or fewer)"
+            f"{named}, but no value of {_DARK} or more; expected values up to 65535 (it may hold 12 bits or fewer)"
         )
-    return picture
 
 
-def _grey(picture: Image.Image, top: float | None, value: object) -> np.ndarray:
+def _grey(picture: Image.Image, scale: Stated, value: object) -> np.ndarray:
     """uint8 [H, W] of a deep grey picture."""
-    values = np.asarray(picture)
+    values, top = np.asarray(picture), scale.top
     low, high = float(values.min()), float(values.max())
     kind = "float" if picture.mode == "F" else "16-bit" if picture.mode.startswith("I;16") else "32-bit"
     found = f"the picture {name_of(value)} holds {kind} values from {low:g} to {high:g}"
@@ -83,4 +109,5 @@ def _grey(picture: Image.Image, top: float | None, value: object) -> np.ndarray:
     top = top or {"float": 1.0, "16-bit": 65535.0}[kind]
     if low < 0 or high > top:
         raise Undecodable(f"{found}; expected 0 to {top:g}")
-    return np.rint(values * (255 / top)).astype(np.uint8)
+    shares = values * (255 / top)
+    return np.rint(255 - shares if scale.negative else shares).astype(np.uint8)

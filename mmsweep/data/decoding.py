@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmsweep.data.brightness import is_deep_colour, stated_top, to_rgb
+from mmsweep.data.brightness import stated, to_rgb
 from mmsweep.data.files import Undecodable, first_line, load_array, name_of, opened, reading
 from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat
 from mmsweep.errors import UserError
@@ -35,6 +35,9 @@ _MOST_SVG_BYTES = 2**26
 
 _RATES = 1_000, 1_000_000
 """Samples a second; a resampler's filter grows with the rates."""
+
+_LOUDEST = 100
+"""Floats may pass full scale, 1, by a little; 16-bit integers saved as floats are up to 32768."""
 
 # Pictures of 89 to 179 million pixels are refused or reduced here; Pillow refuses what is larger by itself.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -70,9 +73,9 @@ def _read_picture(file: IO[bytes], value: Any, wanted: int) -> Image.Image:
             picture.draft(None, (wanted, wanted))  # JPEG alone; a progressive one is held whole in any case
         check_size(picture.size, "picture", value)
         with _LARGE if width * height > _LARGE_PIXELS else nullcontext():
-            top, deep = stated_top(picture), is_deep_colour(picture)
+            scale = stated(picture)
             ImageOps.exif_transpose(picture, in_place=True)
-            return to_rgb(_reduced(picture, wanted), top, deep, value)
+            return to_rgb(_reduced(picture, wanted), scale, value)
 
 
 def check_size(size: tuple[int, int], what: str, value: Any) -> None:
@@ -239,6 +242,8 @@ def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = 
         sound = recording.read(most, dtype="float32", always_2d=True).mean(axis=1)
         if sound.size == 0:
             raise Undecodable(f"the sound {name_of(value)} has no samples")
+        if (peak := float(np.abs(sound).max())) > _LOUDEST:  # NaN is found in what is made of it
+            raise Undecodable(f"the sound {name_of(value)} holds samples of up to {peak:g}; expected -1 to 1")
         if own != rate:
             from scipy.signal import resample_poly  # comes with scikit-learn
 

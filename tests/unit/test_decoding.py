@@ -55,6 +55,10 @@ def twelve_bits(values: np.ndarray) -> bytes:
             tiff({258: 16, 281: 1023}, np.rint(RAMP * 1023).astype("<u2").tobytes()), id="10 bits, as MaxSampleValue"
         ),
         pytest.param(
+            tiff({258: 16, 262: 0}, np.rint((1 - RAMP) * 65535).astype("<u2").tobytes()), id="16 bits, white is 0"
+        ),
+        pytest.param(tiff({258: 32, 262: 0, 339: 3}, (1 - RAMP).astype("<f4").tobytes()), id="floats, white is 0"),
+        pytest.param(
             tiff({258: 32, 281: 100_000}, np.rint(RAMP * 100_000).astype("<u4").tobytes()), id="32 bits, stated"
         ),
         pytest.param(
@@ -84,21 +88,33 @@ def test_values_that_do_not_fit_their_range_are_refused(data: bytes, message: st
         decode_image(data, ImageFormat(8))
 
 
-def test_colour_of_16_bits_that_would_turn_black_is_refused() -> None:
-    def png(values: np.ndarray) -> bytes:
-        """A 16-bit RGB picture, which Pillow reads and does not write."""
-        import zlib
+def deep_png(values: np.ndarray, bands: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow reads and does not write; the last of 2 or 4 bands is opaque."""
+    import zlib
 
-        def chunk(name: bytes, body: bytes) -> bytes:
-            return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-        rows = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in values)
-        head = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    pixels = np.repeat(values[..., None], bands, 2).astype(">u2")
+    if bands in (2, 4):
+        pixels[..., -1] = 65535
+    head = struct.pack(">IIBBBBB", 8, 8, 16, {1: 0, 2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
-    assert abs(decode_image(png(RAMP * 65535), ImageFormat(8))[1].astype(int) - SHOWN).max() <= 1
+
+@pytest.mark.parametrize("bands", [2, 3, 4])
+def test_colour_of_16_bits_that_would_turn_black_is_refused(bands: int) -> None:
+    assert abs(decode_image(deep_png(RAMP * 65535, bands), ImageFormat(8))[1].astype(int) - SHOWN).max() <= 1
+    assert decode_image(deep_png(RAMP * 0, bands), ImageFormat(8)).max() == 0
     with pytest.raises(Undecodable, match="16 bits a channel, but no value of 4096 or more"):
-        decode_image(png(RAMP * 4095), ImageFormat(8))
+        decode_image(deep_png(RAMP * 4095, bands), ImageFormat(8))
+
+
+def test_colour_of_16_bits_whose_white_is_darker_is_refused() -> None:
+    data = np.repeat(np.rint(RAMP * 8191).astype("<u2"), 3).tobytes()
+    with pytest.raises(Undecodable, match="its file states 8191 as white"):
+        decode_image(tiff({258: 16, 262: 2, 277: 3, 281: 8191}, data), ImageFormat(8))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
@@ -295,4 +311,16 @@ def test_a_recording_without_samples_is_refused() -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros(0), 16_000, format="WAV")
     with pytest.raises(Undecodable, match="no samples"):
+        read_waveform(buffer.getvalue(), 16_000)
+
+
+@pytest.mark.parametrize("peak", [32_768.0, 3e38, float("inf")])
+def test_samples_on_another_scale_are_refused(peak: float) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.array([0.5, -2.0] * 50, np.float32), 16_000, format="WAV", subtype="FLOAT")
+    assert read_waveform(buffer.getvalue(), 16_000).min() == -2
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.array([0.5, -peak] * 50, np.float32), 16_000, format="WAV", subtype="FLOAT")
+    with pytest.raises(Undecodable, match=r"samples of up to .*; expected -1 to 1"):
         read_waveform(buffer.getvalue(), 16_000)

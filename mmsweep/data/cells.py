@@ -20,6 +20,8 @@ from numbers import Integral, Real
 from typing import Any
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_ZEROS_AND_ONES = re.compile(r"(?:[01](?:\.0*)?|true|false)(?:[\s,;|/]+(?:[01](?:\.0*)?|true|false))+", re.IGNORECASE)
+"""Several flags, one for each class of a list that the cell does not hold, whatever separates them."""
 _SHOWN = 80
 
 
@@ -67,17 +69,14 @@ def labels_of(cell: Any, separator: str) -> list[str]:
         text = _plain(cell, "labels").strip()
         written = _written_list(text, separator)
         if written is None:
-            parts = [part.strip() for part in text.split(separator)]
-            if len(parts) > 1 and set(parts) <= {"0", "1"}:
-                raise BadCell(f"expected names of labels; found zeros and ones ({shown(text)})")
-            return [part for part in dict.fromkeys(parts) if part]
+            return _distinct([part.strip() for part in text.split(separator)], text)
         cell = written
     if not isinstance(cell, list | tuple):
         raise BadCell(f"expected a list of labels; found {shown(cell)}")
     for part in cell:
         if isinstance(part, Real | Decimal) and not is_empty(part):
             raise BadCell(f"expected names of labels; found a list of numbers ({shown(cell)})")
-    return list(dict.fromkeys(class_name(part) for part in cell if not is_empty(part)))
+    return _distinct([class_name(part) for part in cell if not is_empty(part)], cell)
 
 
 def number_of(cell: Any) -> float:
@@ -166,6 +165,13 @@ def _number_name(number: Any, expected: str) -> str:
         raise BadCell(f"expected {expected}; found a number of thousands of digits") from None
 
 
+def _distinct(names: list[str], cell: Any) -> list[str]:
+    names = [name for name in names if name]
+    if _ZEROS_AND_ONES.fullmatch(" ".join(names)):
+        raise BadCell(f"expected names of labels; found zeros and ones ({shown(cell)})")
+    return list(dict.fromkeys(names))
+
+
 def _written_list(text: str, separator: str) -> list[Any] | None:
     """The list that a text spells, as JSON or Python write it; None where the text is no list."""
     if not (text.startswith(("[", "(", "{")) and text.endswith(("]", ")", "}"))):
@@ -177,8 +183,9 @@ def _written_list(text: str, separator: str) -> list[Any] | None:
             break
     if isinstance(found, list):
         return found
-    quoted = "'" in text or '"' in text
-    if (quoted or text.startswith("[")) and separator not in text:
+    quoted, first = "'" in text or '"' in text, text.split(separator)[0]
+    torn = {"[": "]", "(": ")", "{": "}"}[text[0]] not in first  # by a separator within the brackets
+    if torn or ((quoted or text.startswith("[")) and separator not in text):
         raise BadCell(
             f"the cell looks like a list but cannot be read as one; found {shown(text)}; expected names joined by "
             f"data.target.separator ({separator!r}), or a list as JSON or Python write it"

@@ -142,6 +142,8 @@ def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade:
         numbers = [float(sample.target) for sample in splits["train"]]
         if numbers:
             yield f"train: targets from {min(numbers):g} to {max(numbers):g}, mean {sum(numbers) / len(numbers):g}"
+            if min(numbers) == max(numbers):
+                yield "warning: every training row has the same target: there is nothing to learn"
         return
     yield from _names(target.classes)
     counts = {name: Counter(_labels(splits[name])) for name in SPLITS}

@@ -236,8 +236,10 @@ class _Columns:
     def close(self, good_N: np.ndarray) -> None:
         """Flushes, leaving out the rows that are not good."""
         for name, array in self.arrays.items():
-            if not good_N.all():
-                path = self.folder / f"{name}.npy"
+            path = self.folder / f"{name}.npy"
+            if not good_N.any():
+                path.unlink(missing_ok=True)  # as `_create`: a column without rows has no file
+            elif not good_N.all():
                 kept = _create(path.with_suffix(".kept"), array.dtype, (int(good_N.sum()), *array.shape[1:]))
                 for to, row in enumerate(np.flatnonzero(good_N)):
                     kept[to] = array[row]

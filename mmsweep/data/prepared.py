@@ -101,6 +101,8 @@ def prepare(
         raise refusal(skipped)
     for name in SPLITS:
         if not record["rows"][name]:
+            if skipped:
+                raise refusal(skipped, f"the dataset {builder.name} has no rows in {name}")
             raise UserError(f"the dataset {builder.name} has no rows in {name}", hint=builder.provenance())
     splits = {name: PreparedSplit(folder, name, formats, target, fills) for name in SPLITS}
     _check_clips(splits["train"])

@@ -471,6 +471,12 @@ def test_check_tells_what_needs_attention(tmp_path: Path) -> None:
         assert part in findings, findings
 
 
+def test_check_warns_of_a_target_that_is_constant(tmp_path: Path) -> None:
+    rows = [row | {"kind": 3} for row in manifest_rows(tmp_path)]
+    builder = read(write_manifest(tmp_path / "data.csv", rows), target=TargetColumn("regression", "kind"))
+    assert "warning: every training row has the same target" in "\n".join(check(builder))
+
+
 def test_check_names_the_same_inputs_in_two_splits(tmp_path: Path) -> None:
     rows = manifest_rows(tmp_path)
     copy = next(i for i, row in enumerate(rows) if row["picture"] and row["part"] == "train")

@@ -355,6 +355,20 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, tokenizer: str)
         prepare(builder, formats_of(tokenizer), tmp_path / "cache")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_of_bad_rows_alone_is_refused_by_its_rows(split: str, tmp_path: Path, tokenizer: str) -> None:
+    builder = pictures(tmp_path)
+    rows = builder.splits()[split]
+    rows[:] = [sample for sample in rows if sample.values["image"] is not None]
+    for sample in rows:
+        Path(sample.values["image"]).write_bytes(b"no picture")
+    for _ in range(2):  # decoded, and from the cache
+        with pytest.raises(UserError, match=f"{len(rows)} rows cannot be used") as caught:
+            prepare(builder, formats_of(tokenizer), tmp_path / "cache", on_bad="skip")
+        assert f"{split}.csv:2: image: the picture" in str(caught.value)
+        assert f"has no rows in {split}" in str(caught.value)
+
+
 def test_numbers_that_are_not_finite_are_bad_rows(tmp_path: Path) -> None:
     """Whatever the kind, and after the cast to 32 bits, of which 1e300 is beyond."""
     soundfile = pytest.importorskip("soundfile")

@@ -1,0 +1,1 @@
+"""Random wrong inputs against the command line: `python -m tests.fuzz`; results are in docs/results/fuzz.md."""

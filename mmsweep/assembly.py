@@ -88,8 +88,8 @@ def card_of(study: Study, rows: bool = False) -> DatasetCard:
     card = dataset_card(study.data.dataset, dataset_options(study))
     if card.target is None or (rows and study.data.dataset == "manifest"):
         builder = make_builder(study)
-        rows = {name: len(samples) for name, samples in builder.splits().items()}
-        card = replace(card, target=builder.target, modalities=builder.modalities, rows=rows)
+        counts = {name: len(samples) for name, samples in builder.splits().items()}
+        card = replace(card, target=builder.target, modalities=builder.modalities, rows=counts)
     return card
 
 

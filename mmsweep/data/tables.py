@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,10 +85,15 @@ def _csv(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(_LONGEST_CELL)
     end, spanned = 0, list[str]()
 
+    def noted(file: Iterable[str]) -> Iterator[str]:
+        for text in file:
+            spanned.append(text)
+            yield text
+
     def rows() -> Iterator[tuple[int, list[str]]]:
         nonlocal end
         with path.open(encoding="utf-8-sig", newline="") as file:  # a byte-order mark is Excel's habit
-            reader = csv.reader((spanned.append(text) or text for text in file), strict=True)
+            reader = csv.reader(noted(file), strict=True)
             for cells in reader:
                 line, end = end + 1, reader.line_num  # a quoted cell may span lines: name the first
                 yield line, cells
@@ -107,9 +112,10 @@ def _csv(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
                 swallowing.append((line, [tuple(each[column] for column in deciding) for each in alone]))
             yield line, row
         # A stray quote at the start of a cell makes one row of many; a text that spans lines has the row's target once.
-        if line := next((line for line, found in swallowing if sum(each in usual for each in found) > 1), None):
+        opened = next((line for line, found in swallowing if sum(each in usual for each in found) > 1), None)
+        if opened is not None:
             raise UserError(
-                "a quote opens a cell that takes in the rows below it", file=path, line=line,
+                "a quote opens a cell that takes in the rows below it", file=path, line=opened,
                 hint='Write a quote within a cell as "" and enclose the cell in quotes',
             )  # fmt: skip
     except csv.Error as error:

@@ -183,7 +183,8 @@ class SweepFolder:
     def _tracked_data(self) -> dict[str, str]:
         """What an older mmsweep, or a lost sweep.json, leaves only among the tags that MLflow was told."""
         tracking = read_record(self.path / "tracking.json", TrackingFile)
-        tags = {name.removeprefix("mmsweep."): tag for name, tag in (tracking or {}).get("tags", {}).items()}
+        written = tracking.get("tags") or {} if tracking else {}
+        tags = {name.removeprefix("mmsweep."): tag for name, tag in written.items()}
         return {name: tags[name] for name in DATA_FACTS if name in tags} if self.began() else {}
 
     def _check_records(self, study: Study, trials: int) -> None:

@@ -129,6 +129,7 @@ class TrialSearch(OptunaSearch):
     """
 
     _ot_study: Any  # OptunaSearch declares None
+    _space: Any  # and one of the many forms that it takes, of which ours is the function
 
     def __init__(
         self,

@@ -361,11 +361,11 @@ class Tracker:
 
 def _notes(path: Path, known_identity: Callable[[], str | None]) -> dict[str, Any]:
     """What stands in the notebook, or a new one: it must be on disk before the run that carries its id is made."""
-    notes = read_record(path, TrackingFile)
-    if notes is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        notes = {"id": known_identity() or uuid.uuid4().hex}
-        write_whole(path, json.dumps(notes))
+    if (kept := read_record(path, TrackingFile)) is not None:
+        return {"runs": {}, **kept}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notes = {"id": known_identity() or uuid.uuid4().hex}
+    write_whole(path, json.dumps(notes))
     return {"runs": {}, **notes}
 
 

@@ -164,7 +164,8 @@ class TrialFolder:
 
     def _damage_of_best(self, folder: Path) -> str | None:
         """What is wrong with the best checkpoint as of this one; without it the run could not be evaluated."""
-        best = (read_record(folder / STATE, CheckpointFile) or {}).get("best")
+        state = read_record(folder / STATE, CheckpointFile)
+        best = state.get("best") if state else None
         return damage(self.checkpoint(best["epoch"])) if best else None
 
     def settle(self) -> list[str]:
@@ -274,8 +275,8 @@ def check_files(folder: Path, *names: str) -> bool:
             if not (folder / name).is_file():
                 raise _unreadable(folder, f"{name} is missing")
         manifest = read_record(folder / MANIFEST, dict[str, str])
-        for name in names if manifest is not None else ():
-            if _checksum(folder / name) != manifest.get(name):
+        for name in names:
+            if manifest is not None and _checksum(folder / name) != manifest.get(name):
                 raise _unreadable(folder, f"{name} differs from its checksum in {MANIFEST}")
     except OSError as error:
         raise _unreadable(folder, str(error)) from error

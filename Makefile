@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv by itself; PYTHON names the interpreter (3.10 to 3.12).
+# Two commands: `make demo` and `make test`. Each sets up .venv by itself; PYTHON names the interpreter (3.11 to 3.14).
 PYTHON ?= python3
 BIN := .venv/bin
 STUDY := search_spaces/quickstart.yaml

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from annotated_types import Interval
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from mmsweep.errors import UNSET, UserError
 

@@ -15,12 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from typing_extensions import Self
 
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError

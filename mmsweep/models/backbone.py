@@ -8,11 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, RasterFormat, SequenceFormat

@@ -13,12 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from typing_extensions import Self
 
 from mmsweep.models.encoder import Encoder
 from mmsweep.models.few_rows import filled, linear

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from mmsweep.data.registry import dataset_card, datasets
 from mmsweep.report import wording
@@ -176,4 +176,4 @@ def facts(record: SweepRecord) -> list[tuple[str, str]]:
 def _moment(seconds: object) -> str:
     if not isinstance(seconds, (int, float)):
         return str(seconds or "")
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

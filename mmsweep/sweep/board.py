@@ -128,7 +128,7 @@ class Board:
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(ready), seconds)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return
 
     async def _notify(self) -> None:

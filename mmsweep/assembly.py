@@ -183,7 +183,7 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
         raise UserError(
             "two scenarios of one name", key="scenarios.evaluate", found=twice, hint="Give one a name: {name: …, …}."
         )
-    if reserved := {"mean_missing", "worst_missing"} & set(names):
+    if reserved := {"mean_missing", "worst_missing", "constant"} & set(names):
         raise UserError(
             "this name is taken", key="scenarios.evaluate", found=sorted(reserved)[0], expected="another name"
         )

@@ -38,6 +38,7 @@ class TrialRecord:
         epoch: that epoch.
         curve: (epoch, first objective) of every report.
         seconds: training and validation, all epochs.
+        constant: the first objective of the constant predictor on validation; None where it is not known.
     """
 
     id: str
@@ -51,13 +52,14 @@ class TrialRecord:
     mlflow_run_id: str | None
     error: str | None
     folder: Path
+    constant: float | None = None
 
     @property
     def number(self) -> int | str:
         return int(self.id) if self.id.isdigit() else self.id
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        shown = {
             "id": self.id,
             "state": self.state,
             "params": dict(self.params),
@@ -66,6 +68,7 @@ class TrialRecord:
             "epoch": self.epoch,
             "mlflow_run_id": self.mlflow_run_id,
         }
+        return shown if self.constant is None else {**shown, "constant": self.constant}
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ def _trial(folder: TrialFolder, study: Study, sweep_state: str, runs: Mapping[st
         sign = -1 if objective.mode == "max" else 1
         chosen = valid[-1] if objective.scope == "last" else min(valid, key=lambda p: (sign * p[1], p[0]))
     metrics = next((r.metrics for r in reports if chosen and r.epoch == chosen[0]), {})
+    constant = reports[0].metrics.get(f"val/constant/{objective.metric.removeprefix('val/')}") if reports else None
     unfinished = "running" if sweep_state == "running" else "interrupted"
     trial_id = str(about.get("id", folder.path.name))
     return TrialRecord(
@@ -240,6 +244,7 @@ def _trial(folder: TrialFolder, study: Study, sweep_state: str, runs: Mapping[st
         mlflow_run_id=runs.get(trial_id),
         error=done.get("error") if done else None,
         folder=folder.path,
+        constant=None if constant is None or math.isnan(constant) else constant,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from mmsweep.data.registry import dataset_card, datasets
+from mmsweep.metrics import is_better
 from mmsweep.report import wording
 from mmsweep.report.finals import Cell, FinalGroup
 from mmsweep.report.record import SweepRecord
@@ -20,7 +21,13 @@ def headline(record: SweepRecord) -> str:
         score = wording.score(record.metric, best.objective)
         where = wording.scenario_label(record.objective.metric.split("/")[1])
         test = "No test result yet" if record.study.sweep.final else "No test result, as no final runs are asked for"
-        return f"{test}. Best on validation so far: trial {best.id}, {score} ({where})."
+        beaten = best.constant is None or is_better(best.objective, best.constant, record.objective.mode)
+        constant = (
+            ""
+            if beaten
+            else f" It does not beat the constant predictor ({wording.number(record.metric, best.constant)})."
+        )
+        return f"{test}. Best on validation so far: trial {best.id}, {score} ({where}).{constant}"
     return f"{_kept(record, chosen)} {shortfall(record, chosen)}".strip()
 
 

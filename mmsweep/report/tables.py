@@ -85,9 +85,11 @@ def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
         rows.append((trial.id, wording.STATES.get(trial.state, trial.state), objective, *extra, epochs, *params))
     unit = " (%)" if wording.is_share(record.metric) else ""
     heading = record.objective.metric.removeprefix("val/")
+    constant = next((trial.constant for trial in trials if trial.constant is not None), None)
     return Table(
         f"Trials by validation {heading}"
-        + (f" (best {len(shown)} of {len(trials)})" if len(shown) < len(trials) else ""),
+        + (f" (best {len(shown)} of {len(trials)})" if len(shown) < len(trials) else "")
+        + (f"; constant predictor {wording.number(record.metric, constant)}" if constant is not None else ""),
         ("trial", "state", "score" + unit, *others, "epoch", *(names[key] for key in keys)),
         tuple(rows),
         left=2,

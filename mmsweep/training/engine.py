@@ -34,7 +34,7 @@ from mmsweep.study import Train
 from mmsweep.tasks.task import Task
 from mmsweep.training.batches import Drawn, Share, depth, gather_share, made_ahead
 from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint, load_weights, running_statistics
-from mmsweep.training.evaluation import autocast, predict_slots, scenario_metrics
+from mmsweep.training.evaluation import autocast, constant_metrics, predict_slots, scenario_metrics
 from mmsweep.training.optimization import PackedAdamW, lr_factor
 from mmsweep.training.world import World
 
@@ -336,7 +336,10 @@ class _Pack:
         )
         records = []
         for slot, (member, predictions) in enumerate(zip(self.members, found, strict=True)):
-            scores = scenario_metrics(predictions, member.slot.task, self.plan.scenarios, self.plan.seed)
+            about = (member.slot.task, self.plan.scenarios, self.plan.seed)
+            scores = scenario_metrics(predictions, *about)
+            if not member.done:  # the same in every epoch: the first report holds it
+                scores |= constant_metrics(predictions, *about, self.data.splits["train"].targets)
             records.append(member.record(losses[member], scores, time.monotonic() - started))
             if self.world.first:
                 weights = values_of(self.method, slot) | self.statistics | member.slot.task.state()

@@ -157,6 +157,22 @@ def missing_summary(predictions: Predictions, task: Task) -> tuple[dict[str, flo
     return mean, worst
 
 
+def constant_metrics(
+    predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int, train_targets: np.ndarray
+) -> dict[str, float]:
+    """`constant/scenario/metric`: what `scenario_metrics` would be, had the constant predictor said it.
+
+    Args:
+        train_targets: of the training rows [N, ...], as a prepared split holds them.
+    """
+    constant = _constant_predictions(predictions, task, train_targets)
+    return {f"constant/{name}": v for name, v in scenario_metrics(constant, task, scenarios, seed).items()}
+
+
+def _constant_predictions(predictions: Predictions, task: Task, train_targets: np.ndarray) -> Predictions:
+    return replace(predictions, statistics_PN=task.constant_statistics(predictions.statistics_PN, train_targets))
+
+
 def evaluation_record(
     predictions: Predictions,
     task: Task,
@@ -210,7 +226,7 @@ def _constant_scores(
     predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int, train_targets: np.ndarray
 ) -> dict[str, dict[str, Any]]:
     """The constant predictor on the very rows that the model is scored on: its metrics by scenario and by pattern."""
-    constant = replace(predictions, statistics_PN=task.constant_statistics(predictions.statistics_PN, train_targets))
+    constant = _constant_predictions(predictions, task, train_targets)
     modalities = predictions.modalities
     mean, worst = missing_summary(constant, task)
     return {

@@ -18,6 +18,7 @@ from mmsweep.report.record import SweepRecord
 from mmsweep.report.sentences import headline, rivals, shortfall
 from mmsweep.sweep.session import _test_metrics
 from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel
+from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.evaluation import Predictions, evaluation_record
 from tests.unit import report_factory as factory
 
@@ -163,6 +164,24 @@ def test_a_model_that_is_nowhere_better_is_told_so_in_the_headline(tmp_path: Pat
     near = replace(said, statistics_PN=truth.expand(3, 3)[..., None] + 1)
     factory.write_final(final, study, 101, near, task, train_targets=np.array([65_000.0, 70_000.0]))
     assert "constant" not in headline(SweepRecord.load(folder))
+
+
+@pytest.mark.parametrize("score", [5.0, 13.0])
+def test_a_sweep_without_finals_is_judged_on_validation(score: float, tmp_path: Path) -> None:
+    metric = "mean_missing/mae"
+    sweep = {"trials": 1, "objective": {"metric": f"val/{metric}"}, "final": None}
+    study = factory.study(train={"epochs": 2}, sweep=sweep)
+    folder = factory.make_sweep(tmp_path / "demo", study, trials=0, finals=False)
+    trial = TrialFolder(folder / "trials/0000")
+    params = {"method.align_weight": 0.1}
+    trial.create({"id": "0000", "number": 0, "params": params, "seed": 0, "kind": "trial"}, study.to_yaml())
+    trial.append(Report(1, {f"val/{metric}": score + 1, f"val/constant/{metric}": 12.5}))
+    trial.append(Report(2, {f"val/{metric}": score}))
+    trial.mark_done("finished")
+    record = SweepRecord.load(folder)
+    assert record.to_json()["trials"][0]["constant"] == 12.5
+    assert ("It does not beat the constant predictor (12.500)." in headline(record)) == (score > 12.5)
+    assert "constant predictor 12.500" in tables.trials_table(record).title
 
 
 def test_rivals_have_it_beside_them(tmp_path: Path) -> None:

@@ -98,6 +98,10 @@ def test_a_price_is_learned_as_well_as_a_score(near, prices, tmp_path) -> None:
     for mine, theirs in zip(one.reports(), other.reports(), strict=True):
         assert theirs.metrics["train/loss"] == pytest.approx(mine.metrics["train/loss"], rel=1e-3)
         assert theirs.metrics["val/complete/mae"] == pytest.approx(20_000 * mine.metrics["val/complete/mae"], rel=1e-3)
+    data = Warm("cpu", World()).ready(prices)[0].splits
+    median = np.median(data["train"].targets)
+    said = [report.metrics.get("val/constant/complete/mae") for report in other.reports()]
+    assert said == [pytest.approx(np.abs(data["val"].targets - median).mean()), None]  # beside the model's first scores
     assert other.reports()[-1].metrics["val/complete/mae"] < 67_630 / 2  # learned in its own unit it stays at the mean
 
 

@@ -148,8 +148,9 @@ def logged_to(path: Path) -> Iterator[None]:
         closing.callback(_close, file)
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root, ours = logging.getLogger(), logging.getLogger("mmsweep")
+        root, ours, ray_own = logging.getLogger(), logging.getLogger("mmsweep"), logging.getLogger("ray")
         kept, root.handlers = root.handlers, [handler]
+        ray_kept, ray_own.handlers = ray_own.handlers, [handler]  # it passes nothing on to the root
         level, ours_level = root.level, ours.level
         root.setLevel(logging.WARNING)
         ours.setLevel(logging.INFO)
@@ -159,7 +160,7 @@ def logged_to(path: Path) -> Iterator[None]:
                 yield
             finally:
                 logging.captureWarnings(False)
-                root.handlers = kept
+                root.handlers, ray_own.handlers = kept, ray_kept
                 root.setLevel(level)
                 ours.setLevel(ours_level)
 

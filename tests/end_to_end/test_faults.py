@@ -22,10 +22,10 @@ from mmsweep.sweep.search import TrialSearch, open_optuna
 from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 from sleeping import SleepingWarm, study, warm_key
 
+HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
 
 ASKED: dict[str, Any] = {

@@ -37,7 +37,7 @@ NO_SCALARS = [
     datetime.date(2020, 1, 2),
     datetime.datetime(2020, 1, 2),
     datetime.timedelta(1),
-    object(),
+    ...,
     b"\xff\xfe",
     "\ud83d",
     float("inf"),

@@ -164,9 +164,9 @@ def main() -> None:
     beaten = sum(row[-1] == "yes" for row in rows)
     text = [
         f"The model beats the constant predictor in {beaten} of {len(rows)} rows of this table, all on test.",
-        f"{moved} of {all_rows} rows of the breast cancer table change their split when the study drops one of its three",
-        "modalities. The constant predictor always says the median of the training rows (regression), their most frequent",
-        "class, or each label's share of them, which means no label where none has more than half of the rows.",
+        f"{moved} of {all_rows} rows of the breast cancer table change their split when the study drops one of its",
+        "three modalities. The constant predictor always says the median of the training rows (regression), their most",
+        "frequent class, or each label's share of them, which means no label where none has more than half of the rows.",
         "",
         *table(("task", "verb", "metric", "scenario", "model", "constant predictor", "better"), rows),
     ]

@@ -166,7 +166,7 @@ def main() -> None:
         f"The model beats the constant predictor in {beaten} of {len(rows)} rows of this table, all on test.",
         f"{moved} of {all_rows} rows of the breast cancer table change their split when the study drops one of its",
         "three modalities. The constant predictor always says the median of the training rows (regression), their most",
-        "frequent class, or each label's share of them, which means no label where none has more than half of the rows.",
+        "frequent class, or each label's share of them, and so no label that half of the rows lack.",
         "",
         *table(("task", "verb", "metric", "scenario", "model", "constant predictor", "better"), rows),
     ]

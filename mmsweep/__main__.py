@@ -7,7 +7,17 @@ import logging
 import os
 import sys
 
-from mmsweep.cli import main
+from mmsweep.ending import exit_code, raise_on_signals, say_interrupted
+
+
+def main() -> None:
+    """`cli.main`, whose import takes a moment in which signals come, too."""
+    try:
+        from mmsweep import cli
+    except KeyboardInterrupt as end:
+        say_interrupted(sys.argv[1:])
+        sys.exit(exit_code(end))
+    cli.main()
 
 
 def run() -> None:
@@ -28,6 +38,7 @@ def run() -> None:
         os._exit(status)
 
     atexit.register(leave)
+    raise_on_signals()
     try:
         main()
     except SystemExit as end:

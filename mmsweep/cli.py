@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mmsweep.ending import exit_code, resume_command, say_interrupted
 from mmsweep.errors import UserError
 from mmsweep.json_text import json_text
 from mmsweep.study import Study
@@ -101,7 +102,7 @@ def tune(
             describe=lambda: facts(study, prepare_data(study)),
             overrides=overrides or [],
         )
-    _conclude(outcome, _resume_command("tune", study_file, overrides, out_folder), " --retry-failed", as_json)
+    _conclude(outcome, " --retry-failed", as_json)
 
 
 @app.command()
@@ -132,7 +133,7 @@ def train(
             describe=lambda: facts(study, prepare_data(study)),
             overrides=overrides or [],
         )
-    _conclude(outcome, _resume_command("train", study_file, overrides, out_folder), "", as_json)
+    _conclude(outcome, "", as_json)
 
 
 @app.command()
@@ -333,7 +334,7 @@ def data_prepare(study_file: StudyOrDataset, overrides: Overrides = None, as_jso
 
 
 def main() -> None:
-    """Run the command line; exits with 0, 1 (something failed), 2 (wrong input) or 130 (interrupted)."""
+    """Run the command line; exits with 0, 1 (something failed), 2 (wrong input), 130, 143 or 129 (by a signal)."""
     try:
         code = app(standalone_mode=False)
     except UserError as problem:
@@ -344,8 +345,8 @@ def main() -> None:
     except (_Carried, KeyboardInterrupt, typer.Abort) as end:
         if isinstance(end.__cause__, EOFError):
             sys.exit(_unexpected(end.__cause__))
-        print("mmsweep: interrupted", file=sys.stderr)
-        sys.exit(130)
+        say_interrupted(sys.argv[1:])
+        sys.exit(exit_code(end.__cause__ or end))
     except OSError as problem:  # a disk that is full or gone, a path that cannot be
         named = f"{problem.filename}: " if problem.filename is not None else ""
         print(f"mmsweep: {named}{problem.strerror or problem}", file=sys.stderr)
@@ -401,12 +402,7 @@ def _sweep(path: Path) -> Path:
     return path if path.exists() or not (Path("sweeps") / path).exists() else Path("sweeps") / path
 
 
-def _resume_command(verb: str, study_file: Path, overrides: list[str] | None, out_folder: Path | None) -> str:
-    place = ["--out", str(out_folder)] if out_folder else []
-    return shlex.join(["mmsweep", verb, str(study_file), *(overrides or []), *place, "--resume"])
-
-
-def _conclude(outcome: Any, resume_command: str, retry: str, as_json: bool) -> None:
+def _conclude(outcome: Any, retry: str, as_json: bool) -> None:
     """Say how a sweep ended, and how to go on; `retry` is what the command needs to try again what failed."""
     record = outcome.record
     if as_json:
@@ -420,11 +416,10 @@ def _conclude(outcome: Any, resume_command: str, retry: str, as_json: bool) -> N
             print(f"report: {index}")
         print(f"runs:   {outcome.ui_command}")
     if outcome.state != "finished":
-        ended = f"{outcome.state} ({outcome.reason})" if outcome.reason else outcome.state
-        print(f"The sweep was {ended}; nothing is lost. Go on with: {resume_command}", file=sys.stderr)
-        raise typer.Exit(130 if outcome.state == "interrupted" and not outcome.reason else 1)
+        say_interrupted(sys.argv[1:], outcome.reason)
+        raise typer.Exit(128 + outcome.signal if outcome.signal else 1)
     if failed_finals(record):
-        print(f"Final runs failed. To try them again: {resume_command}{retry}", file=sys.stderr)
+        print(f"Final runs failed. To try them again: {resume_command(sys.argv[1:])}{retry}", file=sys.stderr)
         raise typer.Exit(1)
 
 

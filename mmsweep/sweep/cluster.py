@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import signal
+import socket
+import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+from urllib.parse import urlsplit
 
 import mmsweep
+from mmsweep.ending import Interrupt, Interrupted
+from mmsweep.environment_faults import EnvironmentFaultError
 from mmsweep.errors import UserError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -28,13 +35,50 @@ os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")  # on a busy machi
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail in its first epoch
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
+
+# Ray's switch for laptops, read when it is imported: all processes of a Ray that is started here listen on 127.0.0.1.
+# One that joins a cluster ("1") takes that cluster's addresses.
+os.environ.setdefault(
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1" if {"RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"} & {*os.environ} else "0"
+)
+
 import ray
 
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is there inside of a submitted Ray job
+
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it, and Ray's default is 30 % of the memory
+START_SECONDS = 50.0  # Ray has so long to start or to answer
+PROBE_SECONDS = 3.0  # between two looks at the cluster; so long it may take to accept a connection
+GONE_SECONDS = 3.0  # work that uses Ray has so long to end by itself once the cluster is gone,
+STOP_SECONDS = 10.0  # and so long once a signal came: SLURM kills 30 s after its SIGTERM
+
+T = TypeVar("T")
+log = logging.getLogger("mmsweep.sweep")
 
 
-_begun: Future[None] | None = None
+def own_ray() -> bool:
+    """Whether a Ray is started here, rather than a cluster joined."""
+    return not os.environ.get("RAY_ADDRESS") and JOB not in os.environ
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A start of Ray in the background, and when (of `time.monotonic`) it is given up."""
+
+    done: Future[None]
+    until: float
+
+
+_begun: _Start | None = None
 """What `connect` waits for; None outside of `connecting`."""
+_left_behind = False
+_kept_open: list[contextlib.ExitStack] = []
+_beside: dict[int, str] = {}
+"""Processes of a Ray of our own that are not our children, with their starting times."""
+
+
+class ClusterGoneError(EnvironmentFaultError):
+    """The Ray that a sweep ran on is gone. What was computed is in the trials' folders."""
 
 
 @contextlib.contextmanager
@@ -48,29 +92,55 @@ def connecting() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Not a thread that ends once Ray is up: Ray's processes die with the thread that started them (PR_SET_PDEATHSIG).
-    with ThreadPoolExecutor(1, thread_name_prefix="ray.init") as background:
-        _begun = begun = background.submit(_start)
+    begun, over = _Start(Future(), time.monotonic() + START_SECONDS), threading.Event()
+
+    def start() -> None:
         try:
-            yield
+            begun.done.set_result(_start())
+        except BaseException as problem:
+            begun.done.set_exception(problem)
+        over.wait()  # Ray's processes die with the thread that started them (PR_SET_PDEATHSIG)
+
+    threading.Thread(target=start, name="ray.init", daemon=True).start()
+    _begun = begun
+    try:
+        yield
+    finally:
+        _begun = None
+        try:
+            wait([begun.done], max(0.0, begun.until - time.monotonic()))
         finally:
-            _begun = None
-            try:
-                wait([begun])
-            finally:
-                ray.shutdown()
+            if begun.done.done() and not _left_behind:
+                with _silenced():
+                    ray.shutdown()
+                over.set()
+            else:
+                _leave_ray()
 
 
 @contextlib.contextmanager
-def connect() -> Iterator[None]:
+def connect(interrupt: Interrupt | None = None) -> Iterator[None]:
     """Be connected to Ray; a connection that exists already is used and left open.
 
+    Args:
+        interrupt: a signal that it heard ends the wait.
+
     Raises:
-        UserError: the cluster that RAY_ADDRESS names does not answer.
+        UserError: the cluster that RAY_ADDRESS names does not answer, or Ray does not start.
+        Interrupted: a signal came.
     """
     with connecting() if _begun is None else contextlib.nullcontext():
         if _begun is not None:
-            _begun.result()
+            while not wait([_begun.done], 0.1).done:
+                if interrupt is not None and interrupt.number is not None:
+                    raise Interrupted(interrupt.number)
+                if time.monotonic() > _begun.until:
+                    what = "Ray did not start" if own_ray() else "the Ray cluster did not answer"
+                    raise _unreachable(f"{what} within {START_SECONDS:.0f} s")
+            _begun.done.result()
+            _beside.update(_under_raylet())
+        if interrupt is not None:
+            interrupt.listen_again()
         yield
 
 
@@ -80,11 +150,8 @@ def _start() -> None:
     known = os.environ.get("PYTHONPATH", "")
     if home not in known.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (home, known) if part)
-    address = os.environ.get("RAY_ADDRESS")
     try:
-        if address or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
+        if own_ray():
             # Nobody takes this machine's node away from under the hosts: no process has to watch for it.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # "local": never a cluster that somebody else, or a killed run, left on this machine. No dashboard: it is
@@ -98,10 +165,181 @@ def _start() -> None:
                 logging_level=logging.ERROR,
             )
             _end_log_monitor()
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"Ray cannot be reached ({str(error).splitlines()[0]})", key="RAY_ADDRESS", found=address
-        ) from error
+        else:
+            # Ray itself tries for minutes.
+            if (place := _place(os.environ.get("RAY_ADDRESS", ""))) and (problem := _probe(place, 10.0)):
+                raise _unreachable(problem)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except UserError:
+        raise
+    except Exception as error:  # Ray raises a plain one where its processes do not start in time
+        raise _unreachable((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def _unreachable(problem: str) -> UserError:
+    address = os.environ.get("RAY_ADDRESS")
+    text = f"Ray cannot be reached ({problem})"
+    return UserError(text, key="RAY_ADDRESS", found=address) if address else UserError(text)
+
+
+def _place(address: str) -> tuple[str, int] | None:
+    """Host and port of an address as RAY_ADDRESS holds it; None where it names none ("auto")."""
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        return (parts.hostname, parts.port) if parts.hostname and parts.port else None
+    except ValueError:  # Ray says what is wrong with it
+        return None
+
+
+def _probe(place: tuple[str, int], seconds: float) -> str | None:
+    """Why nobody can be reached at a host and port; None where somebody listens."""
+    host, port = place
+    try:
+        with socket.create_connection(place, seconds):
+            return None
+    except socket.gaierror:
+        return f"there is no host {host}"
+    except TimeoutError:
+        return f"{host}:{port} does not answer"
+    except OSError as error:
+        return f"nothing listens at {host}:{port}: {error.strerror or error}"
+
+
+class Liveness:
+    """Whether the Ray that this process is connected to is there; made once it is."""
+
+    def __init__(self) -> None:
+        known = _place("" if own_ray() else os.environ.get("RAY_ADDRESS", ""))
+        self._place = known or _place(str(ray.get_runtime_context().gcs_address))
+        self._probed, self._missed = time.monotonic(), 0
+
+    def exposed(self) -> str | None:
+        """What to say where a Ray of our own can be reached from other machines; None where it cannot."""
+        if not own_ray() or ray.util.get_node_ip_address() == "127.0.0.1":
+            return None
+        return "Ray listens on all network interfaces of this machine: it was imported before mmsweep"
+
+    def gone(self) -> str | None:
+        """What became of it; None while it is there. Cheap."""
+        with contextlib.suppress(Exception):  # Ray's own list of the processes that it started
+            node: Any = ray._private.worker._global_node
+            for kind, _ in node.dead_processes():
+                if kind in ("raylet", "gcs_server"):
+                    return f"Ray's process {kind} ended"
+        if self._place and time.monotonic() - self._probed > PROBE_SECONDS:
+            problem = _probe(self._place, PROBE_SECONDS)
+            self._missed = self._missed + 1 if problem else 0
+            self._probed = time.monotonic()
+            if problem and self._missed > 1:
+                return f"the Ray cluster is gone: {problem}"
+        return None
+
+
+def attended(work: Callable[[], T], interrupt: Interrupt, gone: Callable[[], str | None]) -> T:
+    """Do what uses Ray in a thread of its own, and leave it there if it cannot come to an end.
+
+    Many calls of Ray's wait for ever for a cluster that is gone, and no signal gets through to some of them.
+
+    Args:
+        work: what is done.
+        interrupt: hears the signals.
+        gone: says what became of the cluster; None while it is there.
+
+    Raises:
+        ClusterGoneError: the cluster is gone.
+        Interrupted: a second signal came, or `work` did not end after the first one.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as problem:
+            done.set_exception(problem)
+
+    threading.Thread(target=run, name="sweep", daemon=True).start()
+    until, reason = float("inf"), None
+    try:
+        while not wait([done], 0.2).done and time.monotonic() < until:
+            reason = reason or gone()
+            if reason or interrupt.asked:
+                until = min(until, time.monotonic() + (GONE_SECONDS if reason else STOP_SECONDS))
+    finally:
+        if not done.done():
+            _leave_ray()
+    problem = done.exception() if done.done() else None
+    if done.done() and problem is None:
+        return done.result()
+    reason = reason or gone()
+    if problem is not None:
+        if reason is None:
+            raise problem
+        log.error("when the cluster was gone", exc_info=problem)
+    if interrupt.number is not None:
+        raise Interrupted(interrupt.number)
+    raise ClusterGoneError(str(reason)) from problem
+
+
+def left_behind() -> bool:
+    """Whether a thread is inside of Ray for good, so that no call of Ray's can be relied on."""
+    return _left_behind
+
+
+def check_attended() -> None:
+    """To be called by what `attended` does before it writes anything.
+
+    Raises:
+        ClusterGoneError: nobody waits for it any more.
+    """
+    if _left_behind:
+        raise ClusterGoneError("the sweep has ended meanwhile")
+
+
+def _leave_ray() -> None:
+    """A thread is inside of Ray: shutting it down would wait for that thread, or abort the process."""
+    global _left_behind
+    if not _left_behind:
+        _left_behind = True
+        _silenced().__enter__()  # for good
+        atexit.unregister(ray.shutdown)
+        with contextlib.suppress(Exception):  # asks the cluster
+            atexit.unregister(sys.modules["ray.tune.registry"]._unregister_all)
+        atexit.register(_end_own_ray)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Ray prints, on stdout, why its processes ended; at the end that would stand among our last words."""
+    module: Any = ray._private.worker
+    module._worker_logs_enabled = False
+    yield
+    module._worker_logs_enabled = True
+
+
+def _under_raylet() -> dict[int, str]:
+    """Processes that a raylet of our own has started, by their number, with the times at which they were started."""
+    found: dict[int, str] = {}
+    with contextlib.suppress(Exception):
+        node: Any = ray._private.worker._global_node
+        above = {info.process.pid for info in node.all_processes["raylet"]}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[1]) in above:
+                    found[int(path.parent.name)] = fields[19]
+    return found
+
+
+def _end_own_ray() -> None:
+    """End the processes of a Ray of our own, in place of `ray.shutdown`."""
+    _beside.update(_under_raylet())
+    with contextlib.suppress(Exception):
+        node: Any = ray._private.worker._global_node
+        node.kill_all_processes(check_alive=False, allow_graceful=True)  # none, where the cluster is somebody else's
+    for pid, started in _beside.items():  # its agents would stay for a minute
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19] == started:
+                os.kill(pid, signal.SIGKILL)
 
 
 def _end_log_monitor() -> None:
@@ -112,31 +350,6 @@ def _end_log_monitor() -> None:
     with contextlib.suppress(Exception):
         node: Any = ray._private.worker._global_node
         node.kill_log_monitor(check_alive=False)
-
-
-class Interrupt:
-    """The first Ctrl-C (or SIGTERM) asks for a clean stop, the second one ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[Interrupt]:
-        """Catches the signals within; elsewhere than on the main thread there are none to catch."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {s: signal.signal(s, self._caught) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _caught(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 @contextlib.contextmanager
@@ -168,3 +381,29 @@ def logged_to(path: Path) -> Iterator[None]:
 def _close(file: TextIO) -> None:
     with contextlib.suppress(OSError):  # the disk is full: a line is lost, and how the sweep ended must not be
         file.close()
+
+
+@contextlib.contextmanager
+def ray_lines_to(path: Path) -> Iterator[None]:
+    """Send what libraries write to the descriptor of stderr, past Python, to a file; Python's own stderr stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "a", buffering=1, encoding="utf-8"))
+        python = sys.stderr
+        python.flush()
+        kept = os.dup(2)
+        stack.callback(os.close, kept)
+        try:
+            ours = python.fileno() == 2
+        except (OSError, ValueError):  # a test's, or a notebook's
+            ours = False
+        if ours:
+            shown = stack.enter_context(open(kept, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False))
+            stack.enter_context(contextlib.redirect_stderr(shown))
+        os.dup2(file.fileno(), 2)
+        stack.callback(os.dup2, kept, 2)
+        try:
+            yield
+        finally:
+            if _left_behind:  # Ray goes on writing
+                _kept_open.append(stack.pop_all())

@@ -26,7 +26,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from mmsweep.environment_faults import EnvironmentFaultError
 from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
-from mmsweep.sweep.cluster import logged_to  # the import also sets Ray's switches in the keeper's process
+from mmsweep.sweep.cluster import ClusterGoneError, Liveness, left_behind, logged_to  # sets Ray's switches
 from mmsweep.sweep.lean_train import host_trainer
 from mmsweep.sweep.train_function import Place, serve
 
@@ -127,10 +127,13 @@ class HostPool:
         warm: import path "module:Class" of what hosts keep warm.
         storage: folder for Ray Train's own files.
         logs: folder for the ranks' logs.
+        liveness: of the cluster.
     """
 
-    def __init__(self, board: Any, size: HostSize, count: int, warm: str, storage: Path, logs: Path) -> None:
-        self.board, self.storage, self.logs = board, storage, logs
+    def __init__(
+        self, board: Any, size: HostSize, count: int, warm: str, storage: Path, logs: Path, liveness: Liveness
+    ) -> None:
+        self.board, self.storage, self.logs, self._liveness = board, storage, logs, liveness
         self.names = [f"host-{i}" for i in range(count)]
         self._made_of = (board, size, self.names, warm, storage, logs)
         self._keeper: Any = None
@@ -138,6 +141,7 @@ class HostPool:
         self._keepers = 0
         self._told: list[Any] = []
         self._fatal: str | None = None
+        self._gone: str | None = None
         self.status: dict[str, Any] = {}  # what the board said last
         self._status: Any = None
         self._asked = 0.0
@@ -164,9 +168,10 @@ class HostPool:
 
         Raises:
             EnvironmentFaultError: the environment gave out under a host.
+            ClusterGoneError: a process that the sweep cannot do without is gone.
             UserError: the hosts cannot work, and why.
         """
-        if self._fatal is None and time.monotonic() - self._asked > 1.0:
+        if self._gone is None and self._fatal is None and time.monotonic() - self._asked > 1.0:
             self._asked = time.monotonic()
             try:
                 if ray.wait([self._kept], timeout=0)[0]:
@@ -183,13 +188,30 @@ class HostPool:
                 if self._status is None:
                     self._status = self.board.status.remote()
             except ray.exceptions.RayError as error:
-                self._fatal = f"the board or the hosts' keeper is gone ({_last_line(error)})"
+                self._gone = self._missing(error)
+        if self._gone is not None:
+            raise ClusterGoneError(self._gone)
         if outage := self.status.get("outage"):
             raise EnvironmentFaultError(outage)
         if self._fatal is not None:
             raise UserError(
                 f"the hosts cannot go on: {self._fatal}", file=self.logs, hint="The log files in this folder say more."
             )
+
+    def gone(self) -> str | None:
+        """What became of the cluster, or of the sweep's own processes on it; None while all is there. Cheap."""
+        return self._liveness.gone() or self._gone
+
+    def blame(self, error: Exception) -> None:
+        """A call to Ray failed: find out whether that was because a process is gone (`gone` then says so)."""
+        try:
+            ray.get(self.board.status.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            self._gone = self._gone or self._missing(error)
+
+    def _missing(self, error: Exception) -> str:
+        log.warning("a process of the sweep's is gone: %s", error)
+        return f"a process that holds the sweep's queue or keeps its hosts ended: {_last_line(error)}"
 
     def end(self) -> None:
         """Tell the hosts to end."""
@@ -198,6 +220,8 @@ class HostPool:
 
     def close(self, seconds: float) -> None:
         """Tell the hosts to end, wait so long for those that do so at once, and end the others."""
+        if left_behind() or self.gone():
+            return
         try:
             self.end()
             ray.get(self._told, timeout=5)

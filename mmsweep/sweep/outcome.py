@@ -13,12 +13,13 @@ class SweepOutcome:
     """How a sweep (or a single training) ended.
 
     Args:
-        state: finished | interrupted.
+        state: finished | interrupted (the folder's own state is "finished" where only the report was cut off).
         folder: the sweep's folder.
         mlflow_run_id: the parent run.
         ui_command: shows the runs.
-        reason: what interrupted it, where that was neither Ctrl-C nor a signal.
         warnings: what went wrong without ending the sweep (a tracking server that did not answer).
+        signal: number of the signal that interrupted it.
+        reason: what interrupted it, where that was no signal.
     """
 
     state: str
@@ -26,6 +27,7 @@ class SweepOutcome:
     mlflow_run_id: str
     ui_command: str
     warnings: list[str] = field(default_factory=list)
+    signal: int | None = None
     reason: str | None = None
 
     @property

@@ -21,13 +21,14 @@ from uuid import uuid4
 
 import ray
 
+from mmsweep.ending import Interrupt, Interrupted
 from mmsweep.errors import UserError
 from mmsweep.record_files import write_whole
 from mmsweep.report.finals import Evaluation
 from mmsweep.report.packing import FILE, Packing
 from mmsweep.study import Resources, Study
 from mmsweep.sweep.board import Posting
-from mmsweep.sweep.cluster import Interrupt, connect
+from mmsweep.sweep.cluster import ClusterGoneError, Liveness, attended, check_attended, connect
 from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.trial import score
@@ -56,17 +57,29 @@ def starting_hosts(
 
     Raises:
         UserError: Ray cannot be reached, or lacks the resources.
+        Interrupted: a signal came before Ray was there.
     """
-    with connect():
-        size = HostSize(resources.workers, resources.cpus, resources.gpus)
-        count = count_hosts(size, resources.hosts, trials, ray.nodes())
-        pool = HostPool(open_board(f"board-{uuid4().hex[:8]}"), size, count, warm, storage, logs)
-        pool.start()
+    with connect(interrupt):
+        liveness = Liveness()
+
+        def start() -> HostPool:
+            size = HostSize(resources.workers, resources.cpus, resources.gpus)
+            count = count_hosts(size, resources.hosts, trials, ray.nodes())
+            board = open_board(f"board-{uuid4().hex[:8]}")
+            pool = HostPool(board, size, count, warm, storage, logs, liveness)
+            pool.start()
+            return pool
+
+        pool = attended(start, interrupt, liveness.gone)
+        count = len(pool.names)
         progress.phase(f"{count} host{'s' if count > 1 else ''} starting, logs in {logs}")
+        if exposed := liveness.exposed():
+            progress.line(exposed)
         try:
             yield pool
         finally:
-            pool.close(seconds=1.0 if interrupt.asked else 5.0)
+            with contextlib.suppress(ClusterGoneError, Interrupted):
+                attended(lambda: pool.close(1.0 if interrupt.asked else 5.0), interrupt, pool.gone)
 
 
 class Session:
@@ -156,15 +169,16 @@ class Session:
         self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])
 
     def must_end(self) -> bool:
-        """Whether Ctrl-C was pressed or the hosts cannot go on (`problem`). Cheap."""
+        """Whether a signal came or the hosts cannot go on (`problem`). Cheap."""
+        if self.interrupt.asked:  # the hosts may have got the signal, too: what they are like does not matter any more
+            self.progress.phase("stopping cleanly, what is unfinished goes on with --resume (Ctrl-C again: at once)")
+            return True
         try:
             self.pool.check()
             self._notice()
         except UserError as problem:
             self.problem = problem
-        if self.interrupt.asked:
-            self.progress.phase("stopping cleanly, what is unfinished goes on with --resume (Ctrl-C again: at once)")
-        return self.interrupt.asked or self.problem is not None
+        return self.problem is not None
 
     def post(self, folder: TrialFolder, study: Study | None, *, company: int, judged: Sequence[int]) -> None:
         """Hand a trial to the hosts; one that is done (or has no study) only replays what it recorded.
@@ -173,6 +187,7 @@ class Session:
             company: how many of one pack there may be, itself included.
             judged: epochs at which a scheduler may stop it.
         """
+        check_attended()
         about, reports, done = folder.trial(), folder.reports(), folder.done() is not None
         id, own = about["id"], study or self.study
         for sentence in [] if done else folder.damage():
@@ -200,6 +215,7 @@ class Session:
 
     def epoch(self, id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """An epoch's report reached the driver."""
+        check_attended()
         self.tracker.log_epoch(id, epoch, metrics)
         reports = self._reports[id]
         reports.append(metrics)
@@ -209,6 +225,7 @@ class Session:
 
     def ended(self, id: str, folder: TrialFolder) -> None:
         """The trial is over, or was stopped: mark its folder, stop its host, write it down."""
+        check_attended()
         if folder.done() is None:
             outcome = ray.get(self.board.outcome.remote(id))
             if outcome["error"] or outcome["state"] == "over":

@@ -14,7 +14,7 @@ from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
 from mmsweep.search_space import check_search
 from mmsweep.study import Study
-from mmsweep.sweep.cluster import connecting
+from mmsweep.sweep.cluster import connecting, ray_lines_to
 from mmsweep.sweep.folder import SweepFolder, check_lasting
 from mmsweep.sweep.outcome import SweepOutcome
 from mmsweep.tracking.address import check_store
@@ -34,7 +34,10 @@ def run_sweep(
     describe: Callable[[], Mapping[str, str]] = dict,
     overrides: Sequence[str] = (),
 ) -> SweepOutcome:
-    """Run a study's sweep: search, then finals. Blocks until it is finished or interrupted (Ctrl-C).
+    """Run a study's sweep: search, then finals. Blocks until it is finished or interrupted.
+
+    The first SIGINT (Ctrl-C), SIGTERM or SIGHUP ends it in good order once training has begun, and so does a Ray
+    cluster that goes away: the outcome says so. Earlier, and the second time, a signal raises `ending.Interrupted`.
 
     Args:
         study: the study.
@@ -110,7 +113,7 @@ def _run(
     folder = SweepFolder.open(study, out.absolute(), trials=trials, resume=resume, extend=extend, overrides=overrides)
     done = folder.finished and not retry_failed
     try:
-        with contextlib.nullcontext() if done else connecting():
+        with ray_lines_to(folder.logs / "driver.log"), contextlib.nullcontext() if done else connecting():
             tags = describe()
             folder.check_data(tags)
             from mmsweep.sweep.tuner import Sweep  # seconds

@@ -7,6 +7,7 @@ reports first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from mmsweep.sweep.names import trial_id
 POLL_SECONDS = (
     1.0  # below Tune's patience (2 s) with a trial's thread that shall end, so that its actor can be used again
 )
+GONE_SECONDS = 30.0  # within which the driver notices that the board is gone
 OBJECTIVE, EPOCH = "objective", "epoch"
 
 
@@ -54,7 +56,11 @@ def follow(config: dict[str, Any], board: Any, objective: Objective) -> None:
     epochs: list[dict[str, float]] = []
     last = 0
     while True:
-        reports, over = ray.get(board.follow.remote(id, last, POLL_SECONDS))
+        try:
+            reports, over = ray.get(board.follow.remote(id, last, POLL_SECONDS))
+        except ray.exceptions.RayActorError:
+            time.sleep(GONE_SECONDS)  # the driver ends the sweep; the trial has not failed
+            raise
         for report in reports:
             epochs.append(report["metrics"])
             last = report["epoch"]

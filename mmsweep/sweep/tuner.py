@@ -13,9 +13,11 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 from ray import tune
@@ -23,6 +25,7 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 import mmsweep.sweep.cluster as cluster
+from mmsweep.ending import Interrupt
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import company
@@ -48,6 +51,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("mmsweep.sweep")
 
 
+@dataclass
+class _Ending:
+    """How a sweep ends, as far as is known; `complete`: finished, with its report."""
+
+    state: str = "failed"
+    run_id: str = ""
+    reason: str | None = None
+    complete: bool = False
+
+
 class Sweep:
     """One study's sweep, from wherever its folder stands.
 
@@ -70,11 +83,10 @@ class Sweep:
 
         Raises:
             UserError: see `start.run_sweep`.
-            KeyboardInterrupt: before tracking was open.
+            Interrupted: before tracking was open.
         """
-        study, folder = self.study, self.folder
-        objective, interrupt = self.objectives[0], cluster.Interrupt()
-        tracker, run_id, state, reason = None, "", "failed", None
+        study, folder, interrupt = self.study, self.folder, Interrupt()
+        objective, ending = self.objectives[0], _Ending()
         try:
             with (
                 Progress(study.name, folder.trials, objective.metric, objective.mode, live) as progress,
@@ -89,36 +101,35 @@ class Sweep:
 
                 tracker = Tracker(study.tracking.uri, study.tracking.experiment or study.name, Path.cwd())
                 tags = {**environment_tags(), **self.tags}
-                run_id = tracker.start_sweep(study.name, folder.path, study.to_yaml(), tags)
-                mlflow = {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": run_id}
-                folder.update(state="running", mlflow=mlflow)
+                ending.run_id = tracker.start_sweep(study.name, folder.path, study.to_yaml(), tags)
                 try:
+                    mlflow = {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": ending.run_id}
+                    folder.update(state="running", mlflow=mlflow)
                     if hosts is None:
-                        state = "finished"
+                        ending.state = "finished"
                         self._replay(tracker, progress)
+                    elif interrupt.asked:
+                        ending.state = "interrupted"
                     else:
-                        about = (self.warm, folder.path, tracker, progress, interrupt)
-                        with Session.open(study, hosts, *about) as session:
-                            state = self._search_and_finals(session, retry_failed)
+                        ending.state = self._trained(hosts, tracker, progress, interrupt, retry_failed)
                 except KeyboardInterrupt:
-                    state = "interrupted"
+                    ending.state = "interrupted"
                 except Exception as problem:
                     reason = environment_fault(problem)
                     if reason is None:
                         raise
                     log.exception("the environment gave out")
-                    state = "interrupted"
+                    progress.phase(f"{reason}; what was computed is kept")
+                    ending.state, ending.reason = "interrupted", reason
                 finally:  # the hosts were told to end, which takes as long as the report
-                    self._note_state(state)
-                    self._report(tracker, progress)
-                    tracker.end_sweep(state)
+                    self._end(ending, tracker, progress, interrupt)
         except KeyboardInterrupt:  # again, while hosts start or end
-            if tracker is None or not run_id:
+            if not ending.run_id:
                 raise
-            if state != "finished":
-                state = "interrupted"
-                folder.update(state=state)
-        return SweepOutcome(state, folder.path, run_id, tracker.ui_command(), tracker.warnings, reason)
+        signal = None if ending.complete else interrupt.number
+        state = ending.state if signal is None else "interrupted"
+        ui = tracker.ui_command()
+        return SweepOutcome(state, folder.path, ending.run_id, ui, tracker.warnings, signal, ending.reason)
 
     def _note_state(self, state: str) -> None:
         try:
@@ -134,7 +145,33 @@ class Sweep:
             if folder.done() is not None:
                 replay_run(tracker, folder, self.study)
 
-    def _hosts(self, progress: Progress, interrupt: cluster.Interrupt) -> AbstractContextManager[HostPool]:
+    def _trained(
+        self, hosts: HostPool, tracker: Tracker, progress: Progress, interrupt: Interrupt, retry_failed: bool
+    ) -> str:
+        about = (self.warm, self.folder.path, tracker, progress, interrupt)
+
+        def work() -> str:
+            try:
+                with Session.open(self.study, hosts, *about) as session:
+                    return self._search_and_finals(session, retry_failed)
+            except ray.exceptions.RayError as error:
+                hosts.blame(error)
+                raise
+
+        return cluster.attended(work, interrupt, hosts.gone)
+
+    def _end(self, ending: _Ending, tracker: Tracker, progress: Progress, interrupt: Interrupt) -> None:
+        """Write down how it ended, and the report, unless a signal is in a hurry."""
+        self._note_state(ending.state)
+        try:
+            if not (interrupt.at_once or (interrupt.asked and ending.state == "finished")):
+                with interrupt.impatient():
+                    self._report(tracker, progress)
+                ending.complete = ending.state == "finished"
+        finally:
+            tracker.end_sweep(ending.state)
+
+    def _hosts(self, progress: Progress, interrupt: Interrupt) -> AbstractContextManager[HostPool]:
         folder = self.folder
         return starting_hosts(
             self.study.resources, max(folder.trials, 1), self.warm, folder.attempt(), folder.logs, progress, interrupt
@@ -257,6 +294,7 @@ class Sweep:
             tuner.fit()
         except TuneError as error:  # Tune turns whatever its callbacks raise into text
             log.exception("the search")
+            session.pool.blame(error)
             last = str(error).strip().splitlines()[-1]
             raise session.problem or UserError(
                 f"the search broke off ({last})", file=folder.logs / "driver.log"

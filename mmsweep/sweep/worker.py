@@ -30,6 +30,7 @@ import gc
 import importlib
 import logging
 import math
+import threading
 import time
 import traceback
 import warnings
@@ -85,6 +86,7 @@ def train_at(place: Place) -> None:
 class _Host:
     def __init__(self, place: Place, world: World) -> None:
         self.place, self.world, self.board = place, world, place.board
+        self.connected = ray.is_initialized()
         self.module: Any = None
         # Objects are broadcast on the CPU even where gradients travel by NCCL.
         self.control: Any = dist.new_group(backend="gloo") if world.size > 1 else None
@@ -138,6 +140,8 @@ class _Host:
         except NOT_A_TRIALS:
             raise
         except Exception as problem:
+            if self._process_ends():
+                raise
             self._broke_off(problem)
 
     def _joined(self, postings: Sequence[Posting], seconds: float) -> list[Job]:
@@ -202,6 +206,10 @@ class _Host:
             self._ask(self.board.over, job.id, error or (folder.done() or {}).get("error"))
             self.locks.pop(job.id).close()
         log.info("%s ends%s", job.id, f": {error}" if error else "")
+
+    def _process_ends(self) -> bool:
+        """Whether this process was told to end (SIGTERM), in whose course anything may fail."""
+        return not threading.main_thread().is_alive() or (self.connected and not ray.is_initialized())
 
     def _broke_off(self, problem: Exception) -> None:
         """A pack ended by an exception; raises where the worker group must start anew."""

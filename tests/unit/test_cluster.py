@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from mmsweep.ending import Interrupt, Interrupted
 from mmsweep.errors import UserError
 from mmsweep.sweep import cluster
 
@@ -46,3 +53,93 @@ def test_a_cluster_that_does_not_answer_is_told_by_connect(monkeypatch: pytest.M
         raise AssertionError("not connected")
     with pytest.raises(UserError, match="cannot be reached"), cluster.connect():
         raise AssertionError("not connected")
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:{closed}", "nothing listens at 127.0.0.1:{closed}"),
+        ("ray://127.0.0.1:{closed}", "nothing listens at 127.0.0.1:{closed}"),
+        ("no.such.host.invalid:6379", "there is no host no.such.host.invalid"),
+    ],
+)
+def test_a_dead_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch, address: str, told: str) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        closed = taken.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", address.format(closed=closed))
+        with pytest.raises(UserError, match=f"RAY_ADDRESS: Ray cannot be reached .{told.format(closed=closed)}"):
+            cluster._start()
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Lets what is stuck in Ray go on; the process that it is left behind in is this one."""
+    event = threading.Event()
+    monkeypatch.setattr(cluster, "_left_behind", False)
+    monkeypatch.setattr(cluster, "_leave_ray", lambda: setattr(cluster, "_left_behind", True))
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1:6379"])
+def test_a_ray_that_does_not_answer_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, stuck: threading.Event, address: str | None
+) -> None:
+    monkeypatch.setattr(cluster, "_start", stuck.wait)
+    monkeypatch.setattr(cluster, "START_SECONDS", 0.3)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=r"did not (start|answer) within 0 s"), cluster.connect():
+        raise AssertionError("not connected")
+    assert cluster.left_behind()
+
+
+def test_a_signal_ends_the_wait_for_ray(ray_is_up: threading.Event) -> None:
+    interrupt = Interrupt()
+    interrupt.number = signal.SIGTERM
+    with pytest.raises(Interrupted), cluster.connect(interrupt):
+        raise AssertionError("not waited for")
+    assert ray_is_up.is_set()  # and ended, or its processes would be left
+
+
+def test_work_that_ends_is_as_if_it_had_been_called() -> None:
+    assert cluster.attended(lambda: 3, Interrupt(), lambda: None) == 3
+    with pytest.raises(OSError, match="its own"):
+        cluster.attended(lambda: (_ for _ in ()).throw(OSError("its own")), Interrupt(), lambda: None)
+    assert not cluster.left_behind()
+
+
+def test_work_on_a_cluster_that_is_gone_is_left_behind(monkeypatch: pytest.MonkeyPatch, stuck: threading.Event) -> None:
+    monkeypatch.setattr(cluster, "GONE_SECONDS", 0.1)
+    with pytest.raises(cluster.ClusterGoneError, match="raylet ended"):
+        cluster.attended(stuck.wait, Interrupt(), lambda: "raylet ended")
+    with pytest.raises(cluster.ClusterGoneError):  # it may write nothing any more
+        cluster.check_attended()
+
+
+def test_what_fails_because_the_cluster_is_gone_says_so() -> None:
+    def fails() -> None:
+        raise OSError("connection reset")
+
+    with pytest.raises(cluster.ClusterGoneError, match="raylet ended"):
+        cluster.attended(fails, Interrupt(), lambda: "raylet ended")
+
+
+def test_work_that_does_not_hear_a_signal_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, stuck: threading.Event
+) -> None:
+    monkeypatch.setattr(cluster, "STOP_SECONDS", 0.1)
+    with Interrupt().listening() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            cluster.attended(stuck.wait, interrupt, lambda: None)
+    assert cluster.left_behind() and not interrupt.at_once
+
+
+def test_what_is_written_past_python_goes_to_the_log(tmp_path: Path) -> None:
+    shown = sys.stderr
+    with cluster.ray_lines_to(tmp_path / "logs" / "driver.log"):
+        os.write(2, b"*** SIGTERM received ***\n")
+    assert sys.stderr is shown and "SIGTERM received" in (tmp_path / "logs" / "driver.log").read_text()

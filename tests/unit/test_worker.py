@@ -39,7 +39,9 @@ class Handle:
 @pytest.fixture()
 def board(monkeypatch):
     context = SimpleNamespace(get_placement_group_id=lambda: "group")
-    stand_in = SimpleNamespace(get=lambda x: x, exceptions=ray.exceptions, get_runtime_context=lambda: context)
+    stand_in = SimpleNamespace(
+        get=lambda x: x, exceptions=ray.exceptions, get_runtime_context=lambda: context, is_initialized=lambda: True
+    )
     monkeypatch.setattr(worker, "ray", stand_in)
     handle = Handle()
     yield handle

@@ -50,7 +50,7 @@ OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it, and Ray's de
 START_SECONDS = 50.0  # Ray has so long to start or to answer
 PROBE_SECONDS = 3.0  # between two looks at the cluster; so long it may take to accept a connection
 GONE_SECONDS = 3.0  # work that uses Ray has so long to end by itself once the cluster is gone,
-STOP_SECONDS = 10.0  # and so long once a signal came: SLURM kills 30 s after its SIGTERM
+STOP_SECONDS = 15.0  # and so long once a signal came: SLURM kills 30 s after its SIGTERM
 
 T = TypeVar("T")
 log = logging.getLogger("mmsweep.sweep")

@@ -46,6 +46,7 @@ def main():
         out = run_sweep(asked, Path("s"), resume=True, live=False, warm="sleeping:SleepingWarm", describe=describe)
         sys.argv = ["mmsweep", "tune", "s.yaml"]
         cli._conclude(out, "", False)
+        sys.exit(0)
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except KeyboardInterrupt as end:
@@ -120,7 +121,7 @@ def ended(driver: subprocess.Popen[str], processes: Sequence[psutil.Process], se
 
 
 def test_every_end_of_a_sweep_is_told_and_costs_nothing(place: Path) -> None:  # noqa: F811
-    """One sweep that ends in four ways, one after the other, and then is finished."""
+    """One sweep that ends in six ways, one after the other, and then is finished."""
     ray.shutdown()
     asked = pack_study([0.1, 0.2, 0.3], name="ends", resources__slots=3, train__epochs=6)
     (place / "asked.yaml").write_text(asked.to_yaml())

@@ -134,6 +134,23 @@ def test_failures_are_the_trials_own_and_other_backbones_are_served(ray_here: No
     assert Counter(mlflow_runs(place, folder).values()) == Counter(FINISHED=4, FAILED=4)
 
 
+def test_a_small_space_ends_the_sweep_once_all_of_it_was_tried(ray_here: None, place: Path) -> None:
+    """Three configurations and nine trials: what Optuna suggests again costs nothing, and all counts agree."""
+    folder = place / "s"
+    asked = searched(
+        {"method.align_weight": {"choice": [0.2, 0.4, 0.6]}},
+        name="small", sweep__trials=9, sweep__scheduler__name="none", sweep__final={"seeds": 1}, train__epochs=1,
+    )  # fmt: skip
+    assert run_sweep(asked, folder, live=False, warm=WARM).state == "finished"
+    record = SweepRecord.load(folder)
+    assert sorted(trial.params["method.align_weight"] for trial in record.trials) == [0.2, 0.4, 0.6]
+    assert record.planned == 3 and len(mlflow_runs(place, folder)) == 4
+    before = trained(folder)
+    assert run_sweep(asked, folder, resume=True, live=False, warm=WARM).state == "finished"
+    assert run_sweep(asked, folder, extend=2, live=False, warm=WARM).state == "finished"
+    assert trained(folder) == before and SweepRecord.load(folder).planned == 3
+
+
 def test_one_configuration_is_trained_without_a_search(ray_here: None, place: Path) -> None:
     outcome = train_one(study("three", train__epochs=2), place / "t", live=False, warm=WARM)
     assert outcome.state == "finished" and outcome.record.groups[0].name == "best"

@@ -251,7 +251,7 @@ class Study(_Section):
     """A study file, validated. `Study.load(path)` reads one; `with_values` gives a trial's configuration."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the sweep, and of its folder under sweeps/"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$", description="Name of the sweep and of its folder under sweeps/."
     )
     data: Data = Field(description="what is learned from")
     model: Model = Field(description="the network of all modalities")

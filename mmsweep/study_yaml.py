@@ -28,6 +28,8 @@ _INTEGERS = "a whole number below 2^63"
 # Characters that no path, name or label holds and that files, tables and stores cannot all carry: controls other than
 # tab and line breaks, and halves of surrogate pairs.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# YAML 1.1, which PyYAML reads, takes 010 for 8 and 1:30 for 90; YAML 1.2 takes them for 10 and a text.
+_AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
@@ -159,6 +161,9 @@ def _value(loader: _Loader, node: Any, key: str, lines: dict[str, int]) -> Any:
         raise UserError(f"not a value of YAML's type {kind!r}", **place, found=node.value) from None
     if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
         raise UserError("a number too large", **place, found=node.value, expected=_INTEGERS)
+    if not isinstance(value, str | bool) and _AMBIGUOUS.fullmatch(node.value):
+        problem, expected = "a number that versions of YAML read differently", "no leading zero and no colon"
+        raise UserError(problem, **place, found=node.value, expected=expected, hint="Quote it for text.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError("not a finite number", **place, found=node.value, expected="a finite number")
     if isinstance(value, str) and (bad := _FORBIDDEN.search(value)):

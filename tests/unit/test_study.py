@@ -136,7 +136,7 @@ def test_scientific_notation_is_a_number(file: Path) -> None:
     assert study.search["method.align_weight"].low == 0.01
 
 
-@pytest.mark.parametrize("text", ["1.5.2", "e3", "1e", "0x1F", "12:30"])
+@pytest.mark.parametrize("text", ["1.5.2", "e3", "1e", "0x1F"])
 def test_what_looks_like_a_number_but_is_none_stays_as_yaml_has_it(text: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(f"a: {text}\n")

@@ -58,6 +58,9 @@ HOSTILE: dict[str, tuple[str, int, str]] = {
     "400 digits": ("data: 1" + "0" * 400, 1, "data: a number too large"),
     "5,000 hexadecimal digits": ("data: 0x" + "f" * 5000, 1, "a number too large"),
     "sexagesimal digits": ("data: " + ":".join(["59"] * 3000), 1, "a number too large"),
+    "octal": ("name: x\ndata: [007, 010]\n", 2, "data.0: a number that versions of YAML read differently; found '007'"),
+    "time of day": ("data: 1:30\n", 1, "versions of YAML read differently; found '1:30'"),
+    "time with a fraction": ("data: -1:30.5\n", 1, "versions of YAML read differently"),
     "infinity": ("data: .inf\n", 1, "not a finite number"),
     "not a number": ("data: [1, .nan]\n", 1, "data.1: not a finite number"),
     "beyond float": ("data: 1.0e999\n", 1, "not a finite number"),
@@ -144,6 +147,11 @@ def test_hostile_overrides(override: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as problem:
         Study.load(path, [override])
     assert words in str(problem.value) and len(str(problem.value)) < 600
+
+
+def test_numbers_and_texts_that_only_look_ambiguous() -> None:
+    text = "[0, 0.5, -0, 1_000, 0x10, '010', \"1:30\", a:b, 08x, null, no]"
+    assert read_yaml(text)[0] == [0, 0.5, 0, 1000, 16, "010", "1:30", "a:b", "08x", None, False]
 
 
 def test_an_alias_is_a_copy(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         "method.align_weight",
         ["found -0.5", "greater than or equal to 0"],
     ),
+    "name that no folder can have": ({"name": "n" * 300}, "name: nnn", "name", ["expected string should match"]),
     "missing section": ({"method": ...}, "", "method", ["this key is missing", "expected a value"]),
     "manifest without its file": (
         {"data.path": ...},

@@ -171,8 +171,12 @@ def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade:
         yield "warning: almost every row has a class of its own; is the target a number (task: regression)?"
 
 
+_ABSENT = ("nan", "none", "null", "na", "n/a", "<na>", "nat")
+"""How programs write absent values as text."""
+
+
 def _names(classes: Sequence[str]) -> Iterator[str]:
-    """Classes that look alike: the same but for case, blanks, Unicode's spelling, or as numbers."""
+    """Classes that look alike (the same but for case, blanks, Unicode's spelling, or as numbers), or like no value."""
     alike: dict[str, list[str]] = {}
     for name in classes:
         plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
@@ -181,6 +185,8 @@ def _names(classes: Sequence[str]) -> Iterator[str]:
         alike.setdefault(plain, []).append(repr(name))
     if pairs := [" and ".join(names) for names in alike.values() if len(names) > 1]:
         yield f"warning: {len(pairs)} classes are spelt in several ways: {_list(pairs)}"
+    if absent := [repr(name) for name in classes if name.casefold() in _ABSENT]:
+        yield f"warning: a class may stand for rows without a value: {_list(absent)}; an empty cell would say so"
 
 
 def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:

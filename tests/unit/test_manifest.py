@@ -508,6 +508,12 @@ def test_check_names_classes_that_look_alike(tmp_path: Path) -> None:
     assert "warning: 2 classes are spelt in several ways: '0' and '0.0', 'Cat' and 'cat'" in findings
 
 
+def test_check_doubts_a_class_that_is_an_absent_value(tmp_path: Path) -> None:
+    rows = [row | {"kind": ["nan", "cat", "dog"][i % 3]} for i, row in enumerate(GOOD)]
+    findings = "\n".join(check(read(write_manifest(tmp_path / "my.csv", rows), modalities=TEXT)))
+    assert "warning: a class may stand for rows without a value: 'nan'" in findings
+
+
 def test_check_doubts_a_separator_that_separates_nothing(tmp_path: Path) -> None:
     rows = [row | {"kind": ("a, b", "b", "c")[i % 3]} for i, row in enumerate(GOOD)]
     path = write_manifest(tmp_path / "my.csv", rows)

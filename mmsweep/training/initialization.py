@@ -8,10 +8,11 @@ that the first stage did not have) may start from their initial values.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -68,7 +69,8 @@ def check_first_stage(study: Study) -> None:
         return
     weights_file(source)
     if Path(source).is_file():
-        return  # bare tensors: what they fit is seen when they are read
+        with _reading(Path(source)), safe_open(source, framework="pt"):
+            return  # bare tensors: what they fit is seen when they are read
     first = Study.load(Path(source) / "study.yaml")
     pairs = {
         "model.backbone.name": (first.model.backbone.name, study.model.backbone.name),
@@ -79,6 +81,10 @@ def check_first_stage(study: Study) -> None:
         "model.lora.alpha": tuple(s.model.lora and s.model.lora.alpha_in_force for s in (first, study)),
     }
     for key, (theirs, ours) in pairs.items():
+        if key in study.search and study.search[key].count > 1 and KEY not in study.search:
+            raise UserError(
+                f"the weights of {KEY} fit one {key} alone", key=f"search.{key}", found="searched", expected=str(theirs)
+            )
         if theirs != ours:
             raise UserError(
                 f"weights of another architecture: {key} is {theirs!r} there",
@@ -105,8 +111,15 @@ def task_state(source: str) -> dict[str, Tensor]:
 
 def _read(source: str) -> dict[str, Tensor]:
     file = weights_file(source)
-    try:
+    with _reading(file):
         return load_file(file)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raises UserError where a file holds no tensors."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise UserError(f"the weights cannot be read ({error})", key=KEY, file=file) from error
 

@@ -177,9 +177,14 @@ def test_nothing_to_start_from(tmp_path, tiny_study, warm, first):
         weights_file(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"train.init_from: an environment variable is not set"):
         weights_file("${FIRST_STAGE}/0003")
+    search = {"model.lora.rank": {"int": [1, 4]}}
+    with pytest.raises(UserError, match=r"search.model.lora.rank: the weights of train.init_from fit one"):
+        check(tiny_study.with_values({"method.name": "mmp", "train.init_from": str(path), "search": search}))
     (path / "reports.jsonl").unlink()
     with pytest.raises(UserError, match=r"train.init_from: this run has no epoch to start from"):
         weights_file(str(path))
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match=r"broken.safetensors: train.init_from: the weights cannot be read"):
         start_from(method_of(study, warm), str(tmp_path / "broken.safetensors"))
+    with pytest.raises(UserError, match=r"broken.safetensors: train.init_from: the weights cannot be read"):
+        check(tiny_study.with_values({"train.init_from": str(tmp_path / "broken.safetensors")}))

@@ -184,6 +184,7 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     ("train.class_weights", _task("single_label", "multi_label", "segmentation")),
     ("train.hard_pixels", _task("segmentation")),
     ("train.regression_loss", _task("regression")),
+    ("train.standardize_target", _task("regression")),
     ("train.schedule.power", _value("train.schedule.name", "polynomial")),
     ("train.schedule.warmup_epochs", _value("train.schedule.warmup_steps", None)),
     ("train.schedule.warmup", _WARMUP),

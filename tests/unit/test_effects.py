@@ -47,6 +47,7 @@ def refused(study: Study) -> str:
         ("mmp_earth", "data.augmentation.scale=[1.0, 1.0]", "another factor than 1"),
         ("mmp_sequences", "train.class_weights=balanced", "single_label, multi_label or segmentation"),
         ("quickstart", "train.regression_loss=mse", "task is regression"),
+        ("quickstart", "train.standardize_target=false", "task is regression"),
         ("quickstart", "train.hard_pixels=true", "task is segmentation"),
         ("quickstart", "inference.flip=true", "task is segmentation"),
         ("quickstart", "inference.scales=[0.5, 1.0]", "task is segmentation"),

@@ -29,11 +29,14 @@ MODULE_WORDS = frozenset({
     "register_buffer", "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
     "register_full_backward_pre_hook", "register_load_state_dict_post_hook", "register_load_state_dict_pre_hook",
     "register_module", "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook",
-    "requires_grad_", "set_extra_state", "set_submodule", "setdefault", "share_memory", "stacked", "state_dict",
-    "to", "to_empty", "train", "training", "type", "update", "values", "xpu", "zero_grad",
+    "requires_grad_", "set_extra_state", "set_submodule", "setdefault", "share_memory", "smart_apply", "stacked",
+    "state_dict", "to", "to_empty", "train", "training", "type", "update", "values", "xpu", "zero_grad",
 })
 # fmt: on
-"""Attributes of PyTorch's ModuleDict and ParameterDict, under which networks keep their parts by modality."""
+"""Attributes of PyTorch's ModuleDict and ParameterDict, under which networks keep their parts by modality.
+
+transformers gives every module `smart_apply` once it has loaded a network.
+"""
 
 
 class Misnamed(NamedTuple):

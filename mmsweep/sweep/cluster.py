@@ -39,13 +39,15 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Ray's switch for laptops, read when it is imported: all processes of a Ray that is started here listen on 127.0.0.1.
 # One that joins a cluster ("1") takes that cluster's addresses.
 os.environ.setdefault(
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1" if {"RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"} & {*os.environ} else "0"
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    "0"
+    if os.environ.get("RAY_ADDRESS", "") in ("", "local") and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
+    else "1",
 )
 
 import ray
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is there inside of a submitted Ray job
-
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it, and Ray's default is 30 % of the memory
 START_SECONDS = 50.0  # Ray has so long to start or to answer
 PROBE_SECONDS = 3.0  # between two looks at the cluster; so long it may take to accept a connection
@@ -58,7 +60,7 @@ log = logging.getLogger("mmsweep.sweep")
 
 def own_ray() -> bool:
     """Whether a Ray is started here, rather than a cluster joined."""
-    return not os.environ.get("RAY_ADDRESS") and JOB not in os.environ
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local") and JOB not in os.environ
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def connecting() -> Iterator[None]:
 
     def start() -> None:
         try:
-            begun.done.set_result(_start())
+            _start()
+            begun.done.set_result(None)
         except BaseException as problem:
             begun.done.set_exception(problem)
         over.wait()  # Ray's processes die with the thread that started them (PR_SET_PDEATHSIG)
@@ -111,8 +114,9 @@ def connecting() -> Iterator[None]:
             wait([begun.done], max(0.0, begun.until - time.monotonic()))
         finally:
             if begun.done.done() and not _left_behind:
-                with _silenced():
-                    ray.shutdown()
+                _let_ray_print(False)
+                ray.shutdown()
+                _let_ray_print(True)
                 over.set()
             else:
                 _leave_ray()
@@ -258,7 +262,8 @@ def attended(work: Callable[[], T], interrupt: Interrupt, gone: Callable[[], str
             done.set_exception(problem)
 
     threading.Thread(target=run, name="sweep", daemon=True).start()
-    until, reason = float("inf"), None
+    until = float("inf")
+    reason: str | None = None
     try:
         while not wait([done], 0.2).done and time.monotonic() < until:
             reason = reason or gone()
@@ -300,20 +305,17 @@ def _leave_ray() -> None:
     global _left_behind
     if not _left_behind:
         _left_behind = True
-        _silenced().__enter__()  # for good
+        _let_ray_print(False)
         atexit.unregister(ray.shutdown)
         with contextlib.suppress(Exception):  # asks the cluster
             atexit.unregister(sys.modules["ray.tune.registry"]._unregister_all)
         atexit.register(_end_own_ray)
 
 
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def _let_ray_print(on: bool) -> None:
     """Ray prints, on stdout, why its processes ended; at the end that would stand among our last words."""
     module: Any = ray._private.worker
-    module._worker_logs_enabled = False
-    yield
-    module._worker_logs_enabled = True
+    module._worker_logs_enabled = on
 
 
 def _under_raylet() -> dict[int, str]:

@@ -375,9 +375,12 @@ def logged_to(path: Path) -> Iterator[None]:
                 yield
             finally:
                 logging.captureWarnings(False)
-                root.handlers, ray_own.handlers = kept, ray_kept
-                root.setLevel(level)
-                ours.setLevel(ours_level)
+                if _left_behind:  # what was left there goes on logging
+                    _kept_open.append(closing.pop_all())
+                else:
+                    root.handlers, ray_own.handlers = kept, ray_kept
+                    root.setLevel(level)
+                    ours.setLevel(ours_level)
 
 
 def _close(file: TextIO) -> None:

@@ -211,7 +211,7 @@ class HostPool:
 
     def _missing(self, error: Exception) -> str:
         log.warning("a process of the sweep's is gone: %s", error)
-        return f"a process that holds the sweep's queue or keeps its hosts ended: {_last_line(error)}"
+        return "the process that holds the sweep's queue, or the one that keeps its hosts, ended"
 
     def end(self) -> None:
         """Tell the hosts to end."""

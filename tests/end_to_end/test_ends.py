@@ -134,7 +134,7 @@ def test_every_end_of_a_sweep_is_told_and_costs_nothing(place: Path) -> None:  #
         (1, "everybody", signal.SIGTERM, 143, ""),  # as SLURM sends it to all processes of a job
         (2, "raylet", signal.SIGKILL, 1, "Ray's process raylet ended"),
         (3, "gcs_server", signal.SIGKILL, 1, "Ray's process gcs_server ended"),
-        (4, "Board", signal.SIGKILL, 1, "holds the sweep's queue"),
+        (4, "Board", signal.SIGKILL, 1, "the sweep's queue"),
         (5, "driver", signal.SIGHUP, 129, ""),
     ]
     for epoch, whom, number, code, reason in ends:

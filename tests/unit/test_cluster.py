@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -136,6 +137,19 @@ def test_work_that_does_not_hear_a_signal_is_left_behind(
         with pytest.raises(Interrupted):
             cluster.attended(stuck.wait, interrupt, lambda: None)
     assert cluster.left_behind() and not interrupt.at_once
+
+
+def test_what_was_left_behind_goes_on_logging_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: threading.Event
+) -> None:
+    for name in ("", "ray"):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "handlers", logger.handlers)
+    with pytest.raises(KeyError), cluster.logged_to(tmp_path / "driver.log"):
+        cluster._left_behind = True  # `stuck` takes it back
+        raise KeyError
+    logging.getLogger("mmsweep.sweep").warning("the board does not answer")
+    assert "the board does not answer" in (tmp_path / "driver.log").read_text()
 
 
 def test_what_is_written_past_python_goes_to_the_log(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STUDY := search_spaces/quickstart.yaml
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-faults lint format clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,7 +17,11 @@ demo: .venv/ready
 # What starts Ray has all cores to itself; the rest has one each.
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not faults"
+
+# Every way in which a sweep can end on a real Ray, one after the other: minutes, and nothing else may run beside it.
+test-faults: .venv/ready
+	$(BIN)/python -m pytest -m faults
 
 lint: .venv/ready
 	$(BIN)/ruff check .

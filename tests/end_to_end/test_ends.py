@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sleeping import held
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 WORDS = "nothing is lost. Go on with: mmsweep tune s.yaml --resume"
 
 DRIVER = """

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,8 @@ import ray
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is there inside of a submitted Ray job
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it, and Ray's default is 30 % of the memory
-START_SECONDS = 50.0  # Ray has so long to start or to answer
+START_SECONDS = 50.0  # Ray has so long to start or to answer,
+STALL_SECONDS = 30.0  # and longer where its processes appear one after the other, at least one in this time
 PROBE_SECONDS = 3.0  # between two looks at the cluster; so long it may take to accept a connection
 GONE_SECONDS = 3.0  # work that uses Ray has so long to end by itself once the cluster is gone,
 STOP_SECONDS = 15.0  # and so long once a signal came: SLURM kills 30 s after its SIGTERM
@@ -63,7 +64,7 @@ def own_ray() -> bool:
     return os.environ.get("RAY_ADDRESS", "") in ("", "local") and JOB not in os.environ
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Start:
     """A start of Ray in the background, and when (of `time.monotonic`) it is given up."""
 
@@ -135,10 +136,14 @@ def connect(interrupt: Interrupt | None = None) -> Iterator[None]:
     """
     with connecting() if _begun is None else contextlib.nullcontext():
         if _begun is not None:
-            while not wait([_begun.done], 0.1).done:
+            known, up = -1, False
+            while not up:
+                up = bool(wait([_begun.done], 0.2).done)
                 if interrupt is not None and interrupt.number is not None:
                     raise Interrupted(interrupt.number)
-                if time.monotonic() > _begun.until:
+                if own_ray() and (children := len(_children({os.getpid()}))) != known:  # a busy machine is slow
+                    known, _begun.until = children, max(_begun.until, time.monotonic() + STALL_SECONDS)
+                if not up and time.monotonic() > _begun.until:
                     what = "Ray did not start" if own_ray() else "the Ray cluster did not answer"
                     raise _unreachable(f"{what} within {START_SECONDS:.0f} s")
             _begun.done.result()
@@ -318,18 +323,23 @@ def _let_ray_print(on: bool) -> None:
     module._worker_logs_enabled = on
 
 
-def _under_raylet() -> dict[int, str]:
-    """Processes that a raylet of our own has started, by their number, with the times at which they were started."""
+def _children(parents: Collection[int]) -> dict[int, str]:
+    """Processes that others have started, by their number, with the times at which they were started (on Linux)."""
     found: dict[int, str] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[1]) in parents:
+                found[int(path.parent.name)] = fields[19]
+    return found
+
+
+def _under_raylet() -> dict[int, str]:
+    """What a raylet of our own has started."""
     with contextlib.suppress(Exception):
         node: Any = ray._private.worker._global_node
-        above = {info.process.pid for info in node.all_processes["raylet"]}
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = path.read_text().rpartition(")")[2].split()
-                if int(fields[1]) in above:
-                    found[int(path.parent.name)] = fields[19]
-    return found
+        return _children({info.process.pid for info in node.all_processes["raylet"]})
+    return {}
 
 
 def _end_own_ray() -> None:

@@ -89,12 +89,26 @@ def test_a_ray_that_does_not_answer_is_given_up(
 ) -> None:
     monkeypatch.setattr(cluster, "_start", stuck.wait)
     monkeypatch.setattr(cluster, "START_SECONDS", 0.3)
+    monkeypatch.setattr(cluster, "STALL_SECONDS", 0.2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=r"did not (start|answer) within 0 s"), cluster.connect():
         raise AssertionError("not connected")
     assert cluster.left_behind()
+
+
+def test_a_ray_whose_processes_appear_one_by_one_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, ray_is_up: threading.Event
+) -> None:
+    """As on a busy machine."""
+    numbers = iter(range(1000))
+    monkeypatch.setattr(cluster, "START_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "_children", lambda parents: dict.fromkeys(range(next(numbers)), ""))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    with cluster.connect():
+        assert ray_is_up.is_set()
 
 
 def test_a_signal_ends_the_wait_for_ray(ray_is_up: threading.Event) -> None:

@@ -118,6 +118,7 @@ def connecting() -> Iterator[None]:
                 _let_ray_print(False)
                 ray.shutdown()
                 _let_ray_print(True)
+                _end_beside()
                 over.set()
             else:
                 _leave_ray()
@@ -348,10 +349,16 @@ def _end_own_ray() -> None:
     with contextlib.suppress(Exception):
         node: Any = ray._private.worker._global_node
         node.kill_all_processes(check_alive=False, allow_graceful=True)  # none, where the cluster is somebody else's
-    for pid, started in _beside.items():  # its agents would stay for a minute
+    _end_beside()
+
+
+def _end_beside() -> None:
+    """End what a raylet of our own has left: its agents stay for a minute where it was killed."""
+    for pid, started in _beside.items():
         with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19] == started:
                 os.kill(pid, signal.SIGKILL)
+    _beside.clear()
 
 
 def _end_log_monitor() -> None:

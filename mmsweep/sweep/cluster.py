@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -344,12 +345,16 @@ def _under_raylet() -> dict[int, str]:
 
 
 def _end_own_ray() -> None:
-    """End the processes of a Ray of our own, in place of `ray.shutdown`."""
+    """End a Ray of our own, in place of `ray.shutdown`, as the last thing that this process does.
+
+    Its processes die with this one, but not what its raylet started. Nothing is killed from here: Ray's library ends
+    this process, with a status of its own, as soon as it sees that the raylet is gone.
+    """
     _beside.update(_under_raylet())
-    with contextlib.suppress(Exception):
-        node: Any = ray._private.worker._global_node
-        node.kill_all_processes(check_alive=False, allow_graceful=True)  # none, where the cluster is somebody else's
-    _end_beside()
+    if _beside:
+        command = f"sleep 1; kill -9 {' '.join(map(str, _beside))}"
+        quiet = subprocess.DEVNULL
+        subprocess.Popen(["sh", "-c", command], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 def _end_beside() -> None:

@@ -9,6 +9,7 @@ A file of another shape (`[1]`, `null`, a count that is text) is refused with it
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import cache
 from pathlib import Path
@@ -80,6 +81,16 @@ class DoneFile(TypedDict):
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     state: Literal["finished", "stopped", "failed"]
     error: NotRequired[str | None]
+
+
+def permit(path: Path) -> None:
+    """Give a file that a library made for its owner alone (safetensors) the rights of any other: the umask decides.
+
+    Args:
+        path: the file, in a folder that was made under the umask.
+    """
+    with contextlib.suppress(PermissionError):  # a mount without rights
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def write_whole(path: Path, text: str) -> None:

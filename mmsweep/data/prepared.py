@@ -14,11 +14,11 @@ import contextlib
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Target, refusal
 from mmsweep.data.digests import cache_key
@@ -135,14 +135,14 @@ def _write(
     on_bad: str,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}")
     try:
+        temporary.mkdir()
         skip = on_bad == "skip"
         bad = write_prepared(temporary, samples, formats, builder.target, skip_bad=skip, progress=progress)
         found = [*builder.bad_rows, *(BadRow(sample.origin or sample.id, reason) for sample, reason in bad)]
         if found and not skip:
             raise refusal(found)
-        temporary.chmod(0o755)
         try:
             temporary.rename(folder)
         except OSError:

@@ -39,6 +39,7 @@ from mmsweep.record_files import (
     DoneFile,
     TrialFile,
     parse_record,
+    permit,
     read_content,
     read_record,
     write_whole,
@@ -208,6 +209,7 @@ class TrialFolder:
         try:
             for name, tensors in ((WEIGHTS, weights), (RESUME, resume)):
                 save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / name)
+                permit(temporary / name)
                 with open(temporary / name, "rb") as file:
                     os.fsync(file.fileno())  # the report line that vouches for them is synced too
             write_whole(temporary / STATE, json.dumps(state))

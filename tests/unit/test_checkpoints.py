@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,3 +131,21 @@ def test_a_manifest_is_written_last_and_nothing_is_left_where_writing_fails(
         folder.mark_done("finished")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-0001"]
     assert not [path.name for path in tmp_path.iterdir() if "done" in path.name]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_a_trial_s_files_have_the_rights_that_the_user_chose(tmp_path: Path, umask: int) -> None:
+    """safetensors makes its files for their owner alone."""
+    before = os.umask(umask)
+    try:
+        folder = TrialFolder(tmp_path / "0000")
+        folder.create({"id": "0", "params": {}}, "name: x\n")
+        checkpoint = folder.save_checkpoint(1, {"a": torch.ones(1)}, {"b": torch.ones(1)}, {"epoch": 1})
+        folder.append(Report(1, {}, checkpoint, 0.0))
+        folder.mark_done("finished")
+    finally:
+        os.umask(before)
+    files = list(folder.path.rglob("*"))
+    assert len(files) >= 8
+    for path in files:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path

@@ -275,6 +275,17 @@ def test_no_name_leaves_the_cache(name: str, tmp_path: Path, tokenizer: str) -> 
     assert not [path for path in tmp_path.rglob("*.npy")]
 
 
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_prepared_data_has_the_rights_that_the_user_chose(tmp_path: Path, tokenizer: str, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        prepare(pictures(tmp_path), formats_of(tokenizer), tmp_path / "cache")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "cache").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
 def _prepare_there(builder: Rows, tokenizer: str, cache: Path, queue: Any) -> None:
     data = prepare(builder, formats_of(tokenizer), cache)
     queue.put((data.fingerprint, float(image_of(data).sum())))

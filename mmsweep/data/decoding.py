@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import threading
 import warnings
@@ -233,6 +234,7 @@ def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = 
     except ImportError:
         raise UserError("sounds need the package soundfile", hint="pip install 'mmsweep[audio]'") from None
     with reading("sound", value), opened(value) as file, soundfile.SoundFile(file) as recording:
+        _check_uncut(file, value)
         own = recording.samplerate
         if not _RATES[0] <= own <= _RATES[1]:
             raise Undecodable(
@@ -249,6 +251,24 @@ def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = 
 
             sound = resample_poly(sound, rate, own).astype(np.float32)
     return sound
+
+
+_UNKNOWN_SIZE = 2**32 - 2**16
+"""Programs that write a WAV into a pipe leave a size near the largest, or 0, since they do not know it yet."""
+
+
+def _check_uncut(file: IO[bytes], value: str | Path | bytes) -> None:
+    """Refuse a WAV or AIFF that is shorter than its header says: libsndfile reads what there is, without a word."""
+    place = file.tell()
+    file.seek(0)
+    head = file.read(8)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    stated = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
+    if head[:4] in (b"RIFF", b"FORM") and stated < _UNKNOWN_SIZE and stated + 8 > size + 1:  # a pad byte may lack
+        raise Undecodable(
+            f"the sound {name_of(value)} is cut short: it has {size:,} bytes of the {stated + 8:,} that its header says"
+        )
 
 
 def _ast_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:

@@ -324,3 +324,28 @@ def test_samples_on_another_scale_are_refused(peak: float) -> None:
     soundfile.write(buffer, np.array([0.5, -peak] * 50, np.float32), 16_000, format="WAV", subtype="FLOAT")
     with pytest.raises(Undecodable, match=r"samples of up to .*; expected -1 to 1"):
         read_waveform(buffer.getvalue(), 16_000)
+
+
+@pytest.mark.parametrize("format", ["WAV", "AIFF"])
+def test_a_recording_that_was_cut_short_is_refused(tmp_path: Path, format: str) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.linspace(-0.5, 0.5, 16_000), 16_000, format=format)
+    whole = buffer.getvalue()
+    assert len(read_waveform(whole, 16_000)) == 16_000
+    (tmp_path / "cut").write_bytes(whole[:20_000])
+    for value in (whole[:20_000], tmp_path / "cut"):
+        with pytest.raises(
+            Undecodable, match=r"is cut short: it has 20,000 bytes of the 32,0\d\d that its header says"
+        ):
+            read_waveform(value, 16_000)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_a_recording_written_into_a_pipe_is_read(size: int) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.linspace(-0.5, 0.5, 16_000), 16_000, format="WAV")
+    whole = bytearray(buffer.getvalue())
+    whole[4:8] = size.to_bytes(4, "little")
+    assert len(read_waveform(bytes(whole), 16_000)) == 16_000

@@ -74,14 +74,19 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
     make_augmentation(study)
     check_first_stage(study)
     _check_warmup(study, card.rows.get("train"))
+    if study.resources.workers > study.train.batch_size:
+        raise UserError(
+            "some workers would have no row of a batch", key="resources.workers", found=study.resources.workers,
+            expected=f"at most {study.train.batch_size} (train.batch_size)",
+        )  # fmt: skip
     assert card.target is not None
     if study.data.task not in (None, card.target.task):
         raise UserError(
             f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
         )
     check_prediction(study, card.target.task)
-    if card.target.task == "regression" and study.data.dataset == "manifest":
-        _check_numbers(study)
+    if card.target.task in ("regression", "single_label") and study.data.dataset == "manifest":
+        _check_training_targets(study)
     _check_views(study, card.rasters)
     _check_dropouts(study, modalities)
     names = metric_names(study, modalities, make_task(card.target))
@@ -106,22 +111,27 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
     check_effects(study, card)
 
 
-def _check_numbers(study: Study) -> None:
-    """The training rows' targets must have a scale to learn on, near that of the run that training starts from."""
-    if not study.train.standardize_target:
-        return
-    builder, numbers = make_builder(study), []
+def _check_training_targets(study: Study) -> None:
+    """The training rows' targets must differ; numbers need a scale, near that of the run that training starts from."""
+    builder, targets = make_builder(study), []
     for sample in builder.splits()["train"]:
         try:
-            numbers.append(builder.target.encode(sample.target))
+            targets.append(builder.target.encode(sample.target))
         except UserError:  # a bad row, which data.on_bad decides about
             continue
-    try:
-        scale = TargetScale.of(numbers)
-    except UserError as problem:
-        raise problem.placed(key="data.target.column") from None
-    if study.train.init_from is not None:
-        make_task(builder.target, scale=scale).started_from(task_state(study.train.init_from))
+    if builder.target.task == "single_label":
+        if targets and min(targets) == max(targets):
+            raise UserError(
+                "every training row has the same class: there is nothing to learn", key="data.target.column",
+                found=builder.target.classes[int(targets[0])],
+            )  # fmt: skip
+    elif study.train.standardize_target:
+        try:
+            scale = TargetScale.of(targets)
+        except UserError as problem:
+            raise problem.placed(key="data.target.column") from None
+        if study.train.init_from is not None:
+            make_task(builder.target, scale=scale).started_from(task_state(study.train.init_from))
 
 
 def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:

@@ -292,6 +292,9 @@ class Sweep(Section):
     def _some_objective(cls, objective: Objective | list[Objective]) -> Objective | list[Objective]:
         if objective == []:
             raise misfit("no objective", "{metric: val/…}, or a list of them")
+        metrics = [one.metric for one in objective] if isinstance(objective, list) else []
+        if twice := sorted({metric for metric in metrics if metrics.count(metric) > 1}):
+            raise misfit(f"an objective stands twice: {', '.join(twice)}", "each metric once")
         return objective
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 import transformers
 
@@ -25,6 +27,26 @@ def test_a_warm_up_in_steps_ends_within_the_run_and_before_asha(tiny_study):
     check(study(3, **asha))
     with pytest.raises(UserError, match=r"grace_epochs.*inside the warm-up"):
         check(study(4, **asha))
+
+
+def test_every_worker_has_a_row_of_a_batch(tiny_study):
+    check(tiny_study.with_values({"resources.workers": 8}))
+    with pytest.raises(UserError, match=r"resources.workers.*found 9; expected at most 8 \(train.batch_size\)"):
+        check(tiny_study.with_values({"resources.workers": 9}))
+
+
+def test_training_rows_of_one_class_teach_nothing(tiny_study, tiny_table, tmp_path):
+    """Whatever the other splits hold: red, green and blue stay in validation and test."""
+    with open(tiny_table / "whole.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(tmp_path / "red.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row in rows:
+            picture = str(tiny_table / row["picture"])
+            writer.writerow(row | {"picture": picture, "kind": "red" if row["part"] == "train" else row["kind"]})
+    with pytest.raises(UserError, match=r"data.target.column.*every training row has the same class.*found 'red'"):
+        check(tiny_study.with_values({"data.path": str(tmp_path / "red.csv")}))
 
 
 def test_a_dry_run_counts_the_gaps_of_the_user_s_file(tiny_gaps_study):

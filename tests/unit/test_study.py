@@ -376,6 +376,7 @@ def test_warmup_in_steps_is_not_held_against_asha(file: Path) -> None:
         "resources.hosts=yes",
         "resources.hosts=1000000",
         "sweep.objective=[]",
+        "sweep.objective=[{metric: val/a/b}, {metric: val/c/d}, {metric: val/a/b}]",
         "sweep.trials=1000000000000",
         "sweep.final.seeds=1000000000",
         "train.epochs=1000000000",

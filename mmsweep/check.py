@@ -74,10 +74,11 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
     make_augmentation(study)
     check_first_stage(study)
     _check_warmup(study, card.rows.get("train"))
-    if study.resources.workers > study.train.batch_size:
+    sizes = study.search["train.batch_size"].edges() if "train.batch_size" in study.search else []
+    if study.resources.workers > (smallest := min([study.train.batch_size, *sizes])):
         raise UserError(
             "some workers would have no row of a batch", key="resources.workers", found=study.resources.workers,
-            expected=f"at most {study.train.batch_size} (train.batch_size)",
+            expected=f"at most {smallest} (train.batch_size)",
         )  # fmt: skip
     assert card.target is not None
     if study.data.task not in (None, card.target.task):

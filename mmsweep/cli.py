@@ -123,7 +123,7 @@ def train(
         folder = out_folder or Path("sweeps") / f"{study.name}-train"
         if resume:
             study = _as_it_began(study, folder, overrides)
-        check(study.model_copy(update={"search": {}}))  # nothing is searched here
+        check(study)
         require_weights(study)
         outcome = train_one(
             study,

@@ -38,7 +38,7 @@ def measure(tree: Path) -> dict[str, dict[str, Any]]:
     """Study -> trial -> its parameters and its reports, with the mmsweep of a checkout.
 
     Raises:
-        subprocess.CalledProcessError: a sweep did not end well; its output stands above.
+        subprocess.CalledProcessError: a sweep did not end well; its errors stand above.
     """
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     measured = {}
@@ -81,11 +81,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[str], int]:
-    """Lines that say what differs, and how many numbers were compared."""
-    a, b = dict(flat(before)), dict(flat(after))
-    return [
-        f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
-    ], len(a)
+    """Lines that say what differs, and how many numbers were compared. NaN equals NaN."""
+    a, b = ({key: json.dumps(value) for key, value in flat(numbers)} for numbers in (before, after))
+    keys = sorted(a.keys() | b.keys())
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)], len(keys)
 
 
 def main() -> int:
@@ -105,9 +104,10 @@ def main() -> int:
     changed, compared = differences(
         *(json.loads(path.read_text(encoding="utf-8")) for path in (given.before, given.after))
     )
-    print(*changed[:50], sep="\n")
+    for line in changed[:50]:
+        print(line)
     print(f"{compared} numbers compared, {len(changed)} differ")
-    return 1 if changed else 0
+    return 1 if changed or not compared else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -234,7 +234,8 @@ def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = 
     except ImportError:
         raise UserError("sounds need the package soundfile", hint="pip install 'mmsweep[audio]'") from None
     with reading("sound", value), opened(value) as file, soundfile.SoundFile(file) as recording:
-        _check_uncut(file, value)
+        if recording.format in ("WAV", "WAVEX", "AIFF"):
+            _check_uncut(file, value)
         own = recording.samplerate
         if not _RATES[0] <= own <= _RATES[1]:
             raise Undecodable(
@@ -254,21 +255,29 @@ def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = 
 
 
 _UNKNOWN_SIZE = 2**32 - 2**16
-"""Programs that write a WAV into a pipe leave a size near the largest, or 0, since they do not know it yet."""
+"""Programs that write a WAV into a pipe state a size near the largest, or 0, since they do not know it yet."""
 
 
 def _check_uncut(file: IO[bytes], value: str | Path | bytes) -> None:
-    """Refuse a WAV or AIFF that is shorter than its header says: libsndfile reads what there is, without a word."""
-    place = file.tell()
+    """Refuse a WAV or AIFF whose samples end before its header says so: libsndfile reads what there is, silently.
+
+    The size of the samples' own chunk counts: some programs state that of the whole file wrongly.
+    """
+    place, size = file.tell(), file.seek(0, os.SEEK_END)
     file.seek(0)
-    head = file.read(8)
-    size = file.seek(0, os.SEEK_END)
+    order: Literal["little", "big"] = "little" if file.read(12)[:4] == b"RIFF" else "big"
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[4:], order)
+        end = file.tell() + length
+        if head[:4] in (b"data", b"SSND"):
+            if length < _UNKNOWN_SIZE and end > size:
+                raise Undecodable(
+                    f"the sound {name_of(value)} is cut short: "
+                    f"it has {size:,} of the {end:,} bytes that its header says"
+                )
+            break
+        file.seek(end + length % 2)
     file.seek(place)
-    stated = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
-    if head[:4] in (b"RIFF", b"FORM") and stated < _UNKNOWN_SIZE and stated + 8 > size + 1:  # a pad byte may lack
-        raise Undecodable(
-            f"the sound {name_of(value)} is cut short: it has {size:,} bytes of the {stated + 8:,} that its header says"
-        )
 
 
 def _ast_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import pytest
 import transformers
@@ -12,6 +13,8 @@ from mmsweep.check_network import require_weights
 from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_warm_up_in_steps_ends_within_the_run_and_before_asha(tiny_study):
@@ -33,6 +36,15 @@ def test_every_worker_has_a_row_of_a_batch(tiny_study):
     check(tiny_study.with_values({"resources.workers": 8}))
     with pytest.raises(UserError, match=r"resources.workers.*found 9; expected at most 8 \(train.batch_size\)"):
         check(tiny_study.with_values({"resources.workers": 9}))
+    search = {"train.batch_size": {"choice": [4, 8]}}
+    searched = Study.parse(tiny_study.resolved() | {"search": search})
+    with pytest.raises(UserError, match=r"resources.workers.*found 8; expected at most 4 \(train.batch_size\)"):
+        check(searched.with_values({"resources.workers": 8}))
+
+
+def test_one_method_of_an_ablation_s_file_can_be_trained():
+    """The command of docs/results/mmp_earth.md: what other methods of the search read need not be taken out."""
+    check(Study.load(ROOT / "search_spaces" / "mmp_earth_ablation.yaml", ["method.name=plain", "train.epochs=40"]))
 
 
 def test_training_rows_of_one_class_teach_nothing(tiny_study, tiny_table, tmp_path):

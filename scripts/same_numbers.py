@@ -7,7 +7,8 @@
 Each study has three trials of three epochs, none stopped early, on one CPU thread and without final runs. Every number
 that a trial reports is compared digit by digit: losses, learning rates and all validation metrics of each epoch, and
 the parameters that were sampled. `compare` lists the differences and exits with status 1 where there are any. Files
-from different machines may differ in the last digits.
+from different machines may differ in the last digits. `measure` takes about ten minutes on two cores; mmp_sequences
+needs Tux Paint's stamps (docs/tuxpaint.md).
 """
 
 from __future__ import annotations
@@ -38,29 +39,28 @@ def measure(tree: Path) -> dict[str, dict[str, Any]]:
     """Study -> trial -> its parameters and its reports, with the mmsweep of a checkout.
 
     Raises:
-        subprocess.CalledProcessError: a sweep did not end well; its errors stand above.
+        SystemExit: a study's data is not here, which is found before anything trains, or a sweep did not end well;
+            the errors stand above.
     """
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    files = {study: str(tree / "search_spaces" / f"{study}.yaml") for study in STUDIES}
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
-        for study in STUDIES:
+        for file in files.values():
+            _mmsweep(tree, folder, "data", "check", file)
+        for study, file in files.items():
+            print(study, flush=True)
             out = Path(folder) / study
             tracking = f"tracking.uri=sqlite:///{folder}/mlflow.db"
-            tune = [
-                sys.executable,
-                "-m",
-                "mmsweep",
-                "tune",
-                str(tree / "search_spaces" / f"{study}.yaml"),
-                "--out",
-                str(out),
-            ]
-            print(study, flush=True)
-            subprocess.run(
-                [*tune, *SMALL, tracking], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL
-            )
+            _mmsweep(tree, folder, "tune", file, "--out", str(out), *SMALL, tracking)
             measured[study] = {trial.name: _numbers(trial) for trial in sorted((out / "trials").iterdir())}
     return measured
+
+
+def _mmsweep(tree: Path, folder: str, *arguments: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "mmsweep", *arguments]
+    if subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit(f"failed: mmsweep {' '.join(arguments)}")
 
 
 def _numbers(trial: Path) -> dict[str, Any]:

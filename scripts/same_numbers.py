@@ -7,7 +7,7 @@
 Each study has three trials of three epochs, none stopped early, on one CPU thread and without final runs. Every number
 that a trial reports is compared digit by digit: losses, learning rates and all validation metrics of each epoch, and
 the parameters that were sampled. `compare` lists the differences and exits with status 1 where there are any. Files
-from different machines may differ in the last digits. `measure` takes about ten minutes on two cores; mmp_sequences
+from different machines may differ in the last digits. `measure` took 21 minutes on two cores; mmp_sequences
 needs Tux Paint's stamps (docs/tuxpaint.md).
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmsweep.data.registry import DatasetCard, dataset_card, datasets
 from mmsweep.errors import UserError
+from mmsweep.jobs import count_trials
 from mmsweep.methods import METHODS
 from mmsweep.study import Study
 
@@ -163,6 +164,11 @@ _WARMUP = Reader("train.schedule.warmup_epochs or warmup_steps", _warms_up)
 _FROZEN = Reader("a pretrained part that is frozen", _adapts)
 _SAMPLERS = _value("sweep.sampler.name", "tpe", "random", "gp", "nsgaii")
 
+_TRIALS = Reader(
+    "as many as the grid has combinations, or sweep.sampler.name: tpe, random, gp or nsgaii",
+    lambda facts: facts.study.sweep.trials == count_trials(facts.study),
+)
+
 _READERS: tuple[tuple[str, Reader], ...] = (
     ("data.image", _PICTURES),
     ("data.text.length", _kind("text")),
@@ -191,7 +197,7 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     ("train.schedule.warmup_ratio", _WARMUP),
     ("scenarios.thresholds", _task("multi_label")),
     ("inference", _task("segmentation")),
-    ("sweep.trials", _SAMPLERS),
+    ("sweep.trials", _TRIALS),
     ("sweep.sampler.seed", _SAMPLERS),
     ("sweep.start_from", _SAMPLERS),
     ("sweep.scheduler.reduction_factor", _value("sweep.scheduler.name", "asha", "none")),

@@ -11,6 +11,7 @@ from mmsweep.__main__ import main
 from mmsweep.check import check
 from mmsweep.effects import _READERS
 from mmsweep.errors import UserError
+from mmsweep.jobs import count_trials
 from mmsweep.study import Study
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -62,7 +63,7 @@ def refused(study: Study) -> str:
         ("mmp_quickstart", "method.proxy={init: cls}", "method.name: cmpt"),
         ("cmpt_kinetics_sounds", "train.schedule.warmup_steps=7", "train.schedule.warmup_steps: null"),
         ("quickstart", "sweep.scheduler={name: median, grace_epochs: 2, reduction_factor: 4}", "name: asha or none"),
-        ("quickstart_ablation", "sweep.trials=4", "sweep.sampler.name: tpe, random, gp or nsgaii"),
+        ("quickstart_ablation", "sweep.trials=4", "as many as the grid has combinations"),
         ("quickstart_ablation", "sweep.sampler.seed=4", "sweep.sampler.name: tpe"),
         ("quickstart_ablation", "sweep.start_from=[{train.optimizer.lr: 0.001}]", "sweep.sampler.name: tpe"),
     ],
@@ -196,3 +197,10 @@ def test_every_option_of_the_table_is_a_key_of_the_study() -> None:
         found: Any = study
         for part in option.split("."):
             found = found[part]
+
+
+def test_a_grid_may_say_its_own_number_of_trials():
+    study = shipped("quickstart_ablation")
+    combinations = count_trials(study)
+    check(shipped("quickstart_ablation", f"sweep.trials={combinations}"))
+    assert refused(shipped("quickstart_ablation", f"sweep.trials={combinations + 1}")) == "sweep.trials"

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
+
 from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario
 from mmsweep.check_network import check_networks
 from mmsweep.compatibility import (
@@ -86,7 +88,7 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
             f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
         )
     check_prediction(study, card.target.task)
-    if card.target.task in ("regression", "single_label") and study.data.dataset == "manifest":
+    if card.target.task != "segmentation" and study.data.dataset == "manifest":
         _check_training_targets(study)
     _check_views(study, card.rasters)
     _check_dropouts(study, modalities)
@@ -120,11 +122,13 @@ def _check_training_targets(study: Study) -> None:
             targets.append(builder.target.encode(sample.target))
         except UserError:  # a bad row, which data.on_bad decides about
             continue
-    if builder.target.task == "single_label":
-        if targets and min(targets) == max(targets):
+    if builder.target.task != "regression":
+        if len({np.asarray(target).tobytes() for target in targets}) == 1:
+            several = builder.target.task == "multi_label"
+            own = np.flatnonzero(targets[0]) if several else [int(targets[0])]
             raise UserError(
-                "every training row has the same class: there is nothing to learn", key="data.target.column",
-                found=builder.target.classes[int(targets[0])],
+                f"every training row has the same {'labels' if several else 'class'}: there is nothing to learn",
+                key="data.target.column", found=", ".join(builder.target.classes[place] for place in own) or "none",
             )  # fmt: skip
     elif study.train.standardize_target:
         try:

@@ -245,6 +245,12 @@ def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = 
         sound = recording.read(most, dtype="float32", always_2d=True).mean(axis=1)
         if sound.size == 0:
             raise Undecodable(f"the sound {name_of(value)} has no samples")
+        stated = recording.frames if most < 0 else min(most, recording.frames)
+        if recording.format == "MP3" and sound.size < stated - 2 * _MP3_FRAME and _counts_its_frames(file):
+            raise Undecodable(
+                f"the sound {name_of(value)} is cut short: "
+                f"it has {sound.size:,} of the {recording.frames:,} samples that its header says"
+            )
         if (peak := float(np.abs(sound).max())) > _LOUDEST:  # NaN is found in what is made of it
             raise Undecodable(f"the sound {name_of(value)} holds samples of up to {peak:g}; expected -1 to 1")
         if own != rate:
@@ -278,6 +284,20 @@ def _check_uncut(file: IO[bytes], value: str | Path | bytes) -> None:
             break
         file.seek(end + length % 2)
     file.seek(place)
+
+
+_MP3_FRAME = 1152
+"""Samples; a file's first and last frames are half silence of the encoder."""
+
+
+def _counts_its_frames(file: IO[bytes]) -> bool:
+    """Whether an MP3 says in its first frame (the tag Xing or Info) how long it is; without, its length is a guess."""
+    file.seek(0)
+    head = file.read(10)
+    if head[:3] == b"ID3":  # its size: four times seven bits
+        file.seek(10 + sum(byte << 7 * (3 - place) for place, byte in enumerate(head[6:10])))
+    first = file.read(512)
+    return b"Xing" in first or b"Info" in first
 
 
 def _ast_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:

@@ -47,7 +47,14 @@ def test_one_method_of_an_ablation_s_file_can_be_trained():
     check(Study.load(ROOT / "search_spaces" / "mmp_earth_ablation.yaml", ["method.name=plain", "train.epochs=40"]))
 
 
-def test_training_rows_of_one_class_teach_nothing(tiny_study, tiny_table, tmp_path):
+@pytest.mark.parametrize(
+    ("column", "task", "own", "found"),
+    [
+        ("kind", "single_label", "red", "the same class.*found 'red'"),
+        ("tags", "multi_label", "red|green", "the same labels.*found 'green, red'"),
+    ],
+)
+def test_training_rows_with_one_target_teach_nothing(tiny_study, tiny_table, tmp_path, column, task, own, found):
     """Whatever the other splits hold: red, green and blue stay in validation and test."""
     with open(tiny_table / "whole.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -56,9 +63,10 @@ def test_training_rows_of_one_class_teach_nothing(tiny_study, tiny_table, tmp_pa
         writer.writeheader()
         for row in rows:
             picture = str(tiny_table / row["picture"])
-            writer.writerow(row | {"picture": picture, "kind": "red" if row["part"] == "train" else row["kind"]})
-    with pytest.raises(UserError, match=r"data.target.column.*every training row has the same class.*found 'red'"):
-        check(tiny_study.with_values({"data.path": str(tmp_path / "red.csv")}))
+            writer.writerow(row | {"picture": picture, column: own if row["part"] == "train" else row[column]})
+    values = {"data.path": str(tmp_path / "red.csv"), "data.target": {"column": column, "task": task}}
+    with pytest.raises(UserError, match=rf"data.target.column.*every training row has {found}"):
+        check(tiny_study.with_values(values))
 
 
 def test_a_dry_run_counts_the_gaps_of_the_user_s_file(tiny_gaps_study):

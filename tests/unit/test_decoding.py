@@ -326,6 +326,22 @@ def test_samples_on_another_scale_are_refused(peak: float) -> None:
         read_waveform(buffer.getvalue(), 16_000)
 
 
+@pytest.mark.parametrize("tagged", [False, True])
+def test_an_mp3_that_was_cut_short_is_refused(tagged: bool) -> None:
+    """Its first frame counts the frames; a tag of 200 bytes may stand before it."""
+    soundfile = pytest.importorskip("soundfile")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.sin(np.arange(48_000) / 20) / 4, 16_000, format="MP3")
+    tag = b"ID3\x03\x00\x00" + bytes([0, 0, 1, 72]) + bytes(200) if tagged else b""
+    whole = buffer.getvalue()
+    assert len(read_waveform(tag + whole, 16_000)) == 48_000
+    assert len(read_waveform(tag + whole, 16_000, seconds=1)) == 16_000
+    half = tag + whole[: len(whole) // 2]
+    assert len(read_waveform(half, 16_000, seconds=1)) == 16_000, "the beginning, which is all that is used, is whole"
+    with pytest.raises(Undecodable, match=r"is cut short: it has 2\d,\d\d\d of the 48,000 samples"):
+        read_waveform(half, 16_000)
+
+
 @pytest.mark.parametrize("format", ["WAV", "AIFF"])
 def test_a_recording_that_was_cut_short_is_refused(tmp_path: Path, format: str) -> None:
     soundfile = pytest.importorskip("soundfile")

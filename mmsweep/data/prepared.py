@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from mmsweep.data.preparation import Progress, write_prepared
 from mmsweep.data.prepared_split import FILLS, PreparedSplit
 from mmsweep.data.wholeness import inspect
 from mmsweep.errors import UserError
+from mmsweep.record.lock import NoLocksError, held
 
 log = logging.getLogger("mmsweep.data")
 
@@ -171,28 +172,20 @@ def _sole_writer(folder: Path) -> Iterator[None]:
 
     Only saves work: without locks (some network drives) several may write, and the first to rename wins.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.parent / f".{folder.name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"the cache for prepared data cannot be written ({error.strerror})",
-            file=folder.parent,
-            hint="Name a writable folder in $MMSWEEP_CACHE",
-        ) from None
-    try:
-        locked = False
-        with contextlib.suppress(OSError, ImportError):
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            locked = True
-        if locked:  # what a killed process left; nobody else writes now
-            for left in folder.parent.glob(f".{folder.name}-*"):
-                shutil.rmtree(left, ignore_errors=True)
+    with contextlib.ExitStack() as lock:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(NoLocksError):
+                lock.enter_context(held(folder.parent / f".{folder.name}.lock", math.inf))
+                for left in folder.parent.glob(f".{folder.name}-*"):  # by a killed process: nobody else writes now
+                    shutil.rmtree(left, ignore_errors=True)
+        except OSError as error:
+            raise UserError(
+                f"the cache for prepared data cannot be written ({error.strerror})",
+                file=folder.parent,
+                hint="Name a writable folder in $MMSWEEP_CACHE",
+            ) from None
         yield
-    finally:
-        os.close(lock)
 
 
 def _in_order(builder: DatasetBuilder, formats: Mapping[str, Format]) -> dict[str, Format]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmsweep.errors import UserError
 from mmsweep.models.lora import PackedLoRALinear
-from mmsweep.record_files import permit
+from mmsweep.record.files import permit
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

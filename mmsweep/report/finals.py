@@ -13,7 +13,7 @@ from typing import Any
 from mmsweep.availability import pattern_name, patterns
 from mmsweep.errors import UserError
 from mmsweep.metrics import direction, is_better
-from mmsweep.record_files import read_content
+from mmsweep.record.files import read_content
 
 SUMMARIES = ("mean_missing", "worst_missing")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mmsweep.record_files import read_record
+from mmsweep.record.files import read_record
 
 FILE = "packing.json"
 

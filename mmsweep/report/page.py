@@ -11,7 +11,7 @@ import jinja2
 import yaml
 
 from mmsweep.errors import UserError
-from mmsweep.record_files import write_whole
+from mmsweep.record.files import write_whole
 from mmsweep.report import tables, wording
 from mmsweep.report.agreement import agreement_tables
 from mmsweep.report.figures import all_of_finals

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsweep.errors import UserError
-from mmsweep.record_files import SweepFile, TrackingFile, read_record
+from mmsweep.record.files import SweepFile, TrackingFile, read_record
 from mmsweep.report.finals import Evaluation, FinalGroup, FinalRun
 from mmsweep.report.packing import Packing
 from mmsweep.study import Study

@@ -8,7 +8,7 @@ sweeps/<name>/
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import time
@@ -18,7 +18,8 @@ from typing import Any
 
 import mmsweep
 from mmsweep.errors import UserError
-from mmsweep.record_files import SweepFile, TrackingFile, read_content, read_record, write_whole
+from mmsweep.record.files import SweepFile, TrackingFile, read_content, read_record, write_whole
+from mmsweep.record.lock import HeldError, held
 from mmsweep.report.record import SweepRecord
 from mmsweep.study import Study
 from mmsweep.sweep.names import trial_id
@@ -42,7 +43,7 @@ class SweepFolder:
         self.path = path
         self.finished = False  # whether everything that is asked for now was done before
         self.notes: list[str] = []  # what was damaged and made again, a sentence each
-        self._lock: Any = None
+        self._lock = contextlib.ExitStack()
         self._added = 0  # trials, by --extend
 
     @classmethod
@@ -80,7 +81,9 @@ class SweepFolder:
         try:
             for name in ("trials", "logs", "tune"):
                 (path / name).mkdir(parents=True, exist_ok=True)
-            folder._hold()
+            folder._lock.enter_context(held(path / ".lock"))
+        except HeldError:
+            raise UserError("this sweep is running", file=path, hint="Look at it with `mmsweep show`.") from None
         except OSError as error:
             raise UserError(
                 f"the sweep's folder cannot be written ({error.strerror})", file=path, key="--out", found=str(path),
@@ -146,17 +149,7 @@ class SweepFolder:
                 (self.path / name).unlink(missing_ok=True)
 
     def release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def _hold(self) -> None:
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the sweep ends or its driver dies
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise UserError("this sweep is running", file=self.path, hint="Look at it with `mmsweep show`.") from None
+        self._lock.close()
 
     def check_data(self, facts: Mapping[str, str]) -> None:
         """Refuse data that is not what the sweep began with; a new sweep's is written down.

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from mmsweep.environment_faults import environment_fault
-from mmsweep.record_files import write_whole
+from mmsweep.record.files import write_whole
 from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study
 from mmsweep.sweep.search import FOLDER, ended_as, open_optuna

@@ -23,7 +23,7 @@ import ray
 
 from mmsweep.ending import Interrupt, Interrupted
 from mmsweep.errors import UserError
-from mmsweep.record_files import write_whole
+from mmsweep.record.files import write_whole
 from mmsweep.report.finals import Evaluation
 from mmsweep.report.packing import FILE, Packing
 from mmsweep.study import Resources, Study

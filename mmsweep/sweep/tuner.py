@@ -29,7 +29,7 @@ from mmsweep.ending import Interrupt
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import company
-from mmsweep.record_files import write_whole
+from mmsweep.record.files import write_whole
 from mmsweep.report.record import SweepRecord
 from mmsweep.search_space import starting_points
 from mmsweep.study import MOST_SLOTS, Study

@@ -25,7 +25,6 @@ What can go wrong, and what then happens
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import logging
@@ -46,6 +45,7 @@ import torch.distributed as dist
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
+from mmsweep.record.lock import HeldError, held
 from mmsweep.report.packing import Capacity
 from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.board import Posting, StaleHost
@@ -63,16 +63,12 @@ PATIENCE = 0.5  # of an epoch's seconds: what waiting may cost the slots at work
 log = logging.getLogger("mmsweep.host")
 
 
-class FolderHeldError(Exception):
-    """Another process trains this trial, and does not end."""
-
-
 class BrokenDeviceError(Exception):
     """A CUDA context broke before a trial had begun."""
 
 
 # The board is gone, this group was replaced, an older one lives on, or its device broke: the worker group ends.
-NOT_A_TRIALS = (ray.exceptions.RayError, StaleHost, FolderHeldError, BrokenDeviceError)
+NOT_A_TRIALS = (ray.exceptions.RayError, StaleHost, HeldError, BrokenDeviceError)
 
 
 def train_at(place: Place) -> None:
@@ -166,7 +162,9 @@ class _Host:
 
     def _hold(self, posting: Posting) -> None:
         folder, lock = TrialFolder(posting.folder), contextlib.ExitStack()
-        lock.enter_context(_alone(folder))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        # A worker that was replaced, or left behind by a killed driver, may still live.
+        lock.enter_context(held(folder.path / ".lock", LOCK_SECONDS))
         self.locks[posting.id] = lock
         self._ask(self.board.replay, posting.id, [asdict(r) for r in folder.reports()])
 
@@ -322,23 +320,6 @@ def _objective_problem(report: Report, metric: str) -> UserError | None:
     if math.isnan(report.metrics[metric]):
         return UserError(f"{metric} is not a number at epoch {report.epoch}")
     return None
-
-
-@contextlib.contextmanager
-def _alone(folder: TrialFolder) -> Iterator[None]:
-    """Hold the trial's folder alone: a worker that was replaced, or left behind by a killed driver, may still live."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with open(folder.path / ".lock", "w") as file:
-        until = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise FolderHeldError(f"another process trains {folder.path}") from None
-                time.sleep(0.2)
-        yield
 
 
 def _device() -> str:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mmsweep.errors import UserError
+from mmsweep.record.lock import HeldError, held
 from mmsweep.tracking.address import KEY, check_reachable, resolve_uri, unreachable
 
 # mlflow's own defaults wait 120 s and try 8 times: minutes during which no trial would be served.
@@ -22,6 +22,8 @@ _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
+
+LOCK_SECONDS = 60.0  # for another process to make a fresh database
 
 
 @contextmanager
@@ -56,7 +58,7 @@ class Store:
                 return cls(absolute, client, _experiment(client, experiment, None))
             database.parent.mkdir(parents=True, exist_ok=True)
             # Several processes that open one fresh database at the same time break each other's migrations.
-            with FileLock(f"{database}.lock", timeout=60):
+            with held(Path(f"{database}.lock"), LOCK_SECONDS):
                 client = MlflowClient(tracking_uri=absolute, registry_uri=absolute)
                 folder = database.parent / "mlartifacts" / re.sub(r"[^\w.\-]+", "-", experiment)
                 return cls(absolute, client, _experiment(client, experiment, folder))
@@ -96,7 +98,7 @@ def _as_user_errors(uri: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Timeout as error:
-        raise UserError(f"another process has kept {error.lock_file} for a minute", key=KEY, found=uri) from error
+    except HeldError as error:
+        raise UserError(f"{error} for longer than {LOCK_SECONDS:.0f} s", key=KEY, found=uri) from error
     except Exception as error:  # mlflow passes on whatever its database driver or the network raises
         raise unreachable(uri, error) from error

@@ -35,7 +35,7 @@ from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from mmsweep.metrics import best_of
-from mmsweep.record_files import SweepFile, TrackingFile, read_record, write_whole
+from mmsweep.record.files import SweepFile, TrackingFile, read_record, write_whole
 from mmsweep.study_source import VARIABLE
 from mmsweep.tracking.address import shown
 from mmsweep.tracking.naming import Objective, children_table, metric_name, objectives

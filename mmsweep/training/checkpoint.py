@@ -34,7 +34,7 @@ from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.metrics import Mode, is_better
 from mmsweep.models.packing import values_of
-from mmsweep.record_files import (
+from mmsweep.record.files import (
     CheckpointFile,
     DoneFile,
     TrialFile,

@@ -19,7 +19,7 @@ import torch
 
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
-from mmsweep.record_files import write_whole
+from mmsweep.record.files import write_whole
 from mmsweep.study import Study
 from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
 from mmsweep.training.world import World

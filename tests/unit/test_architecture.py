@@ -15,7 +15,8 @@ import mmsweep
 ROOT = Path(mmsweep.__file__).parent
 # Bottom to top. A part may import the floors below its own, and parts of its own floor as long as no circle closes.
 FLOORS = [
-    {"__init__", "ending", "environment_faults", "errors", "json_text", "markdown", "record_files", "transfer"},
+    {"__init__", "ending", "environment_faults", "errors", "json_text", "markdown", "transfer"},
+    {"record"},
     {"availability", "data", "metrics", "models", "tasks"},
     {"methods", "study", "study_data", "study_method", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},

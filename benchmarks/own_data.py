@@ -26,8 +26,8 @@ from ran_on import Machine, hand_over, out_option, table
 from sklearn import datasets
 
 from mmsweep.assembly import make_builder
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report import wording
-from mmsweep.report.record import SweepRecord
 from mmsweep.report.sentences import shortfall
 from mmsweep.study import Study
 

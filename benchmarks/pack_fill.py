@@ -29,7 +29,7 @@ from ran_on import Machine, hand_over, out_option, table
 from sizes import SIZES, study_file
 
 from mmsweep.assembly import prepare_data
-from mmsweep.report.packing import PackEpoch, Packing
+from mmsweep.record.packing import PackEpoch, Packing
 from mmsweep.study import Study
 
 WANTED = 0.80

@@ -15,8 +15,8 @@ import torch
 
 from mmsweep.assembly import Warm
 from mmsweep.data.dataset import Batch
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.engine import EvaluationPlan, _Member, _Pack
 from mmsweep.training.world import World
 

@@ -39,8 +39,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmsweep.assembly import Warm
 from mmsweep.models.packing import alone
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 
 MIB = 2**20

@@ -44,8 +44,8 @@ from mmsweep.data.formats import ImageFormat
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.models.packing import values_of
 from mmsweep.models.weights import locate
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 
 AGREE = {"cpu": 1e-4, "cuda": 1e-3}

@@ -12,7 +12,8 @@ import sys
 from collections import defaultdict
 from statistics import mean, stdev
 
-from mmsweep.report.record import SweepRecord, TrialRecord
+from mmsweep.record.results import TrialRecord
+from mmsweep.record.sweep import SweepRecord
 
 SEED = "train.seed"
 
@@ -24,10 +25,10 @@ def main() -> None:
     trials = [trial for trial in record.ranking if trial.state == "finished"]
     if not trials:
         sys.exit(f"{sys.argv[1]}: no trial has finished")
-    wanted = ["mean_missing", "complete", *(f"missing-{m}" for m in record.study.model.encoders)]
+    wanted = ["mean_missing", "complete", *(f"missing-{m}" for m in record.summary.modalities)]
     columns = [name for name in wanted if f"val/{name}/{record.metric}" in trials[0].metrics]
     sign = -1 if record.objective.mode == "max" else 1
-    values = {key: {str(trial.params.get(key)) for trial in trials} for key in record.study.search}
+    values = {key: {str(trial.params.get(key)) for trial in trials} for key in record.summary.search}
     shown = [key for key, found in values.items() if key != SEED and len(found) > 1]
     groups: dict[tuple[str, ...], list[TrialRecord]] = defaultdict(list)
     for trial in trials:

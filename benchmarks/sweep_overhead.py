@@ -35,9 +35,9 @@ from ran_on import Machine, hand_over, out_option, table
 from sizes import SIZES, study_file
 
 from mmsweep.assembly import prepare_data
-from mmsweep.report.packing import PackEpoch, Packing
+from mmsweep.record.packing import PackEpoch, Packing
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder
 
 ALLOWED = 0.05
 PARTS = ("epochs", "start", "between", "waiting", "end")

@@ -29,8 +29,8 @@ from ran_on import Machine, hand_over, out_option, table
 
 from mmsweep.assembly import Warm, prepare_data
 from mmsweep.jobs import Job, pack_key, warm_key
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
 

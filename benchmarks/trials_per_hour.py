@@ -48,9 +48,9 @@ from ran_on import Machine, cores, device_of, hand_over, out_option, table
 from sizes import SIZES, study_file
 
 from mmsweep.assembly import Job, Warm, prepare_data, warm_key
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
 from mmsweep.study_search import Conditions
-from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.world import World
 
 COMPARED = ("warm", "torchtrainer", "guide")

@@ -28,18 +28,18 @@ from mmsweep.errors import UNSET, UserError
 from mmsweep.jobs import Job, largest_rank, warm_key
 from mmsweep.jobs import pack_key as pack_key  # a host's module offers both keys
 from mmsweep.methods import METHODS, Method
-from mmsweep.metrics import is_better
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.models.mult import MulTOptions
 from mmsweep.models.packing import alone
+from mmsweep.record.trial import Report, TrialFolder, deciding_report
 from mmsweep.study import MOST_SLOTS, ScenarioSpec, Study
 from mmsweep.study_data import ManifestSplit
 from mmsweep.tasks import MultiLabel, TargetScale, make_task
 from mmsweep.training.capacity import measure
-from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, load_checkpoint, load_weights
+from mmsweep.training.checkpoint import load_checkpoint, load_weights
 from mmsweep.training.engine import Answer, Ending, EvaluationPlan, Slot, fit, generator, rehearse
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
@@ -245,7 +245,7 @@ class Warm:
         objective = study.sweep.objectives[0]
 
         def better(new: dict[str, float], best: dict[str, float]) -> bool:
-            return is_better(new[objective.metric], best[objective.metric], objective.mode)
+            return objective.better(new[objective.metric], best[objective.metric])
 
         method = make_method(study, backbone).to(self.device)
         if study.train.init_from is not None:
@@ -373,7 +373,7 @@ class Warm:
         """Evaluate the best epoch of a trial on a split: (evaluation record, predictions)."""
         data, backbone = self.ready(study)
         objective = study.sweep.objectives[0]
-        best = deciding_report(folder.reports(), objective.metric, objective.mode, objective.scope)
+        best = deciding_report(folder.reports(), objective)
         if best is None:
             raise UserError("this trial has no epoch to evaluate", file=folder.path)
         weights, _, _ = load_checkpoint(folder.checkpoint(best.epoch))

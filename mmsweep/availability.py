@@ -19,13 +19,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import combinations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mmsweep.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Pattern = frozenset[str]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -233,6 +235,8 @@ class Masking:
 
         The number of random values drawn depends on B alone, so a trial's stream is the same whatever its data lacks.
         """
+        import torch  # takes seconds, and readers of tables have no use for it
+
         B, M = present_BM.shape
         rows = B if self.granularity == "sample" else 1
         chance_B, choice_B = torch.rand(2, rows, generator=generator, dtype=torch.float64).expand(2, B)

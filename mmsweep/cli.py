@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -23,6 +23,9 @@ from mmsweep.json_text import json_text
 from mmsweep.study import Study
 from mmsweep.study_source import Source
 from mmsweep.terminal import failed_finals, out, print_plan, print_record
+
+if TYPE_CHECKING:
+    from mmsweep.record.sweep import SweepRecord
 
 
 class _Carried(Exception):
@@ -184,9 +187,7 @@ def report(sweep: SweepPath) -> None:
 @app.command()
 def show(sweep: SweepPath, as_json: AsJson = False) -> None:
     """Show a sweep's trials and test scores; starts nothing."""
-    from mmsweep.report.record import SweepRecord
-
-    record = SweepRecord.load(_sweep(sweep))
+    record = _record(sweep)
     if as_json:
         print(json_text(record.to_json()))
     else:
@@ -196,9 +197,7 @@ def show(sweep: SweepPath, as_json: AsJson = False) -> None:
 @app.command()
 def best(sweep: SweepPath, as_json: AsJson = False) -> None:
     """Print the best configuration as a study file; `mmsweep train` re-runs it to the same score."""
-    from mmsweep.report.record import SweepRecord
-
-    record = SweepRecord.load(_sweep(sweep))
+    record = _record(sweep)
     text = record.best_study_yaml()
     if text is None or record.best is None:
         raise UserError("no trial has a score yet", file=record.folder)
@@ -398,8 +397,21 @@ def _as_it_began(study: Study, folder: Path, overrides: list[str] | None) -> Stu
 
 
 def _sweep(path: Path) -> Path:
-    """A sweep's folder from a path or a name under ./sweeps."""
-    return path if path.exists() or not (Path("sweeps") / path).exists() else Path("sweeps") / path
+    """A sweep's folder from a path or a name under ./sweeps; one that an older mmsweep began gets its summary."""
+    from mmsweep.record.summary import FILE
+
+    folder = path if path.exists() or not (Path("sweeps") / path).exists() else Path("sweeps") / path
+    if (folder / "study.yaml").is_file() and not (folder / FILE).exists():
+        from mmsweep.sweep.summary import summarize
+
+        summarize(folder)
+    return folder
+
+
+def _record(path: Path) -> SweepRecord:
+    from mmsweep.record.sweep import SweepRecord
+
+    return SweepRecord.load(_sweep(path))
 
 
 def _conclude(outcome: Any, retry: str, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mmsweep.errors import UserError
-from mmsweep.metrics import Mode, direction, metric_of
+from mmsweep.record.objective import Mode, Objective, direction, metric_of
 from mmsweep.study_source import Section, misfit
 
 MOST_COMBINATIONS = 10_000
@@ -194,7 +194,7 @@ def _conditions_first(search: Mapping[str, Dimension]) -> dict[str, Dimension]:
 _SIZE = {"max": "larger", "min": "smaller"}
 
 
-class Objective(Section):
+class ObjectiveOptions(Section):
     metric: str = Field(
         "val/mean_missing/f1_macro",
         description="What trials are ranked by: val/scenario/metric. mean_missing and worst_missing are scenarios too.",
@@ -272,7 +272,9 @@ class Sweep(Section):
     trials: int = Field(
         20, ge=1, le=100_000, description="Configurations that are trained; a grid trains every combination instead."
     )
-    objective: Objective | list[Objective] = Field(Objective(), description="what is best; a list: a Pareto front")
+    objective: ObjectiveOptions | list[ObjectiveOptions] = Field(
+        ObjectiveOptions(), description="what is best; a list: a Pareto front"
+    )
     sampler: Sampler = Field(Sampler(), description="who suggests configurations")
     seeds: int = Field(1, ge=1, description="training seeds of a configuration; 1 in this version")
     duplicates: Literal["skip", "reseed"] = Field(
@@ -289,7 +291,7 @@ class Sweep(Section):
 
     @field_validator("objective")
     @classmethod
-    def _some_objective(cls, objective: Objective | list[Objective]) -> Objective | list[Objective]:
+    def _some_objective(cls, objective: Any) -> Any:
         if objective == []:
             raise misfit("no objective", "{metric: val/…}, or a list of them")
         metrics = [one.metric for one in objective] if isinstance(objective, list) else []
@@ -299,4 +301,5 @@ class Sweep(Section):
 
     @property
     def objectives(self) -> list[Objective]:
-        return self.objective if isinstance(self.objective, list) else [self.objective]
+        declared = self.objective if isinstance(self.objective, list) else [self.objective]
+        return [Objective(o.metric, o.mode, o.scope) for o in declared]

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsweep.data.dataset import IGNORE
-from mmsweep.data.formats import Format, ImageFormat, VideoFormat
+from mmsweep.data.formats import IGNORE, Format, ImageFormat, VideoFormat
 from mmsweep.errors import UserError
 from mmsweep.transfer import Resident, sent
 

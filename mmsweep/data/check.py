@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mmsweep.data.dataset import IGNORE, SPLITS, DatasetBuilder, Sample
+from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.files import Undecodable
+from mmsweep.data.formats import IGNORE
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.rasters import Window, decode_labels
 from mmsweep.data.registry import build_dataset, datasets

@@ -16,15 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmsweep.data.formats import RasterFormat, SequenceFormat
+from mmsweep.data.formats import IGNORE, RasterFormat, SequenceFormat
 from mmsweep.errors import UserError
 
 TaskName = Literal["single_label", "multi_label", "segmentation", "regression"]
 SPLITS = ("train", "val", "test")
 _SHOWN_ROWS = 20
 MODALITY_KINDS = ("image", "text", "audio", "video", "sequence", "raster")
-IGNORE = 255
-"""The value of a label map that stands for no class: such pixels count neither in the loss nor in a metric."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 """Of a number that is predicted: what is larger would be infinite where it is stored."""

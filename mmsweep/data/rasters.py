@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmsweep.data.dataset import IGNORE, Target
+from mmsweep.data.dataset import Target
 from mmsweep.data.files import Undecodable, name_of, opened, reading
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.formats import IGNORE, RasterFormat
 from mmsweep.errors import UserError
 
 IMAGENET_MEAN = tuple(255 * level for level in (0.485, 0.456, 0.406))

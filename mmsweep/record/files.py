@@ -1,8 +1,4 @@
-"""Record files: the small JSON files of a sweep's folder, written whole and read with their shape checked.
-
-    sweep.json      SweepFile       trial.json   TrialFile      reports.jsonl   training.checkpoint.Report
-    tracking.json   TrackingFile    done.json    DoneFile       packing.json    report.packing.Packing
-    resume.json     CheckpointFile
+"""Small files that are written whole, and JSON that is read with its shape checked.
 
 A file of another shape (`[1]`, `null`, a count that is text) is refused with its name by whichever verb reads it.
 """
@@ -13,74 +9,12 @@ import contextlib
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
-
-from annotated_types import Interval
-from typing_extensions import TypedDict
+from typing import Any, TypeVar
 
 from mmsweep.errors import UNSET, UserError
 
 Shape = TypeVar("Shape")
-_OPEN = {"extra": "allow"}  # keys that a newer mmsweep writes are kept
-
-
-class SweepFile(TypedDict, total=False):
-    """`sweep.json`: where a sweep stands."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-    name: str
-    state: Literal["running", "finished", "interrupted", "failed"]
-    created: Annotated[float, Interval(ge=0, lt=1e11)]  # seconds since 1970
-    mmsweep: str
-    trials: Annotated[int, Interval(ge=0, lt=10**9)]
-    mlflow: dict[str, str]
-    data: dict[str, str]
-    overrides: list[str]  # keys that the command line of the first start gave
-
-
-class TrackingFile(TypedDict):
-    """`tracking.json`: where a sweep is tracked, and the MLflow run of each trial."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-    id: str
-    uri: NotRequired[str]
-    experiment: NotRequired[str]
-    run_id: NotRequired[str]
-    runs: NotRequired[dict[str, str]]
-    tags: NotRequired[dict[str, str]]
-
-
-class TrialFile(TypedDict):
-    """`trial.json`: what a trial is."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-    id: str
-    params: dict[str, Any]
-    number: NotRequired[int | None]
-    kind: NotRequired[Literal["trial", "final"]]
-    seed: int
-    optuna: NotRequired[int]
-
-
-class _Best(TypedDict):
-    epoch: int
-    metrics: dict[str, float]
-
-
-class CheckpointFile(TypedDict):
-    """`resume.json` of a checkpoint: the epoch it stands after, and the best one until then."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-    epoch: int
-    best: NotRequired[_Best]
-
-
-class DoneFile(TypedDict):
-    """`done.json`: how a trial ended."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-    state: Literal["finished", "stopped", "failed"]
-    error: NotRequired[str | None]
+OPEN = {"extra": "allow"}  # of a TypedDict: keys that a newer mmsweep writes are kept
 
 
 def permit(path: Path) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from mmsweep.availability import pattern_rows
+from mmsweep.record.results import TrialRecord
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report.arrays import read_arrays
 from mmsweep.report.bootstrap import Array, Predicted
-from mmsweep.report.finals import FinalRun
-from mmsweep.report.record import SweepRecord
 from mmsweep.report.tables import Table
 
 EVERY_ROW = "all rows"
@@ -137,7 +137,7 @@ def _tables(title: str, found: dict[str, list[Agreement]], best: str | None) -> 
     return tables
 
 
-def _of_run(run: FinalRun) -> tuple[Found, Found]:
+def _of_run(run: TrialRecord) -> tuple[Found, Found]:
     """(of its scores, of its stand-ins); empty where they were not kept, and scores of maps, which are matrices."""
     path, beside = run.folder / "predictions.npz", run.folder / "stand_ins.npz"
     if run.evaluation is None or not path.exists():

@@ -9,8 +9,8 @@ from itertools import combinations
 
 from mmsweep.availability import BoolArray, Scenario, availability_table, table_digest
 from mmsweep.errors import UserError
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report.bootstrap import MAP_METRICS, METRICS, Bootstrap, Interval, Predicted
-from mmsweep.report.record import SweepRecord
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ def _bootstrap(record: SweepRecord) -> tuple[Bootstrap, dict[str, int]]:
     evaluation = next(group.evaluations[0] for group in record.groups if group.evaluations)
     modalities, natural_NM = evaluation.modalities, next(iter(groups.values()))[0].natural_NM
     missing = evaluation.missing_patterns()
-    listed = [Scenario.parse(spec, modalities) for spec in record.study.scenarios.evaluate]
+    listed = [Scenario.parse(spec, modalities) for spec in record.summary.scenarios.evaluate]
     scenarios = {s.name: s for s in listed if s.name in evaluation.scenarios}
     scenarios |= {name: Scenario.parse(name, modalities) for name in missing if name not in scenarios}
     tables: dict[str, BoolArray] = {}
     for name, scenario in scenarios.items():
-        table = availability_table(scenario, len(natural_NM), modalities, record.study.scenarios.seed, natural_NM)
+        table = availability_table(scenario, len(natural_NM), modalities, record.summary.scenarios.seed, natural_NM)
         score = evaluation.score(name)
         if score is not None and score.table in ("", table_digest(table)):
             tables[name] = table

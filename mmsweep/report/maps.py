@@ -12,9 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from mmsweep.data.dataset import IGNORE
+from mmsweep.data.formats import IGNORE
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report.arrays import read_arrays
-from mmsweep.report.record import SweepRecord
 from mmsweep.report.style import COLOURS, FAINT, figure, grid
 
 SCENES = 3

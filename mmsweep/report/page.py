@@ -12,13 +12,13 @@ import yaml
 
 from mmsweep.errors import UserError
 from mmsweep.record.files import write_whole
+from mmsweep.record.results import FinalGroup
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report import tables, wording
 from mmsweep.report.agreement import agreement_tables
 from mmsweep.report.figures import all_of_finals
-from mmsweep.report.finals import FinalGroup
 from mmsweep.report.leaderboard import Leaderboard
 from mmsweep.report.published import published_table
-from mmsweep.report.record import SweepRecord
 from mmsweep.report.search_figures import all_of_search, importance_note
 from mmsweep.report.sentences import facts, headline, rivals, selection, state_sentence
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from mmsweep.availability import Pattern, Scenario
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report import wording
-from mmsweep.report.record import SweepRecord
 from mmsweep.report.tables import Table
 
 Shares = Mapping[str, float]
@@ -57,13 +57,13 @@ def published_table(record: SweepRecord) -> Table | None:
     """
     group = record.best_group
     evaluation = group.first() if group else None
-    if group is None or evaluation is None or "scenarios.train" in record.study.search:
+    if group is None or evaluation is None or "scenarios.train" in record.summary.search:
         return None  # a searched training scenario has no one counterpart in the papers
-    modalities, scenarios = evaluation.modalities, record.study.scenarios
+    modalities, scenarios = evaluation.modalities, record.summary.scenarios
     ours = {s.shares: s.name for s in (Scenario.parse(spec, modalities) for spec in scenarios.evaluate)}
     trained = Scenario.parse(scenarios.train, modalities).shares
     by_place: dict[tuple[str, str, str], list[Published]] = {}
-    for row in published(record.study.data.dataset):
+    for row in published(record.summary.dataset):
         if set(row.test) == set(modalities) and _shares(row.train, modalities) == trained:
             name = ours.get(_shares(row.test, modalities))
             if name is not None:

@@ -17,11 +17,12 @@ import numpy as np
 import optuna
 from matplotlib.axes import Axes
 
-from mmsweep.metrics import best_of
+from mmsweep.record.objective import best_of
+from mmsweep.record.results import TrialRecord
+from mmsweep.record.summary import Searched
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report import wording
-from mmsweep.report.record import SweepRecord, TrialRecord
 from mmsweep.report.style import COLOURS, GREY, INK, figure
-from mmsweep.study_search import Dimension
 
 FEWEST_FOR_IMPORTANCE = 20
 """Finished trials. On six studies of 20 trials with three parameters and a random objective, fANOVA gave one of them up
@@ -132,7 +133,7 @@ def importances(record: SweepRecord) -> dict[str, Importance]:
     and a mean without its spread over the trees says nothing about how far it can be trusted.
     """
     complete = _complete_trials(record)
-    several = len(record.study.sweep.objectives) > 1
+    several = len(record.summary.objectives) > 1
     if several or len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
         return {}
     study = optuna.create_study(direction="minimize")  # fANOVA explains variance: the direction changes nothing
@@ -152,18 +153,18 @@ def importances(record: SweepRecord) -> dict[str, Importance]:
 def _complete_trials(record: SweepRecord) -> list[optuna.trial.FrozenTrial]:
     """The trials that ran to their end, as Optuna takes them: with the parameters that all of them have."""
     finished = [trial for trial in record.trials if trial.state == "finished" and trial.objective is not None]
-    keys = [key for key in record.study.search if all(key in trial.params for trial in finished)]
-    space = {key: _distribution(record.study.search[key]) for key in keys}
+    keys = [key for key in record.summary.search if all(key in trial.params for trial in finished)]
+    space = {key: _distribution(record.summary.search[key]) for key in keys}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials = []
     for trial in finished:
         values = {key: trial.params[key] for key in keys}
-        params = {key: _key(v) if record.study.search[key].kind == "choice" else v for key, v in values.items()}
+        params = {key: _key(v) if record.summary.search[key].kind == "choice" else v for key, v in values.items()}
         trials.append(optuna.trial.create_trial(params=params, distributions=space, value=trial.objective))
     return trials
 
 
-def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+def _distribution(dimension: Searched) -> optuna.distributions.BaseDistribution:
     if dimension.kind == "choice":
         return optuna.distributions.CategoricalDistribution([_key(choice) for choice in dimension.choices])
     return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.kind.startswith("log"))
@@ -171,7 +172,7 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 
 def importance_note(record: SweepRecord) -> str:
     """What the importances stand on, or why there are none; "" for several objectives."""
-    if len(record.study.sweep.objectives) > 1 or not record.trials:
+    if len(record.summary.objectives) > 1 or not record.trials:
         return ""
     trials = len(_complete_trials(record))
     if trials < FEWEST_FOR_IMPORTANCE:
@@ -211,13 +212,13 @@ def importance_bars(record: SweepRecord, path: Path) -> Path | None:
 def parallel_coordinates(record: SweepRecord, path: Path) -> Path | None:
     """A line for each scored trial through its parameters to its objective: darker is better, dashed was stopped."""
     trials = list(reversed(record.ranking))
-    keys = [key for key in record.study.search if len({_key(t.params.get(key)) for t in trials}) > 1]
+    keys = [key for key in record.summary.search if len({_key(t.params.get(key)) for t in trials}) > 1]
     if len(trials) < 2 or not keys:
         return None
     names = wording.short_names(keys)
     scores = np.array([trial.objective or 0.0 for trial in trials])
     normal = (scores - scores.min()) / max(np.ptp(scores), 1e-12)
-    quality = normal if record.objective.mode == "max" else 1 - normal
+    quality = normal if record.objective.better(1.0, 0.0) else 1 - normal
     places = [_axis(record, key, [trial.params.get(key) for trial in trials]) for key in keys]
     ends = (scores.min(), scores.max())
     score_ticks = [
@@ -258,7 +259,7 @@ def _frame(panel: Axes, titles: Sequence[str]) -> None:
 
 def _axis(record: SweepRecord, key: str, values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Places between 0 and 1 of a parameter's values (NaN where a trial has none), and the axis' ticks."""
-    dimension = record.study.search[key]
+    dimension = record.summary.search[key]
     if dimension.kind == "choice":
         options = dimension.choices
         step = 1 / max(len(options) - 1, 1)

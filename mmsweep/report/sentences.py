@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from mmsweep.data.registry import dataset_card, datasets
-from mmsweep.metrics import is_better
+from mmsweep.record.results import Cell, FinalGroup
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report import wording
-from mmsweep.report.finals import Cell, FinalGroup
-from mmsweep.report.record import SweepRecord
 
 
 def headline(record: SweepRecord) -> str:
@@ -20,8 +18,8 @@ def headline(record: SweepRecord) -> str:
             return "No trial has reported yet."
         score = wording.score(record.metric, best.objective)
         where = wording.scenario_label(record.objective.metric.split("/")[1])
-        test = "No test result yet" if record.study.sweep.final else "No test result, as no final runs are asked for"
-        beaten = best.constant is None or is_better(best.objective, best.constant, record.objective.mode)
+        test = "No test result yet" if record.summary.final else "No test result, as no final runs are asked for"
+        beaten = best.constant is None or record.objective.better(best.objective, best.constant)
         constant = (
             ""
             if beaten
@@ -57,7 +55,7 @@ def rivals(record: SweepRecord) -> str:
     cells = [(g.name, cell) for g in record.groups if (cell := g.cell("mean_missing", record.metric)) is not None]
     if len(cells) < 2:
         return ""
-    cells.sort(key=lambda pair: -pair[1].mean if record.objective.mode == "max" else pair[1].mean)
+    cells.sort(key=lambda pair: record.objective.rank(pair[1].mean))
     told = [f"{name} {wording.cell(record.metric, cell)}" for name, cell in cells]
     known = [cell.constant for _, cell in cells if cell.constant is not None]
     constant = f" The constant predictor has {wording.number(record.metric, known[0])}." if known else ""
@@ -74,8 +72,7 @@ def _kept(record: SweepRecord, group: FinalGroup) -> str:
     if len(names) > 3:  # one clause each would be a list, not an answer
         names = ["worst_missing", "mean_missing"]
     found = [(name, cell) for name in names if (cell := group.cell(name, metric)) is not None]
-    sign = 1 if record.objective.mode == "max" else -1
-    found.sort(key=lambda pair: sign * pair[1].mean)
+    found.sort(key=lambda pair: -record.objective.rank(pair[1].mean))  # the worst is told first
     who = "the best configuration" if group.name == "best" else f"{group.name} (best on validation)"
     text = "; ".join(
         _clause(metric, name, cell, complete, who if position == 0 else "")
@@ -109,7 +106,7 @@ def state_sentence(record: SweepRecord) -> str:
     if runs:
         done = sum(run.evaluation is not None for run in runs)
         text += f" {done} of {len(runs)} final runs evaluated on test."
-    elif record.study.sweep.final:
+    elif record.summary.final:
         text += " No final run has started."
     if record.state != "finished":
         text += f" The sweep is {record.state}; this page shows what its folder holds so far."
@@ -118,20 +115,20 @@ def state_sentence(record: SweepRecord) -> str:
 
 def selection(record: SweepRecord) -> list[str]:
     """How the winner was chosen, sentence by sentence."""
-    sweep = record.study.sweep
+    summary = record.summary
     better = {"max": "larger", "min": "smaller"}
     if not record.planned:
         return ["The configuration was given, not selected.", _validation_part(record)]
     lines = [
         f"A trial's score is its {o.scope} validation value of {o.metric}; {better[o.mode]} is better."
-        for o in sweep.objectives
+        for o in summary.objectives
     ]
-    if sweep.scheduler.name != "none":
+    if summary.scheduler != "none":
         lines.append(
-            f"{sweep.scheduler.name.upper()} stopped weak trials, none before epoch {sweep.scheduler.grace_epochs}. "
+            f"{summary.scheduler.upper()} stopped weak trials, none before epoch {summary.grace_epochs}. "
             "Trials stopped early are marked and never win over one that ran to its end."
         )
-    read = "is read by final runs only" if sweep.final else "was not read: the study asks for no final runs"
+    read = "is read by final runs only" if summary.final else "was not read: the study asks for no final runs"
     lines.append(f"Selection saw validation only. Test {read}.")
     lines.append(_validation_part(record))
     seeds = sorted({run.seed for group in record.groups for run in group.runs})
@@ -142,31 +139,28 @@ def selection(record: SweepRecord) -> list[str]:
 
 
 def _validation_part(record: SweepRecord) -> str:
-    data = record.study.data
-    if data.dataset == "manifest":
-        split, whole = data.split, ", groups kept whole" if data.group else ""
-        if split and split.column:
+    splits = record.summary.splits
+    if record.summary.dataset == "manifest":
+        whole = ", groups kept whole" if splits.groups else ""
+        if splits.column:
             carved = "where it names no validation rows, they are carved from training"
-            return f"The splits are those of the file's column {split.column}; {carved}{whole}."
-        seed = split.seed if split and split.seed is not None else data.split_seed
-        return f"Training, validation and test are carved by shares with seed {seed}{whole}."
-    rows = dataset_card(data.dataset).rows if data.dataset in datasets() else {}
-    if "val" in rows:
-        return f"The validation part ({rows['val']:,} rows) comes with the dataset."
-    return f"The dataset has no validation part; one is carved from training with data.split_seed {data.split_seed}."
+            return f"The splits are those of the file's column {splits.column}; {carved}{whole}."
+        return f"Training, validation and test are carved by shares with seed {splits.seed}{whole}."
+    if splits.validation_rows is not None:
+        return f"The validation part ({splits.validation_rows:,} rows) comes with the dataset."
+    return f"The dataset has no validation part; one is carved from training with data.split_seed {splits.seed}."
 
 
 def facts(record: SweepRecord) -> list[tuple[str, str]]:
     """What one needs to make the numbers again."""
-    study, tags = record.study, dict(record.tracking.get("tags") or {})
+    summary, tags = record.summary, dict(record.tracking.get("tags") or {})
     evaluation = record.best_group.first() if record.best_group else None
-    seeds = {"split": study.data.split_seed, "scenarios": study.scenarios.seed, "training": study.train.seed}
     shown = {
-        "dataset": study.data.dataset + (f" ({study.data.task})" if study.data.task else ""),
-        "modalities": ", ".join(evaluation.modalities if evaluation else study.model.encoders),
+        "dataset": summary.dataset + (f" ({summary.task})" if summary.task else ""),
+        "modalities": ", ".join(evaluation.modalities if evaluation else summary.modalities),
         "test rows": str(evaluation.rows) if evaluation else "",
-        "seeds": ", ".join(f"{k} {v}" for k, v in {**seeds, "sampler": study.sweep.sampler.seed}.items()),
-        "study digest": study.digest(),
+        "seeds": ", ".join(f"{name} {seed}" for name, seed in summary.seeds.items()),
+        "study digest": summary.digest,
         "created": _moment(record.meta.get("created")),
         "time trained": wording.duration(record.packing.shared() * sum(t.seconds for t in record.trials))
         if record.trials

@@ -14,10 +14,10 @@ from rich import box
 from rich.text import Text
 
 from mmsweep.markdown import markdown_text
+from mmsweep.record.results import Cell, FinalGroup
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.report import wording
-from mmsweep.report.finals import Cell, FinalGroup
 from mmsweep.report.leaderboard import Leaderboard
-from mmsweep.report.record import SweepRecord
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
     trials = [*record.ranking, *unscored]
     shown = trials[:limit] if limit else trials
     found = {key for trial in trials for key in trial.params}
-    keys = [*(key for key in record.study.search if key in found), *sorted(found - set(record.study.search))]
+    keys = [*(key for key in record.summary.search if key in found), *sorted(found - set(record.summary.search))]
     names = wording.short_names(keys)
     best = record.best
-    others = [o.metric for o in record.study.sweep.objectives[1:]]
+    others = [o.metric for o in record.summary.objectives[1:]]
     rows = []
     for trial in shown:
         objective = wording.number(record.metric, trial.objective)

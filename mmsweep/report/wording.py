@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mmsweep.metrics import metric_of
-from mmsweep.report.finals import Cell
+from mmsweep.record.objective import metric_of
+from mmsweep.record.results import Cell
 
 SCENARIOS = {"mean_missing": "mean of missing", "worst_missing": "worst of missing"}
 CONSTANTS = {

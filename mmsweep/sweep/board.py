@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmsweep.report.packing import Capacity, PackEpoch, Packing
+from mmsweep.record.packing import Capacity, PackEpoch, Packing
 
 # A trial that needs another frozen backbone goes first after it was passed over so often: nobody starves.
 MAX_PASSED_OVER = 4

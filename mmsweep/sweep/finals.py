@@ -11,10 +11,11 @@ from pathlib import Path
 
 import ray
 
-from mmsweep.report.record import SweepRecord, TrialRecord, group_name
+from mmsweep.record.results import TrialRecord
+from mmsweep.record.sweep import SweepRecord, group_name
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep.session import Session
-from mmsweep.training.checkpoint import TrialFolder
 
 FIRST_SEED = 101
 
@@ -33,29 +34,29 @@ def winners(record: SweepRecord) -> dict[str, TrialRecord]:
     Only trials that ran to their end compete: a stopped one is compared at fewer epochs, a failed or NaN one not at
     all.
     """
-    final = record.study.sweep.final
+    final = record.summary.final
     finished = [
         t for t in record.ranking if t.state == "finished" and t.objective is not None and not math.isnan(t.objective)
     ]
     if final is None or not finished:
         return {}
-    if not final.keys:
+    if not final.per:
         return {"best": finished[0]}
     groups: dict[str, TrialRecord] = {}
     for trial in finished:
-        groups.setdefault(group_name(trial.params, final.keys), trial)
+        groups.setdefault(group_name(trial.params, final.per), trial)
     return groups
 
 
 def final_seeds(record: SweepRecord) -> list[int]:
     """Training seeds that no trial of the sweep has used."""
-    used = {record.study.train.seed} | {TrialFolder(trial.folder).trial().get("seed") for trial in record.trials}
-    final = record.study.sweep.final
+    used = {record.summary.seeds["training"]} | {trial.seed for trial in record.trials}
+    final = record.summary.final
     seeds = (seed for seed in range(FIRST_SEED, FIRST_SEED + 10_000) if seed not in used)
     return [next(seeds) for _ in range(final.seeds if final else 0)]
 
 
-def lay_out_finals(record: SweepRecord, session: Session) -> list[FinalJob]:
+def lay_out_finals(record: SweepRecord, study: Study, session: Session) -> list[FinalJob]:
     """The folders of all final runs; those of a winner that is none any more (the sweep was extended) are put aside."""
     jobs = []
     for group, winner in winners(record).items():
@@ -64,11 +65,11 @@ def lay_out_finals(record: SweepRecord, session: Session) -> list[FinalJob]:
         if origin not in (None, winner.id):
             _put_aside(base, group, origin, session)
         for seed in final_seeds(record):
-            study = record.study.with_values({**winner.params, "train.seed": seed})
+            own = study.with_values({**winner.params, "train.seed": seed})
             folder = TrialFolder(base / f"seed-{seed}")
             about = {"id": f"final/{group}/seed-{seed}", "number": None, "params": dict(winner.params), "kind": "final"}
-            folder.create({**about, "seed": seed, "from": winner.id}, study.to_yaml())
-            jobs.append(FinalJob(folder, study))
+            folder.create({**about, "seed": seed, "from": winner.id}, own.to_yaml())
+            jobs.append(FinalJob(folder, own))
     return jobs
 
 

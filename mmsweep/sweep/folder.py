@@ -2,8 +2,9 @@
 
 sweeps/<name>/
     study.yaml   what was asked, resolved        sweep.json   name, state, created, trials, mmsweep, mlflow
-    optuna.db    Optuna's study                  trials/0000/ …    final/<group>/seed-<k>/ …
-    tune/        Ray's own files                 logs/        everything that is not shown
+    optuna.db    Optuna's study                  summary.json what readers need of the study
+    tune/        Ray's own files                 trials/0000/ …    final/<group>/seed-<k>/ …
+    logs/        everything that is not shown
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from typing import Any
 
 import mmsweep
 from mmsweep.errors import UserError
-from mmsweep.record.files import SweepFile, TrackingFile, read_content, read_record, write_whole
+from mmsweep.record.files import read_record, write_whole
 from mmsweep.record.lock import HeldError, held
-from mmsweep.report.record import SweepRecord
+from mmsweep.record.summary import FILE as SUMMARY
+from mmsweep.record.sweep import SweepFile, SweepRecord, TrackingFile
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep.names import trial_id
+from mmsweep.sweep.summary import summarize, summary_of
 from mmsweep.tracking.address import expanded
-from mmsweep.training.checkpoint import TrialFolder
 
 DATA_FACTS = {
     "dataset_fingerprint": "the data has",
@@ -96,6 +99,7 @@ class SweepFolder:
             else:
                 about = {"name": study.name, "created": time.time(), "mmsweep": mmsweep.__version__, "trials": trials}
                 folder.update(state="running", **about, overrides=[_key(override) for override in overrides])
+                summary_of(study).write(path)
                 write_whole(path / "study.yaml", study.to_yaml())  # last: where it stands, a sweep lies
             folder.finished = folder.state.get("state") == "finished" and not extend
             if extend:
@@ -145,7 +149,7 @@ class SweepFolder:
     def abandon(self) -> None:
         """Leave no sweep where none began (no server, no GPU): the study may then be corrected and started again."""
         if not self.began():
-            for name in ("study.yaml", "sweep.json", "optuna.db"):
+            for name in ("study.yaml", SUMMARY, "sweep.json", "optuna.db"):
                 (self.path / name).unlink(missing_ok=True)
 
     def release(self) -> None:
@@ -188,11 +192,10 @@ class SweepFolder:
             about = {"name": study.name, "created": created, "mmsweep": mmsweep.__version__, "trials": count}
             self.update(state="interrupted", **about)
             self.notes.append("sweep.json was missing; it was made again from the study and the trials' folders")
+        summarize(self.path)
         SweepRecord.load(self.path).packing  # noqa: B018 - reads it
         for file in [*self.path.glob("trials/*/trial.json"), *self.path.glob("final/*/*/trial.json")]:
-            copied = file.with_name("study.yaml")
-            if "\ufffd" in (read_content(copied) or b"\xff").decode("utf-8", "replace"):
-                raise UserError("the study of a trial is missing or damaged", file=copied)
+            TrialFolder(file.parent).study_yaml()
         if "trials" not in self.state:
             raise UserError(
                 "not what mmsweep wrote", file=self.path / "sweep.json", key="trials", expected="a number of trials",

@@ -6,7 +6,6 @@ have suggested, and no starting point is enqueued a second time.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -17,12 +16,10 @@ import optuna
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from mmsweep.environment_faults import environment_fault
-from mmsweep.record.files import write_whole
+from mmsweep.record.trial import TrialFolder
 from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study
 from mmsweep.sweep.search import FOLDER, ended_as, open_optuna
-from mmsweep.sweep.trial import score
-from mmsweep.training.checkpoint import TrialFolder
 
 log = logging.getLogger("mmsweep.sweep")
 
@@ -81,7 +78,7 @@ def _add(opened: optuna.Study, folder: TrialFolder, study: Study, space: SearchS
     opened.add_trial(_told(folder, study, space))
     number = len(opened.get_trials(deepcopy=False)) - 1
     if about.get("optuna") != number:
-        write_whole(folder.path / "trial.json", json.dumps({**about, "optuna": number}, indent=1, sort_keys=True))
+        folder.update(optuna=number)
 
 
 def _told(folder: TrialFolder, study: Study, space: SearchSpace) -> FrozenTrial:
@@ -96,7 +93,7 @@ def _told(folder: TrialFolder, study: Study, space: SearchSpace) -> FrozenTrial:
     if len(objectives) == 1 and state in (TrialState.COMPLETE, TrialState.PRUNED):
         reports = folder.reports()
         epochs = [report.metrics for report in reports]
-        steps = {report.epoch: score(epochs[:n], objectives[0]) for n, report in enumerate(reports, 1)}
+        steps = {report.epoch: objectives[0].score(epochs[:n]) for n, report in enumerate(reports, 1)}
     if state == TrialState.PRUNED and steps:
         scores = [steps[max(steps)]]
     return create_trial(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmsweep.report.record import SweepRecord
+from mmsweep.record.sweep import SweepRecord
 
 
 @dataclass(frozen=True)

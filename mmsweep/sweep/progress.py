@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from mmsweep.record.objective import Objective
+
 STYLES = {"finished": "green", "stopped": "yellow", "failed": "red", "training": "cyan", "waiting": "dim"}
 ROWS = 18  # trials shown in the live table: those under way and the newest
 
@@ -36,15 +38,14 @@ class Progress:
     Args:
         title: the sweep's name.
         total: how many trials there will be.
-        objective: the metric that the scores are.
-        mode: whether "max" or "min" is best.
+        objective: what the scores are of.
         live: whether there may be a live table (there is one only in a terminal); if not, events go to stderr.
     """
 
-    def __init__(self, title: str, total: int, objective: str, mode: str, live: bool = True) -> None:
+    def __init__(self, title: str, total: int, objective: Objective, live: bool = True) -> None:
         # Taken before stdout goes to the log file; without a live table stdout belongs to the result (--json).
         self._console = Console(file=sys.stdout if live else sys.stderr, highlight=False, soft_wrap=True)
-        self.title, self.total, self.objective, self.mode = title, total, objective, mode
+        self.title, self.total, self.objective = title, total, objective
         self._rows: dict[str, _Row] = {}
         self._phase, self._slots, self._reasons = "starting Ray", "", set[str]()
         self._started = time.monotonic()
@@ -110,7 +111,7 @@ class Progress:
             self._say(f"{id:>6} {state:<8} epoch {row.epoch}/{row.epochs}{score}  {_params(row.params)}{note}")
 
     def _short(self) -> str:
-        return self.objective.removeprefix("val/")
+        return self.objective.metric.removeprefix("val/")
 
     def _say(self, text: str) -> None:
         if not self._live:
@@ -146,8 +147,7 @@ class Progress:
             for id, row in self._rows.items()
             if row.state == "finished" and row.score is not None and not id.startswith("final")
         ]
-        sign = -1 if self.mode == "max" else 1
-        return min(scored, key=lambda pair: (sign * pair[0], pair[1]))[1] if scored else None
+        return min(scored, key=lambda pair: (self.objective.rank(pair[0]), pair[1]))[1] if scored else None
 
 
 def _last_word(keys: Sequence[str], key: str) -> str:

@@ -27,12 +27,12 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from mmsweep.errors import UserError
+from mmsweep.record.objective import Objective
+from mmsweep.record.trial import TrialFolder
 from mmsweep.search_space import SearchSpace, identity
 from mmsweep.study import Study
-from mmsweep.study_search import Objective
 from mmsweep.sweep.names import trial_id
-from mmsweep.sweep.trial import EPOCH, OBJECTIVE, score
-from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.sweep.trial import EPOCH, OBJECTIVE
 
 MAX_LOSSES = 3  # how often a trial that Tune loses is served again
 FOLDER = "mmsweep_trial"  # Optuna user attribute: the number of the trial's folder
@@ -72,7 +72,7 @@ def ended_as(folder: TrialFolder, objectives: Sequence[Objective]) -> tuple[Tria
     epochs = [report.metrics for report in folder.reports()]
     if done["state"] == "failed" or not epochs:
         return TrialState.FAIL, None
-    scores = [score(epochs, objective) for objective in objectives]
+    scores = [objective.score(epochs) for objective in objectives]
     if any(math.isnan(s) for s in scores):
         return TrialState.FAIL, None
     return (TrialState.COMPLETE, scores) if done["state"] == "finished" else (TrialState.PRUNED, None)
@@ -93,7 +93,7 @@ def tell(study: optuna.Study, folder: TrialFolder, objectives: Sequence[Objectiv
         epochs = [report.metrics for report in folder.reports()]
         for n, report in enumerate(folder.reports(), 1):
             if report.epoch not in asked.intermediate_values:
-                live.report(score(epochs[:n], objectives[0]), report.epoch)
+                live.report(objectives[0].score(epochs[:n]), report.epoch)
     study.tell(live, scores, state)
 
 

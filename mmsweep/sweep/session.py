@@ -23,16 +23,15 @@ import ray
 
 from mmsweep.ending import Interrupt, Interrupted
 from mmsweep.errors import UserError
+from mmsweep.record.evaluation import Evaluation
 from mmsweep.record.files import write_whole
-from mmsweep.report.finals import Evaluation
-from mmsweep.report.packing import FILE, Packing
+from mmsweep.record.packing import FILE, Packing
+from mmsweep.record.trial import TrialFolder, deciding_report
 from mmsweep.study import Resources, Study
 from mmsweep.sweep.board import Posting
 from mmsweep.sweep.cluster import ClusterGoneError, Liveness, attended, check_attended, connect
 from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
-from mmsweep.sweep.trial import score
-from mmsweep.training.checkpoint import TrialFolder, deciding_report
 
 if TYPE_CHECKING:
     from mmsweep.tracking.tracker import Tracker
@@ -220,7 +219,7 @@ class Session:
         reports = self._reports[id]
         reports.append(metrics)
         objective = self.study.sweep.objectives[0]
-        value = score(reports, objective) if all(objective.metric in m for m in reports) else math.nan
+        value = objective.score(reports) if all(objective.metric in m for m in reports) else math.nan
         self.progress.epoch(id, epoch, None if math.isnan(value) else value)
 
     def ended(self, id: str, folder: TrialFolder) -> None:
@@ -251,7 +250,7 @@ def replay_run(tracker: Tracker, folder: TrialFolder, study: Study) -> None:
 
 
 def _start_run(tracker: Tracker, folder: TrialFolder) -> None:
-    about, text = folder.trial(), (folder.path / "study.yaml").read_text(encoding="utf-8")
+    about, text = folder.trial(), folder.study_yaml()
     tracker.start_trial(about["id"], about["params"], {"mmsweep.seed": str(about["seed"])}, text)
 
 
@@ -265,7 +264,7 @@ def _end_run(tracker: Tracker, folder: TrialFolder, study: Study) -> None:
 def _best_weights(folder: TrialFolder, study: Study) -> Path | None:
     """The trained weights (adapters, tokens, head) of the epoch that counts."""
     objective = study.sweep.objectives[0]
-    best = deciding_report(folder.reports(), objective.metric, objective.mode, objective.scope)
+    best = deciding_report(folder.reports(), objective)
     if best is None or best.checkpoint is None:
         return None
     return folder.path / str(best.checkpoint) / "weights.safetensors"

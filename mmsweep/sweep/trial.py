@@ -8,13 +8,12 @@ reports first.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import tune
 
-from mmsweep.metrics import best_of
+from mmsweep.record.objective import Objective
 from mmsweep.sweep.names import trial_id
 
 POLL_SECONDS = (
@@ -22,29 +21,6 @@ POLL_SECONDS = (
 )
 GONE_SECONDS = 30.0  # within which the driver notices that the board is gone
 OBJECTIVE, EPOCH = "objective", "epoch"
-
-
-class Objective(Protocol):
-    """What is optimised; `mmsweep.study.Objective` is one."""
-
-    @property
-    def metric(self) -> str: ...
-    @property
-    def mode(self) -> Any: ...
-    @property
-    def scope(self) -> Any: ...
-
-
-def score(epochs: Sequence[Mapping[str, float]], objective: Objective) -> float:
-    """A trial's score from its epochs' metrics: the best value so far, or the last one (`scope`).
-
-    Raises:
-        KeyError: an epoch lacks the metric.
-    """
-    values = [metrics[objective.metric] for metrics in epochs]
-    if objective.scope == "last":
-        return values[-1]
-    return best_of(values, objective.mode)
 
 
 def follow(config: dict[str, Any], board: Any, objective: Objective) -> None:
@@ -65,7 +41,7 @@ def follow(config: dict[str, Any], board: Any, objective: Objective) -> None:
             epochs.append(report["metrics"])
             last = report["epoch"]
             # Returns when Tune wants the next result; if it does not (the trial is stopped), never.
-            tune.report({**report["metrics"], EPOCH: last, OBJECTIVE: score(epochs, objective)})
+            tune.report({**report["metrics"], EPOCH: last, OBJECTIVE: objective.score(epochs)})
             board.judged.remote(id, last)
         if over and not reports:
             return

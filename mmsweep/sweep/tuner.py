@@ -7,7 +7,6 @@ it unpickles what lies in the folder, can be a step behind it, and cannot extend
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -29,8 +28,8 @@ from mmsweep.ending import Interrupt
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import company
-from mmsweep.record.files import write_whole
-from mmsweep.report.record import SweepRecord
+from mmsweep.record.sweep import SweepRecord
+from mmsweep.record.trial import TrialFolder
 from mmsweep.search_space import starting_points
 from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
@@ -43,7 +42,6 @@ from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.search import TrialSearch, tell
 from mmsweep.sweep.session import Session, replay_run, starting_hosts
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow
-from mmsweep.training.checkpoint import TrialFolder
 
 if TYPE_CHECKING:
     from mmsweep.tracking.tracker import Tracker
@@ -89,7 +87,7 @@ class Sweep:
         objective, ending = self.objectives[0], _Ending()
         try:
             with (
-                Progress(study.name, folder.trials, objective.metric, objective.mode, live) as progress,
+                Progress(study.name, folder.trials, objective, live) as progress,
                 cluster.logged_to(folder.logs / "driver.log"),
                 interrupt.listening(),
                 nullcontext() if done else self._hosts(progress, interrupt) as hosts,
@@ -225,7 +223,7 @@ class Sweep:
 
     def _final_jobs(self, session: Session, searched: bool) -> list[FinalJob]:
         if searched:
-            return lay_out_finals(SweepRecord.load(self.folder.path), session)
+            return lay_out_finals(SweepRecord.load(self.folder.path), self.study, session)
         seed = self.study.train.seed
         folder = TrialFolder(self.folder.path / "final" / "best" / f"seed-{seed}")
         folder.create(
@@ -243,8 +241,7 @@ class Sweep:
                 asked = optuna_study.get_trials(deepcopy=False)[folder.trial()["optuna"]]
                 again = _asked_again(asked.params, asked.distributions)
                 optuna_study.add_trial(again)
-                about = {**folder.trial(), "optuna": len(optuna_study.get_trials(deepcopy=False)) - 1}
-                write_whole(folder.path / "trial.json", json.dumps(about, indent=1, sort_keys=True))
+                folder.update(optuna=len(optuna_study.get_trials(deepcopy=False)) - 1)
                 folder.clear_done()
             else:
                 tell(optuna_study, folder, self.objectives)

@@ -46,11 +46,11 @@ from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
 from mmsweep.record.lock import HeldError, held
-from mmsweep.report.packing import Capacity
+from mmsweep.record.packing import Capacity
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.board import Posting, StaleHost
 from mmsweep.sweep.train_function import Place
-from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.engine import Answer
 from mmsweep.training.world import World
 

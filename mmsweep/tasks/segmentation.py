@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsweep.data.dataset import IGNORE, Target
+from mmsweep.data.dataset import Target
+from mmsweep.data.formats import IGNORE
 from mmsweep.tasks.task import Task
 from mmsweep.transfer import Resident
 

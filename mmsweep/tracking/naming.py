@@ -11,7 +11,7 @@ import yaml
 from mlflow.entities import Run
 
 from mmsweep.markdown import markdown_text
-from mmsweep.metrics import Mode, direction
+from mmsweep.record.objective import Mode, direction
 
 _NOTE_LIMIT = 7500  # MLflow keeps 8,000 characters of a tag
 

@@ -34,8 +34,9 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from mmsweep.metrics import best_of
-from mmsweep.record.files import SweepFile, TrackingFile, read_record, write_whole
+from mmsweep.record.files import read_record, write_whole
+from mmsweep.record.objective import best_of
+from mmsweep.record.sweep import SweepFile, TrackingFile
 from mmsweep.study_source import VARIABLE
 from mmsweep.tracking.address import shown
 from mmsweep.tracking.naming import Objective, children_table, metric_name, objectives

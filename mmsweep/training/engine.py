@@ -30,10 +30,11 @@ from mmsweep.errors import UserError
 from mmsweep.methods.method import Method, Term
 from mmsweep.models.compilation import begin_step
 from mmsweep.models.packing import alone, merge, select, trained, values_of
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Train
 from mmsweep.tasks.task import Task
 from mmsweep.training.batches import Drawn, Share, depth, gather_share, made_ahead
-from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint, load_weights, running_statistics
+from mmsweep.training.checkpoint import load_checkpoint, load_weights, running_statistics, save_checkpoint
 from mmsweep.training.evaluation import autocast, constant_metrics, predict_slots, scenario_metrics
 from mmsweep.training.optimization import PackedAdamW, lr_factor
 from mmsweep.training.world import World
@@ -246,7 +247,7 @@ class _Member:
         assert self.best is not None
         best = {"epoch": self.best.epoch, "metrics": self.best.metrics}
         folder = self.slot.folder
-        folder.save_checkpoint(self.done, weights, resume, {"epoch": self.done, "best": best})
+        save_checkpoint(folder, self.done, weights, resume, {"epoch": self.done, "best": best})
         folder.append(record)
         folder.keep_checkpoints({self.done, self.best.epoch})
 

@@ -30,8 +30,8 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.json_text import json_text
 from mmsweep.methods.method import Method
-from mmsweep.metrics import direction, worst_of
 from mmsweep.record.files import write_whole
+from mmsweep.record.objective import direction, worst_of
 from mmsweep.tasks import MultiLabel, Regression
 from mmsweep.tasks.task import Task
 from mmsweep.training.inference import WHOLE, Inference

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method
 from mmsweep.models.packing import trained
+from mmsweep.record.checkpoint import WEIGHTS, check_files
+from mmsweep.record.trial import TrialFolder, deciding_report
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import WEIGHTS, TrialFolder, check_files, deciding_report, running_statistics
+from mmsweep.training.checkpoint import running_statistics
 
 KEY = "train.init_from"
 
@@ -47,7 +49,7 @@ def weights_file(source: str) -> Path:
             expected="a run's folder (study.yaml, trial.json, checkpoints) or a .safetensors file",
         )
     objective = Study.load(path / "study.yaml").sweep.objectives[0]
-    best = deciding_report(folder.reports(), objective.metric, objective.mode, objective.scope)
+    best = deciding_report(folder.reports(), objective)
     if best is None:
         raise UserError("this run has no epoch to start from", key=KEY, found=source)
     checkpoint = folder.checkpoint(best.epoch)

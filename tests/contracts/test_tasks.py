@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsweep.data.dataset import IGNORE, Target
-from mmsweep.metrics import METRICS, is_better
+from mmsweep.record.objective import METRICS, is_better
 from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel, Task, make_task
 
 CLASSES = ("a", "b", "c", "d")

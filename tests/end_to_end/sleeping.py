@@ -20,8 +20,9 @@ import torch
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
 from mmsweep.record.files import write_whole
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import load_checkpoint, save_checkpoint
 from mmsweep.training.world import World
 
 METRIC = "val/mean_missing/f1_macro"
@@ -146,7 +147,7 @@ class SleepingWarm:
                 continue
             said = Report(epoch, {METRIC: score, "train/loss": -score}, seconds=sleep_seconds())
             if self.world.first:
-                checkpoint = folder.save_checkpoint(epoch, {"state": slot.state}, {}, {"epoch": epoch})
+                checkpoint = save_checkpoint(folder, epoch, {"state": slot.state}, {}, {"epoch": epoch})
                 said = Report(epoch, said.metrics, checkpoint, said.seconds)
                 with open(folder.path / "trained.log", "a") as file:
                     file.write(f"{epoch} {os.getpid()} {time.time()}\n")

@@ -16,10 +16,10 @@ import pytest
 from mlflow import MlflowClient
 
 from mmsweep.jobs import Job
+from mmsweep.record.trial import TrialFolder
 from mmsweep.search_space import starting_points
 from mmsweep.study import Study
 from mmsweep.sweep.search import TrialSearch, open_optuna
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import ray
 
-from mmsweep.report.packing import Packing
-from mmsweep.report.record import SweepRecord
+from mmsweep.record.packing import Packing
+from mmsweep.record.sweep import SweepRecord
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep.start import run_sweep
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 from tests.end_to_end.test_sweep import WARM, kill_one, place, ray_here, searched, trained, wait_for_epoch  # noqa: F401
 

@@ -22,11 +22,11 @@ import ray
 from mlflow import MlflowClient
 
 from mmsweep.errors import UserError
-from mmsweep.report.record import SweepRecord
+from mmsweep.record.sweep import SweepRecord
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep import cluster
 from mmsweep.sweep.start import run_sweep, train_one
-from mmsweep.training.checkpoint import TrialFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sleeping import held, study

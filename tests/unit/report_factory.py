@@ -13,10 +13,11 @@ import torch
 
 from mmsweep.availability import Scenario, pattern_rows
 from mmsweep.data.dataset import Target
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
+from mmsweep.sweep.summary import summary_of
 from mmsweep.tasks.classification import MultiLabel, SingleLabel
 from mmsweep.tasks.task import Task
-from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.evaluation import Predictions, evaluation_record, write_evaluation
 
 MODALITIES = ("image", "text")
@@ -74,6 +75,7 @@ def make_sweep(
     made = made or study()
     folder.mkdir(parents=True)
     (folder / "study.yaml").write_text(made.to_yaml())
+    summary_of(made).write(folder)
     about = {"name": made.name, "state": state, "created": 1795262400.0, "trials": made.sweep.trials}
     (folder / "sweep.json").write_text(json.dumps(about))
     tags = {

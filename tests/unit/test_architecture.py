@@ -17,7 +17,7 @@ ROOT = Path(mmsweep.__file__).parent
 FLOORS = [
     {"__init__", "ending", "environment_faults", "errors", "json_text", "markdown", "transfer"},
     {"record"},
-    {"availability", "data", "metrics", "models", "tasks"},
+    {"availability", "data", "models", "tasks"},
     {"methods", "study", "study_data", "study_method", "study_mult", "study_search", "study_source", "study_yaml"},
     {"training", "tracking"},
     {

@@ -10,8 +10,9 @@ from mmsweep.assembly import Job, Warm, warm_key
 from mmsweep.check import check
 from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.world import World
 
 SPACES = Path(__file__).parents[2] / "search_spaces"

@@ -21,7 +21,7 @@ from ran_on import Machine, device_of, in_words, table
 from sizes import study_file
 
 from mmsweep.assembly import Warm
-from mmsweep.report.packing import PackEpoch
+from mmsweep.record.packing import PackEpoch
 from mmsweep.search_space import starting_points
 from mmsweep.study import Study
 from mmsweep.training.world import World

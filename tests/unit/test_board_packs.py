@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from mmsweep.report.packing import Capacity
+from mmsweep.record.packing import Capacity
 from mmsweep.sweep import board as module
 from mmsweep.sweep.board import Board
 from tests.unit.test_board import posting, report, run, taken

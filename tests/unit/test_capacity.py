@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mmsweep.assembly import Job, Warm, warm_key
+from mmsweep.record.trial import TrialFolder
 from mmsweep.training import capacity
 from mmsweep.training.capacity import measure
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 
 CPU = torch.device("cpu")

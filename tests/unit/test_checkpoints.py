@@ -12,8 +12,9 @@ import torch
 
 from mmsweep.assembly import Job, Warm, evaluate_run, warm_key
 from mmsweep.errors import UserError
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import Report, TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import load_checkpoint, save_checkpoint
 from mmsweep.training.world import World
 
 BEST = 2.0  # the epoch whose checkpoint is kept as the best
@@ -120,13 +121,13 @@ def test_a_manifest_is_written_last_and_nothing_is_left_where_writing_fails(
 ) -> None:
     folder = TrialFolder(tmp_path)
     folder.create({"id": "0", "params": {}}, "")
-    name = folder.save_checkpoint(1, {"a": torch.ones(2)}, {"b": torch.ones(2)}, {"epoch": 1})
+    name = save_checkpoint(folder, 1, {"a": torch.ones(2)}, {"b": torch.ones(2)}, {"epoch": 1})
     folder.append(Report(1, {}, name))
     manifest = json.loads((folder.checkpoint(1) / "manifest.json").read_text())
     assert set(manifest) == {"weights.safetensors", "resume.safetensors", "resume.json"}
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        folder.save_checkpoint(2, {"a": torch.ones(2)}, {}, {"epoch": 2})
+        save_checkpoint(folder, 2, {"a": torch.ones(2)}, {}, {"epoch": 2})
     with pytest.raises(OSError, match="No space"):
         folder.mark_done("finished")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-0001"]
@@ -140,7 +141,7 @@ def test_a_trial_s_files_have_the_rights_that_the_user_chose(tmp_path: Path, uma
     try:
         folder = TrialFolder(tmp_path / "0000")
         folder.create({"id": "0", "params": {}}, "name: x\n")
-        checkpoint = folder.save_checkpoint(1, {"a": torch.ones(1)}, {"b": torch.ones(1)}, {"epoch": 1})
+        checkpoint = save_checkpoint(folder, 1, {"a": torch.ones(1)}, {"b": torch.ones(1)}, {"epoch": 1})
         folder.append(Report(1, {}, checkpoint, 0.0))
         folder.mark_done("finished")
     finally:

@@ -12,13 +12,13 @@ import torch
 
 from mmsweep.availability import Scenario
 from mmsweep.data.dataset import IGNORE, Target
+from mmsweep.record.sweep import SweepRecord
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.report import tables
 from mmsweep.report.page import write_report
-from mmsweep.report.record import SweepRecord
 from mmsweep.report.sentences import headline, rivals, shortfall
 from mmsweep.sweep.session import _test_metrics
 from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel
-from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.evaluation import Predictions, evaluation_record
 from tests.unit import report_factory as factory
 

@@ -19,11 +19,12 @@ from mmsweep.data.formats import RasterFormat
 from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
+from mmsweep.record.trial import TrialFolder
 from mmsweep.report.bootstrap import MAP_METRICS, Bootstrap, Predicted
 from mmsweep.report.maps import coloured
 from mmsweep.report.page import write_report
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.world import World
 
 SIDE, ROWS = 32, {"train": 6, "val": 3, "test": 5}

@@ -15,8 +15,10 @@ import torch.multiprocessing as mp
 from mmsweep.assembly import Job, Warm, warm_key
 from mmsweep.errors import UserError
 from mmsweep.json_text import json_text
+from mmsweep.record.objective import Objective
+from mmsweep.record.trial import Report, TrialFolder, deciding_report
 from mmsweep.study import Schedule, Study
-from mmsweep.training.checkpoint import Report, TrialFolder, deciding_report, load_checkpoint, load_weights
+from mmsweep.training.checkpoint import load_checkpoint, load_weights
 from mmsweep.training.engine import generator
 from mmsweep.training.optimization import lr_factor
 from mmsweep.training.world import World
@@ -308,9 +310,13 @@ def test_done_marks_and_reports_survive_anything(tmp_path):
 
 def test_the_last_epoch_decides_where_the_objective_says_so():
     reports = [Report(1, {"m": 0.5}), Report(2, {"m": 0.9}), Report(3, {"m": 0.9}), Report(4, {"m": 0.1})]
-    assert deciding_report(reports, "m", "max").epoch == 2 and deciding_report(reports, "m", "min").epoch == 4
-    assert deciding_report(reports, "m", "max", "last").epoch == 4
-    assert deciding_report([Report(1, {"m": math.nan})], "m", "max") is None
+
+    def decided(objective: Objective) -> int:
+        return deciding_report(reports, objective).epoch
+
+    assert decided(Objective("m", "max")) == 2 and decided(Objective("m", "min")) == 4
+    assert decided(Objective("m", "max", "last")) == 4
+    assert deciding_report([Report(1, {"m": math.nan})], Objective("m", "max")) is None
 
 
 def test_json_has_no_nan():

@@ -15,8 +15,9 @@ from mmsweep.models.backbone import Adaptation
 from mmsweep.models.cmnext import CMNeXt
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import values_of
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study_method import MethodSpec
-from mmsweep.training.checkpoint import TrialFolder, running_statistics
+from mmsweep.training.checkpoint import running_statistics
 from mmsweep.training.initialization import digest, start_from, weights_file
 from mmsweep.training.world import World
 

@@ -19,9 +19,9 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared import PreparedData
 from mmsweep.errors import UserError
 from mmsweep.jobs import warm_key
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.training import engine
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 from mmsweep.views import make_augmentation
 

@@ -16,14 +16,15 @@ import yaml
 from mmsweep.availability import Scenario, pattern_rows
 from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
-from mmsweep.metrics import METRICS, best_of, direction, is_better, worst_of
-from mmsweep.report.record import SweepRecord
+from mmsweep.record.objective import METRICS, Objective, best_of, direction, is_better, worst_of
+from mmsweep.record.sweep import SweepRecord
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.report.sentences import headline, selection
 from mmsweep.study import Study
 from mmsweep.sweep.progress import Progress
+from mmsweep.sweep.summary import summary_of
 from mmsweep.tasks import Regression
 from mmsweep.tracking.naming import objectives
-from mmsweep.training.checkpoint import Report, TrialFolder
 from mmsweep.training.evaluation import Predictions, missing_summary, scenario_metrics
 from tests.unit import report_factory as factory
 
@@ -96,6 +97,7 @@ def sweep(tmp_path: Path) -> Path:
     folder = tmp_path / "errors"
     folder.mkdir()
     (folder / "study.yaml").write_text(ERRORS.to_yaml())
+    summary_of(ERRORS).write(folder)
     (folder / "sweep.json").write_text('{"name": "errors", "state": "finished", "trials": 2}')
     for number, error in enumerate((2.0, 1.0)):
         trial = TrialFolder(folder / "trials" / f"{number:04d}")
@@ -141,7 +143,7 @@ def test_mlflow_s_names_know_it_where_the_file_does_not_say() -> None:
 
 def test_the_live_table_marks_the_best(capsys: pytest.CaptureFixture[str]) -> None:
     for mode, best in (("min", "0001"), ("max", "0000")):
-        progress = Progress("demo", 3, MAE, mode, live=False)
+        progress = Progress("demo", 3, Objective(MAE, mode), live=False)
         for id, value in (("0000", 2.0), ("0001", 1.0), ("0002", 1.0 if mode == "min" else 2.0)):
             progress.trial(id, {}, 1)
             progress.epoch(id, 1, value)
@@ -151,5 +153,5 @@ def test_the_live_table_marks_the_best(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_module_needs_no_torch() -> None:
-    code = "import sys, mmsweep.metrics; sys.exit('torch' in sys.modules)"
+    code = "import sys, mmsweep.record.objective; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

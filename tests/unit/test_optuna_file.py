@@ -12,11 +12,11 @@ import optuna
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.search_space import starting_points
 from mmsweep.study import Study
 from mmsweep.sweep.optuna_file import open_checked
 from mmsweep.sweep.search import TrialSearch
-from mmsweep.training.checkpoint import Report, TrialFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from sleeping import METRIC, study

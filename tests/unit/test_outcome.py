@@ -9,8 +9,8 @@ import typer
 
 from mmsweep import cli
 from mmsweep.ending import Interrupted
+from mmsweep.record.trial import TrialFolder
 from mmsweep.sweep.outcome import SweepOutcome
-from mmsweep.training.checkpoint import TrialFolder
 from tests.unit import report_factory as factory
 
 

@@ -24,9 +24,10 @@ from mmsweep.models.few_rows import SteadyLinear
 from mmsweep.models.lora import Noise, PackedLoRALinear
 from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.models.peft_format import export_adapter, import_adapter
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Optimizer, Study
 from mmsweep.study_method import MethodSpec
-from mmsweep.training.checkpoint import TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import load_checkpoint, save_checkpoint
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
 from tests.contracts.test_methods import ROWS, blueprint, make_batch
@@ -170,7 +171,7 @@ def test_an_error_of_one_slot_ends_that_slot(studies, tmp_path):
     broken = job(studies[2], tmp_path / "broken")
     run_pack([broken], lambda job, record: True)
     strange, state = {"strange": torch.zeros(1)}, {"epoch": 1, "best": {"epoch": 1, "metrics": {}}}
-    TrialFolder(broken.folder).save_checkpoint(1, strange, {}, state)  # whole, and of another architecture
+    save_checkpoint(TrialFolder(broken.folder), 1, strange, {}, state)  # whole, and of another architecture
     jobs = [job(studies[0], tmp_path / "picky"), job(studies[1], tmp_path / "other"), broken]
     _, other, _ = run_pack(jobs, report, over=lambda job, problem: ends.setdefault(job.id, str(problem)))
     assert "no such metric" in ends["picky"] and "architecture" in ends["broken"] and ends["other"] == "None"

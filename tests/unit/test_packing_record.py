@@ -6,7 +6,8 @@ import pytest
 
 from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
-from mmsweep.report.packing import FILE, Capacity, PackEpoch, Packing
+from mmsweep.record.objective import Objective
+from mmsweep.record.packing import FILE, Capacity, PackEpoch, Packing
 from mmsweep.sweep.progress import Progress
 
 
@@ -62,7 +63,7 @@ def test_numbers_of_slots_that_there_are_not(slots, tiny_study):
 
 
 def test_progress_says_slots_and_reasons_once(capsys):
-    progress = Progress("s", 4, "val/x", "max", live=False)
+    progress = Progress("s", 4, Objective("val/x", "max"), live=False)
     for _ in range(2):
         progress.slots({"host-0": 4, "host-1": 4})
         progress.reasons(["the backbone is trained"])

@@ -15,15 +15,15 @@ from rich.console import Console
 
 from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
+from mmsweep.record.packing import FILE, PackEpoch, Packing
+from mmsweep.record.sweep import SweepRecord, group_name
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.report import tables, wording
-from mmsweep.report.packing import FILE, PackEpoch, Packing
 from mmsweep.report.page import write_report
 from mmsweep.report.published import ROWS, published, published_table
-from mmsweep.report.record import SweepRecord, group_name
 from mmsweep.report.search_figures import importance_bars, importance_note, importances
 from mmsweep.report.sentences import facts
 from mmsweep.tasks.classification import MultiLabel, SingleLabel
-from mmsweep.training.checkpoint import Report, TrialFolder
 from tests.unit import report_factory as factory
 
 FIGURES = {"share_available", "scenarios", "per_class", "history", "curves", "parallel"}
@@ -129,11 +129,11 @@ def test_groups_come_in_the_study_s_order_and_validation_chooses(by_method: Path
     assert set(record.to_json()["groups"]) == set(factory.GROUPS)
 
 
-@pytest.mark.parametrize("damage", ["nothing", "study", "sweep", "evaluation", "reports"])
+@pytest.mark.parametrize("damage", ["nothing", "summary", "sweep", "evaluation", "reports"])
 def test_a_damaged_folder_is_named(damage: str, tmp_path: Path) -> None:
     folder = factory.make_sweep(tmp_path / "s", trials=2)
     paths = {
-        "study": folder / "study.yaml",
+        "summary": folder / "summary.json",
         "sweep": folder / "sweep.json",
         "evaluation": folder / "final/best/seed-101/evaluation.json",
         "reports": folder / "trials/0000/reports.jsonl",

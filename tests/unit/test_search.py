@@ -13,13 +13,12 @@ from ray.tune.search import Searcher
 
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.search_space import SearchSpace, check_search, identity, starting_points
 from mmsweep.study import Study
 from mmsweep.study_search import Dimension
 from mmsweep.sweep.search import MAX_LOSSES, TrialSearch, open_optuna, tell
-from mmsweep.sweep.trial import score
 from mmsweep.sweep.tuner import judged_epochs, make_scheduler
-from mmsweep.training.checkpoint import Report, TrialFolder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from sleeping import METRIC, study
@@ -118,7 +117,7 @@ def test_scores_follow_metric_and_scope() -> None:
     mae = "val/mean_missing/mae"
     for metric, scope, expected in [(METRIC, "best", 0.5), (METRIC, "last", 0.3), (mae, "best", 0.1)]:
         s = study(sweep__objective={"metric": metric, "scope": scope})
-        assert score([{metric: e[METRIC]} for e in epochs], s.sweep.objectives[0]) == expected
+        assert s.sweep.objectives[0].score([{metric: e[METRIC]} for e in epochs]) == expected
 
 
 def test_optuna_learns_from_the_folder_how_a_trial_ended(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from mmsweep.data.formats import ImageFormat, RasterFormat
 from mmsweep.data.raw_batch import Normalisation, RawBatch
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.pretrained import PretrainedEncoder
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.training import batches, engine, evaluation
 from mmsweep.training.batches import made_ahead
-from mmsweep.training.checkpoint import TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.engine import EvaluationPlan
 from mmsweep.training.world import World
 from mmsweep.transfer import Resident, pinned, sent

@@ -16,10 +16,11 @@ from mmsweep.check import check
 from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job, warm_key
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.tasks import Regression, SingleLabel, TargetScale, make_task
 from mmsweep.tasks.regression import SCALE
-from mmsweep.training.checkpoint import TrialFolder, load_checkpoint
+from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.world import World
 
 

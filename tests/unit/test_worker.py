@@ -15,11 +15,11 @@ import ray
 import torch
 
 from mmsweep.assembly import Warm, pack_key, warm_key
+from mmsweep.record.trial import TrialFolder
 from mmsweep.sweep import worker
 from mmsweep.sweep.board import Board, Posting
 from mmsweep.sweep.train_function import Place
 from mmsweep.training import engine
-from mmsweep.training.checkpoint import TrialFolder
 from mmsweep.training.world import World
 
 

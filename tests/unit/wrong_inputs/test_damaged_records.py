@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mmsweep import cli
 from mmsweep.errors import UserError
-from mmsweep.report.record import SweepRecord
+from mmsweep.record.sweep import SweepRecord
 from mmsweep.sweep.folder import SweepFolder
 from tests.unit.report_factory import make_sweep, study
 from tests.unit.wrong_inputs.messages import Say
@@ -24,6 +25,7 @@ WRONG = {
         b'{"overrides": [1]}',
     ],
     "tracking.json": [b"{}", b'{"id": "x", "runs": [1]}', b'{"id": "x", "tags": {"a": null}}', b'{"id": 7}'],
+    "summary.json": [b"{}", b'{"name": "s", "objectives": []}'],
     "packing.json": [b'{"capacities": 1, "epochs": []}', b'{"epochs": [{}]}', b'{"capacities": [[1]]}'],
     "trials/0001/trial.json": [
         b"{}",
@@ -102,6 +104,18 @@ def test_predictions_whose_arrays_do_not_belong_together(sweep: Path, say: Say) 
     for content in (b"", b"[1]", whole[: len(whole) // 2], whole.replace(b"PK\x03\x04", b"PK\x03\x05", 1)):
         file.write_bytes(content)
         assert say("report", sweep).startswith(str(file))
+
+
+def test_a_sweep_of_an_older_mmsweep_gets_its_summary(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary, before = sweep / "summary.json", (sweep / "summary.json").read_bytes()
+    summary.unlink()
+    with pytest.raises(UserError, match=r"summary.json: the file is missing"):
+        SweepRecord.load(sweep)
+    cli.show(sweep)
+    assert "Trials by validation" in capsys.readouterr().out and summary.read_bytes() == before
+    summary.unlink()
+    SweepFolder.open(study(), sweep, trials=4, resume=True, extend=0).release()
+    assert summary.read_bytes() == before
 
 
 def test_a_lost_sweep_json_is_made_again(sweep: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import Report, TrialFolder
+from mmsweep.training.checkpoint import save_checkpoint
 from tests.unit.wrong_inputs.messages import METRIC, Say, line_of
 
 
@@ -126,7 +127,7 @@ def run_folder(place: Path, study: Callable[..., Path]) -> TrialFolder:
     """A run whose checkpoint holds one tensor that no method has."""
     folder = TrialFolder(place / "run")
     folder.create({"id": "0000", "number": 0, "params": {}, "kind": "trial", "seed": 0}, study().read_text())
-    checkpoint = folder.save_checkpoint(1, {"other.weight": torch.zeros(2)}, {}, {"epoch": 1})
+    checkpoint = save_checkpoint(folder, 1, {"other.weight": torch.zeros(2)}, {}, {"epoch": 1})
     folder.append(Report(1, {METRIC: 0.5}, checkpoint))
     return folder
 

@@ -1,74 +1,60 @@
-"""A sweep as its folder tells it: trials, the best, the finals. Reads files only, starts nothing, asks no MLflow."""
+"""A sweep as its folder tells it: trials, the best, the finals. Reads files only, starts nothing, asks no MLflow.
+
+sweep.json      SweepFile        summary.json    summary.Summary      packing.json    packing.Packing
+tracking.json   TrackingFile     trials/0003/    trial.TrialFolder    final/best/seed-101/    trial.TrialFolder
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
+
+from annotated_types import Interval
+from typing_extensions import TypedDict
 
 from mmsweep.errors import UserError
-from mmsweep.record.files import SweepFile, TrackingFile, read_record
-from mmsweep.report.finals import Evaluation, FinalGroup, FinalRun
-from mmsweep.report.packing import Packing
-from mmsweep.study import Study
-from mmsweep.study_search import Objective
-from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.record.files import OPEN, read_record
+from mmsweep.record.objective import Objective
+from mmsweep.record.packing import Packing
+from mmsweep.record.results import FinalGroup, TrialRecord
+from mmsweep.record.summary import Summary
+from mmsweep.record.trial import TrialFolder
 
 _LONGEST_GROUP = 50  # characters of a group's name before its digest: file names end at 255 bytes
 
 
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial.
+class SweepFile(TypedDict, total=False):
+    """`sweep.json`: where a sweep stands."""
 
-    Args:
-        id: its folder's name, "0003".
-        state: finished | stopped (early) | failed | running | interrupted.
-        params: what varies.
-        metrics: of the epoch that counts: the best by the first objective, or the last where its scope says so.
-        objective: the first objective's value at that epoch; None where there is none (no report yet, or NaN).
-        epoch: that epoch.
-        curve: (epoch, first objective) of every report.
-        seconds: training and validation, all epochs.
-        constant: the first objective of the constant predictor on validation; None where it is not known.
-    """
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    name: str
+    state: Literal["running", "finished", "interrupted", "failed"]
+    created: Annotated[float, Interval(ge=0, lt=1e11)]  # seconds since 1970
+    mmsweep: str
+    trials: Annotated[int, Interval(ge=0, lt=10**9)]
+    mlflow: dict[str, str]
+    data: dict[str, str]
+    overrides: list[str]  # keys that the command line of the first start gave
 
+
+class TrackingFile(TypedDict):
+    """`tracking.json`: where a sweep is tracked, and the MLflow run of each trial."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
     id: str
-    state: str
-    params: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    objective: float | None
-    epoch: int | None
-    curve: tuple[tuple[int, float], ...]
-    seconds: float
-    mlflow_run_id: str | None
-    error: str | None
-    folder: Path
-    constant: float | None = None
-
-    @property
-    def number(self) -> int | str:
-        return int(self.id) if self.id.isdigit() else self.id
-
-    def to_json(self) -> dict[str, Any]:
-        shown = {
-            "id": self.id,
-            "state": self.state,
-            "params": dict(self.params),
-            "metrics": {name: None if math.isnan(value) else value for name, value in self.metrics.items()},
-            "objective": self.objective,
-            "epoch": self.epoch,
-            "mlflow_run_id": self.mlflow_run_id,
-        }
-        return shown if self.constant is None else {**shown, "constant": self.constant}
+    uri: NotRequired[str]
+    experiment: NotRequired[str]
+    run_id: NotRequired[str]
+    runs: NotRequired[dict[str, str]]
+    tags: NotRequired[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ class SweepRecord:
 
     Args:
         state: running | finished | interrupted | failed.
-        study: as it was asked for.
+        summary: of its study.
         trials: by number.
         groups: finals, in the study's order of `sweep.final.per`.
         tracking: what was told to MLflow: uri, experiment, run_id, tags; empty where the sweep was not tracked.
@@ -87,7 +73,7 @@ class SweepRecord:
     folder: Path
     name: str
     state: str
-    study: Study
+    summary: Summary
     trials: tuple[TrialRecord, ...]
     groups: tuple[FinalGroup, ...]
     tracking: Mapping[str, Any]
@@ -104,15 +90,17 @@ class SweepRecord:
         if not (root / "study.yaml").is_file():
             expected = "a sweep's folder, with study.yaml, sweep.json and trials/ in it"
             raise UserError("no sweep lies here", file=root, expected=expected, hint=_neighbours(root))
-        study = Study.load(root / "study.yaml")
+        summary = Summary.load(root)
         meta: Mapping[str, Any] = read_record(root / "sweep.json", SweepFile) or {}
         tracking: Mapping[str, Any] = read_record(root / "tracking.json", TrackingFile) or {}
-        state = str(meta.get("state", "interrupted"))
-        runs = tracking.get("runs") or {}
-        folders = [TrialFolder(path) for path in sorted((root / "trials").glob("*"))]
-        trials = [_trial(folder, study, state, runs) for folder in folders if folder.exists()]
-        groups = _groups(root / "final", study, state)
-        return cls(root, str(meta.get("name", study.name)), state, study, tuple(trials), groups, tracking, meta)
+        state, runs = str(meta.get("state", "interrupted")), tracking.get("runs") or {}
+        trials = []
+        for folder in map(TrialFolder, sorted((root / "trials").glob("*"))):
+            if folder.exists():
+                trials.append(TrialRecord.load(folder, summary, state, runs))
+                _check_complete(folder, summary)
+        groups = _groups(root / "final", summary, state, runs)
+        return cls(root, str(meta.get("name", summary.name)), state, summary, tuple(trials), groups, tracking, meta)
 
     @cached_property
     def packing(self) -> Packing:
@@ -122,7 +110,7 @@ class SweepRecord:
     @property
     def objective(self) -> Objective:
         """The first objective; rankings are by it."""
-        return self.study.sweep.objectives[0]
+        return self.summary.objectives[0]
 
     @property
     def metric(self) -> str:
@@ -132,9 +120,9 @@ class SweepRecord:
     @cached_property
     def ranking(self) -> list[TrialRecord]:
         """Trials with a score, best first; equal scores in the order of their numbers."""
-        sign = -1 if self.objective.mode == "max" else 1
-        scored = [trial for trial in self.trials if trial.objective is not None]
-        return sorted(scored, key=lambda trial: (sign * (trial.objective or 0.0), trial.id))
+        scored = [(trial.objective, trial) for trial in self.trials if trial.objective is not None]
+        scored.sort(key=lambda pair: (self.objective.rank(pair[0]), pair[1].id))
+        return [trial for _, trial in scored]
 
     @property
     def best(self) -> TrialRecord | None:
@@ -152,21 +140,21 @@ class SweepRecord:
     def best_group(self) -> FinalGroup | None:
         """The group that validation chose: the one with the best trial's value of `sweep.final.per`."""
         evaluated = [group for group in self.groups if group.evaluations]
-        keys = self.study.sweep.final.keys if self.study.sweep.final else []
+        keys = self.summary.final.per if self.summary.final else []
         wanted = group_name(self.best.params, keys) if keys and self.best else None
         return min(evaluated, key=lambda group: group.name != wanted, default=None)
 
     @property
     def planned(self) -> int:
         """How many trials the sweep is to have (a grid or `--extend` may differ from `sweep.trials`)."""
-        return max(int(self.meta.get("trials", self.study.sweep.trials)), len(self.trials))
+        return max(int(self.meta.get("trials", self.summary.trials)), len(self.trials))
 
     def count(self, state: str) -> int:
         return sum(trial.state == state for trial in self.trials)
 
     def best_study_yaml(self) -> str | None:
         """The best trial's resolved study, as `mmsweep best` prints it."""
-        return Study.load(self.best.folder / "study.yaml").to_yaml() if self.best else None
+        return TrialFolder(self.best.folder).study_yaml() if self.best else None
 
     def to_json(self) -> dict[str, Any]:
         """The shape of `mmsweep show --json` (DESIGN §6), and how full packs were; with `sweep.final.per` every group
@@ -180,7 +168,7 @@ class SweepRecord:
             "final": _cells(chosen) if chosen else {},
             "packing": self.packing.to_json(),
         }
-        if self.study.sweep.final and self.study.sweep.final.keys:
+        if self.summary.final and self.summary.final.per:
             shown["groups"] = {group.name: _cells(group) for group in self.groups}
         return shown
 
@@ -218,46 +206,14 @@ def _unmistakable(value: Any) -> bool:
     return False
 
 
-def _trial(folder: TrialFolder, study: Study, sweep_state: str, runs: Mapping[str, str]) -> TrialRecord:
-    about, done, reports = folder.trial(), folder.done(), folder.reports()
-    objective = study.sweep.objectives[0]
-    _check_complete(folder, study)
-    curve = [(r.epoch, r.metrics[objective.metric]) for r in reports if objective.metric in r.metrics]
-    valid = [point for point in curve if not math.isnan(point[1])]
-    chosen = None
-    if valid:
-        sign = -1 if objective.mode == "max" else 1
-        chosen = valid[-1] if objective.scope == "last" else min(valid, key=lambda p: (sign * p[1], p[0]))
-    metrics = next((r.metrics for r in reports if chosen and r.epoch == chosen[0]), {})
-    constant = reports[0].metrics.get(f"val/constant/{objective.metric.removeprefix('val/')}") if reports else None
-    unfinished = "running" if sweep_state == "running" else "interrupted"
-    trial_id = str(about.get("id", folder.path.name))
-    return TrialRecord(
-        id=trial_id,
-        state=str(done["state"]) if done else unfinished,
-        params=about.get("params") or {},
-        metrics=metrics,
-        objective=chosen[1] if chosen else None,
-        epoch=chosen[0] if chosen else None,
-        curve=tuple(curve),
-        seconds=math.fsum(r.seconds for r in reports),
-        mlflow_run_id=runs.get(trial_id),
-        error=done.get("error") if done else None,
-        folder=folder.path,
-        constant=None if constant is None or math.isnan(constant) else constant,
-    )
-
-
-def _check_complete(folder: TrialFolder, study: Study) -> None:
+def _check_complete(folder: TrialFolder, summary: Summary) -> None:
     """Refuse a finished trial whose reports were lost: it would silently drop out of the ranking."""
     about, reports, done = folder.trial(), folder.reports(), folder.done()
     if done is None or done["state"] != "finished":
         return
-    searched = {key: value for key, value in about["params"].items() if key == "train.epochs"}
-    try:
-        epochs = (study.with_values(searched) if searched else study).train.epochs
-    except UserError as problem:
-        raise problem.placed(file=folder.path / "trial.json", line=None) from problem
+    epochs = about["params"].get("train.epochs", summary.epochs)
+    if not isinstance(epochs, int):
+        raise UserError("not a number of epochs", file=folder.path / "trial.json", key="train.epochs", found=epochs)
     if not reports or reports[-1].epoch < epochs:
         raise UserError(
             "reports are missing: the trial is marked as finished", file=folder.path / "reports.jsonl",
@@ -266,30 +222,22 @@ def _check_complete(folder: TrialFolder, study: Study) -> None:
         )  # fmt: skip
 
 
-def _groups(root: Path, study: Study, sweep_state: str) -> tuple[FinalGroup, ...]:
+def _groups(root: Path, summary: Summary, sweep_state: str, runs: Mapping[str, str]) -> tuple[FinalGroup, ...]:
     groups = []
-    for group in sorted(path for path in root.glob("*") if path.is_dir()):
-        runs = []
-        for path in sorted(group.glob("seed-*"), key=lambda p: (len(p.name), p.name)):
-            folder = TrialFolder(path)
-            if not folder.exists():
-                continue
-            done, evaluation = folder.done(), path / "evaluation.json"
-            state = str(done["state"]) if done else ("running" if sweep_state == "running" else "interrupted")
-            found = Evaluation.read(evaluation) if state == "finished" and evaluation.exists() else None
-            seed = int(folder.trial().get("seed") or path.name.removeprefix("seed-"))
-            runs.append(FinalRun(group.name, seed, path, state, done.get("error") if done else None, found))
-        groups.append(FinalGroup(group.name, tuple(runs)))
-    groups.sort(key=lambda group: (_place(group, study), group.name))
+    for path in sorted(path for path in root.glob("*") if path.is_dir()):
+        folders = map(TrialFolder, sorted(path.glob("seed-*"), key=lambda p: (len(p.name), p.name)))
+        found = [TrialRecord.load(folder, summary, sweep_state, runs) for folder in folders if folder.exists()]
+        groups.append(FinalGroup(path.name, tuple(found)))
+    groups.sort(key=lambda group: (_place(group, summary), group.name))
     return tuple(groups)
 
 
-def _place(group: FinalGroup, study: Study) -> tuple[int, ...]:
+def _place(group: FinalGroup, summary: Summary) -> tuple[int, ...]:
     """Where a group's values of `sweep.final.per` stand among the study's choices; values of no choice come last."""
-    params = TrialFolder(group.runs[0].folder).trial().get("params") or {} if group.runs else {}
+    params = group.runs[0].params if group.runs else {}
     places = []
-    for key in study.sweep.final.keys if study.sweep.final else []:
-        choices = study.search[key].choices
+    for key in summary.final.per if summary.final else []:
+        choices = summary.search[key].choices
         places.append(choices.index(params[key]) if params.get(key) in choices else len(choices))
     return tuple(places)
 

@@ -1,12 +1,12 @@
-"""Every metric that a task reports: how it is written, its unit, and whether more or less of it is better.
+"""Every metric that a task reports (how it is written, its unit, its direction), and what trials are ranked by.
 
-This is the only place that knows a metric's direction. It imports no torch, so the light parts can ask it too.
+This is the only place that knows which of two scores is the better one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,3 +73,38 @@ def best_of(values: Iterable[float], mode: Mode) -> float:
 def worst_of(values: Iterable[float], mode: Mode) -> float:
     """The worst value, as `best_of`: the largest error, the smallest share of right answers."""
     return best_of(values, "min" if mode == "max" else "max")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What trials are ranked by.
+
+    Args:
+        metric: `val/scenario/metric`.
+        mode: its direction.
+        scope: whether a trial's score is that of its best epoch, or of its last one.
+    """
+
+    metric: str
+    mode: Mode
+    scope: Literal["best", "last"] = "best"
+
+    def better(self, value: float, best: float) -> bool:
+        """Whether a score beats the best so far, as `is_better`."""
+        return is_better(value, best, self.mode)
+
+    def rank(self, value: float) -> float:
+        """A key that sorts scores with the best first."""
+        return -value if self.mode == "max" else value
+
+    def score(self, epochs: Sequence[Mapping[str, float]]) -> float:
+        """A trial's score after some epochs, at least one; NaN where there is none.
+
+        Args:
+            epochs: the metrics of each.
+
+        Raises:
+            KeyError: an epoch lacks the metric.
+        """
+        values = [metrics[self.metric] for metrics in epochs]
+        return values[-1] if self.scope == "last" else best_of(values, self.mode)

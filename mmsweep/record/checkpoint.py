@@ -1,0 +1,131 @@
+"""A checkpoint as files, written whole and known to be whole by checksums. Its tensors are `training.checkpoint`'s.
+
+epoch-0003/{weights.safetensors, resume.safetensors, resume.json, manifest.json}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NotRequired
+
+from typing_extensions import TypedDict
+
+from mmsweep.environment_faults import environment_fault
+from mmsweep.errors import UserError
+from mmsweep.record.files import OPEN, permit, read_record, write_whole
+
+MANIFEST = "manifest.json"
+WEIGHTS, RESUME, STATE = "weights.safetensors", "resume.safetensors", "resume.json"
+
+
+class _Best(TypedDict):
+    epoch: int
+    metrics: dict[str, float]
+
+
+class CheckpointFile(TypedDict):
+    """`resume.json` of a checkpoint: the epoch it stands after, and the best one until then."""
+
+    __pydantic_config__ = OPEN  # type: ignore[misc]
+    epoch: int
+    best: NotRequired[_Best]
+
+
+@contextlib.contextmanager
+def new_checkpoint(target: Path) -> Iterator[Path]:
+    """Write a checkpoint whole: the block writes WEIGHTS, RESUME and STATE into the folder that it is given.
+
+    When the block ends, they and their checksums are on disk, and the folder takes the place of `target`.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for name in (WEIGHTS, RESUME, STATE):
+            permit(temporary / name)
+            with open(temporary / name, "rb") as file:
+                os.fsync(file.fileno())  # the report that vouches for the checkpoint is synced too
+        manifest = {name: _checksum(temporary / name) for name in (WEIGHTS, RESUME, STATE)}
+        write_whole(temporary / MANIFEST, json.dumps(manifest, indent=1))  # last: it says that the others are whole
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk needs the space
+        raise
+
+
+def check_files(folder: Path, *names: str) -> bool:
+    """Compare files of a checkpoint with the checksums in its manifest.
+
+    Returns:
+        Whether there are any: a checkpoint of an older mmsweep has no manifest.
+
+    Raises:
+        UserError: a file is missing, damaged or cannot be read.
+    """
+    try:
+        for name in names:
+            if not (folder / name).is_file():
+                raise unreadable(folder, f"{name} is missing")
+        manifest = read_record(folder / MANIFEST, dict[str, str])
+        for name in names:
+            if manifest is not None and _checksum(folder / name) != manifest.get(name):
+                raise unreadable(folder, f"{name} differs from its checksum in {MANIFEST}")
+    except OSError as error:
+        raise unreadable(folder, str(error)) from error
+    return manifest is not None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, as a sentence; None where it is whole.
+
+    Raises:
+        UserError: nothing is known of it, since the disk or the memory gave out.
+    """
+    try:
+        if not check_files(folder, WEIGHTS, RESUME, STATE):
+            _check_unsigned(folder)
+    except UserError as problem:
+        if environment_fault(problem):
+            raise
+        return f"{os.path.relpath(str(problem.file), folder.parents[1])}: {problem.problem}"
+    return None
+
+
+def _check_unsigned(folder: Path) -> None:
+    """Check a checkpoint without checksums: its headers against the lengths of its files."""
+    from safetensors import SafetensorError, safe_open
+
+    read_record(folder / STATE, CheckpointFile)
+    try:
+        for name in (WEIGHTS, RESUME):
+            with safe_open(folder / name, framework="numpy"):
+                pass
+    except (OSError, ValueError, SafetensorError) as error:
+        raise unreadable(folder, str(error)) from error
+
+
+def unreadable(folder: Path, reason: str) -> UserError:
+    """The refusal of a checkpoint that is not whole."""
+    return UserError(f"the checkpoint cannot be read ({reason})", file=folder, expected="a checkpoint folder")
+
+
+def epoch_of(checkpoint: Path) -> int:
+    """The epoch after which a checkpoint stands, by its folder's name."""
+    return int(checkpoint.name.removeprefix("epoch-"))
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

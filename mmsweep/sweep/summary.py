@@ -1,0 +1,61 @@
+"""A study's plain summary for readers."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from mmsweep.record.summary import FILE, Final, Scenarios, Searched, Splits, Summary
+from mmsweep.study import Study
+
+
+def summary_of(study: Study) -> Summary:
+    """What readers need of a study."""
+    sweep, final, search = study.sweep, study.sweep.final, study.search
+    return Summary(
+        name=study.name,
+        digest=study.digest(),
+        dataset=study.data.dataset,
+        task=study.data.task,
+        modalities=list(study.model.encoders),
+        splits=_splits(study),
+        scenarios=Scenarios(study.scenarios.seed, study.scenarios.train, list(study.scenarios.evaluate)),
+        epochs=study.train.epochs,
+        seeds={
+            "split": study.data.split_seed,
+            "scenarios": study.scenarios.seed,
+            "training": study.train.seed,
+            "sampler": sweep.sampler.seed,
+        },
+        search={key: Searched(d.kind, float(d.low), float(d.high), d.choices) for key, d in search.items()},
+        trials=sweep.trials,
+        objectives=sweep.objectives,
+        scheduler=sweep.scheduler.name,
+        grace_epochs=sweep.scheduler.grace_epochs,
+        final=None if final is None else Final(final.seeds, final.keys),
+    )
+
+
+def summarize(folder: Path) -> None:
+    """Write the summary of a sweep that an older mmsweep began; nothing where there is one, or no sweep.
+
+    Where the folder cannot be written nothing happens either: its readers then say what is missing.
+
+    Raises:
+        UserError: its study is damaged.
+    """
+    if (folder / "study.yaml").is_file() and not (folder / FILE).exists():
+        summary = summary_of(Study.load(folder / "study.yaml"))
+        with contextlib.suppress(OSError):
+            summary.write(folder)
+
+
+def _splits(study: Study) -> Splits:
+    from mmsweep.data.registry import dataset_card, datasets  # torch
+
+    data = study.data
+    split = data.split if data.dataset == "manifest" else None
+    rows = dataset_card(data.dataset).rows if data.dataset in datasets() and data.dataset != "manifest" else {}
+    seed = data.split_seed if split is None or split.seed is None else split.seed
+    column = split.column if split else None
+    return Splits(column, seed, data.dataset == "manifest" and bool(data.group), rows.get("val"))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.report_factory import make_sweep
+
 
 def loaded(statement: str) -> set[str]:
     """The modules that a fresh interpreter holds after a statement."""
@@ -29,6 +31,15 @@ def loaded(statement: str) -> set[str]:
 def test_little_is_imported_where_somebody_waits(module, without):
     found = loaded(f"import {module}")
     assert module in found and not found & without
+
+
+@pytest.mark.parametrize("verb", [["--help"], ["show"], ["show", "--json"], ["best"], ["report"]])
+def test_what_is_shown_needs_no_torch(verb: list[str], tmp_path: Path) -> None:
+    folder = [] if verb == ["--help"] else [str(make_sweep(tmp_path / "s", trials=2))]
+    code = f"import sys; sys.argv = {['mmsweep', *verb[:1], *folder, *verb[1:]]!r}; from mmsweep.cli import main\n"
+    code += "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout and not set(done.stderr.split()) & {"torch", "ray", "mlflow"}
 
 
 def test_what_prepares_data_imports_no_network() -> None:

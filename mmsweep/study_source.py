@@ -201,7 +201,9 @@ def _mentions(annotation: Any, types: Sequence[Any]) -> bool:
 
 def _is_union_branch(part: int | str) -> bool:
     """pydantic adds the name of a union's branch to a location; it is no key of the file."""
-    return isinstance(part, str) and (part in ("int", "str", "float", "Objective", "dict[str,any]") or "[" in part)
+    return isinstance(part, str) and (
+        part in ("int", "str", "float", "ObjectiveOptions", "dict[str,any]") or "[" in part
+    )
 
 
 def _fields_at(schema: Any, parts: Sequence[str]) -> list[str]:

@@ -95,10 +95,10 @@ class SweepRecord:
         tracking: Mapping[str, Any] = read_record(root / "tracking.json", TrackingFile) or {}
         state, runs = str(meta.get("state", "interrupted")), tracking.get("runs") or {}
         trials = []
-        for folder in map(TrialFolder, sorted((root / "trials").glob("*"))):
-            if folder.exists():
-                trials.append(TrialRecord.load(folder, summary, state, runs))
-                _check_complete(folder, summary)
+        for trial in map(TrialFolder, sorted((root / "trials").glob("*"))):
+            if trial.exists():
+                trials.append(TrialRecord.load(trial, summary, state, runs))
+                _check_complete(trial, summary)
         groups = _groups(root / "final", summary, state, runs)
         return cls(root, str(meta.get("name", summary.name)), state, summary, tuple(trials), groups, tracking, meta)
 

@@ -23,6 +23,7 @@ from mmsweep.report.page import write_report
 from mmsweep.report.published import ROWS, published, published_table
 from mmsweep.report.search_figures import importance_bars, importance_note, importances
 from mmsweep.report.sentences import facts
+from mmsweep.sweep.summary import summary_of
 from mmsweep.tasks.classification import MultiLabel, SingleLabel
 from tests.unit import report_factory as factory
 
@@ -238,6 +239,7 @@ def test_importance_is_fanova_s_with_its_spread_and_needs_twenty_finished_trials
     folder, made = tmp_path / "ranked", factory.study(train={"epochs": 1}, sweep={"trials": 40, "final": None})
     folder.mkdir()
     (folder / "study.yaml").write_text(made.to_yaml())
+    summary_of(made).write(folder)
     random = np.random.default_rng(0)
     for number in range(40):
         params = {"method.align_weight": 10 ** random.uniform(-2, 0), "model.lora.rank": [1, 2, 4, 8][number % 4]}

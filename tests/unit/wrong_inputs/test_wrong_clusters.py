@@ -69,7 +69,11 @@ def test_damaged_sweeps(study: Callable[..., Path], place: Path, say: Say) -> No
         assert message.startswith(str(folder / "sweep.json")) or message.startswith("sweeps/wrong/sweep.json"), message
         assert "not valid JSON; expected the file as mmsweep wrote it" in message
     (folder / "study.yaml").write_text("name: x\ndata: [")
-    for command in (["tune", study(), "--resume"], ["show", folder], ["report", folder]):
+    assert say("tune", study(), "--resume").startswith(f"{folder / 'study.yaml'}:2: not valid YAML")
+    for command in (["show", folder], ["report", folder]):
+        assert say(*command).startswith(str(folder / "sweep.json"))  # they read the summary, not the study
+    (folder / "summary.json").unlink()
+    for command in (["show", folder], ["report", folder]):
         assert say(*command).startswith(f"{folder / 'study.yaml'}:2: not valid YAML")
 
 

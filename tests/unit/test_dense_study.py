@@ -24,6 +24,7 @@ from mmsweep.report.bootstrap import MAP_METRICS, Bootstrap, Predicted
 from mmsweep.report.maps import coloured
 from mmsweep.report.page import write_report
 from mmsweep.study import Study
+from mmsweep.sweep.summary import summary_of
 from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.world import World
 
@@ -103,6 +104,7 @@ def sweep(values: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sweep")
     study = Study.parse(values)
     (root / "study.yaml").write_text(study.to_yaml())
+    summary_of(study).write(root)
     (root / "sweep.json").write_text(json.dumps({"name": "halves", "state": "finished", "trials": 1}))
     for folder, kind in ((root / "trials" / "0000", "trial"), (root / "final" / "best" / "seed-1", "final")):
         trained(study, folder, kind)

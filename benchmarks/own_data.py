@@ -26,9 +26,9 @@ from ran_on import Machine, hand_over, out_option, table
 from sklearn import datasets
 
 from mmsweep.assembly import make_builder
+from mmsweep.readers import wording
+from mmsweep.readers.report.sentences import shortfall
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report import wording
-from mmsweep.report.sentences import shortfall
 from mmsweep.study import Study
 
 METRICS = {"regression": ("mae",), "single_label": ("accuracy", "f1_macro"), "multi_label": ("f1_macro", "accuracy")}

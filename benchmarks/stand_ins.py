@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from mmsweep.assembly import Warm
+from mmsweep.readers.report.arrays import read_arrays
 from mmsweep.record.trial import TrialFolder
-from mmsweep.report.arrays import read_arrays
 from mmsweep.study import Study
 from mmsweep.training.stand_ins import write_stand_ins
 from mmsweep.training.world import World

@@ -23,11 +23,11 @@ from mmsweep.data.registry import DatasetCard
 from mmsweep.effects import check_effects
 from mmsweep.errors import UserError
 from mmsweep.models.backbones import BACKBONES
+from mmsweep.readers.mlflow.address import resolve_uri
 from mmsweep.search_space import check_search
 from mmsweep.study import Study
 from mmsweep.study_mult import MulTSpec
 from mmsweep.tasks import TargetScale, Task, make_task
-from mmsweep.tracking.address import resolve_uri
 from mmsweep.training.initialization import check_first_stage, task_state
 from mmsweep.views import make_augmentation, make_inference
 

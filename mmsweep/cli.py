@@ -157,7 +157,7 @@ def evaluate(
         return
     from rich.table import Table
 
-    from mmsweep.report.wording import CONSTANTS
+    from mmsweep.readers.wording import CONSTANTS
 
     metrics = list(record["mean_missing"])
     table = Table(title=f"{run}: {split}, epoch {record['epoch']}")
@@ -179,7 +179,7 @@ def evaluate(
 @app.command()
 def report(sweep: SweepPath) -> None:
     """Write a sweep's report again: report/index.html, pictures and tables."""
-    from mmsweep.report.page import write_report
+    from mmsweep.readers.report.page import write_report
 
     print(write_report(_sweep(sweep)))
 

@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+"""A variable of the environment in a study's text."""
 _SECRET_OPTION = re.compile(r"([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,11 +13,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from mmsweep.errors import UNSET, UserError
+from mmsweep.errors import UNSET, VARIABLE, UserError
 from mmsweep.study_yaml import LONGEST_KEY, read_text, read_yaml
 
-VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-"""A variable of the environment in a study's text."""
 MISFIT = "misfit"
 LARGEST = 2**31 - 1
 """Of every number in a study; seeds are 32 bits wide in the libraries that take them."""

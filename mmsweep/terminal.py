@@ -45,8 +45,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
 
 def print_record(record: Any) -> None:
     """Print a SweepRecord: its best trials, and the test scores of its final runs."""
-    from mmsweep.report.sentences import shortfall
-    from mmsweep.report.tables import groups_table, scenario_table, trials_table
+    from mmsweep.readers.report.sentences import shortfall
+    from mmsweep.readers.tables import groups_table, scenario_table, trials_table
 
     if record.trials:
         out.print(trials_table(record, limit=20).to_rich())

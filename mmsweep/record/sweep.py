@@ -28,6 +28,7 @@ from mmsweep.record.results import FinalGroup, TrialRecord
 from mmsweep.record.summary import Summary
 from mmsweep.record.trial import TrialFolder
 
+SUPERSEDED = "superseded"  # folder of final runs that were put aside
 _LONGEST_GROUP = 50  # characters of a group's name before its digest: file names end at 255 bytes
 
 
@@ -171,6 +172,17 @@ class SweepRecord:
         if self.summary.final and self.summary.final.per:
             shown["groups"] = {group.name: _cells(group) for group in self.groups}
         return shown
+
+
+def trial_folders(root: Path) -> list[TrialFolder]:
+    """All trials of a sweep, its final runs, and those that were put aside."""
+    paths = [*sorted((root / "trials").glob("[0-9]*")), *sorted((root / "final").glob("*/seed-*"))]
+    return [*map(TrialFolder, paths), *superseded_folders(root)]
+
+
+def superseded_folders(root: Path) -> list[TrialFolder]:
+    """Final runs that were put aside, since their trial is not the best any more."""
+    return [TrialFolder(path) for path in sorted((root / SUPERSEDED).glob("*/seed-*"))]
 
 
 def group_name(params: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import ray
 
 from mmsweep.record.results import TrialRecord
-from mmsweep.record.sweep import SweepRecord, group_name
+from mmsweep.record.sweep import SUPERSEDED, SweepRecord, group_name
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep.session import Session
@@ -56,14 +56,14 @@ def final_seeds(record: SweepRecord) -> list[int]:
     return [next(seeds) for _ in range(final.seeds if final else 0)]
 
 
-def lay_out_finals(record: SweepRecord, study: Study, session: Session) -> list[FinalJob]:
+def lay_out_finals(record: SweepRecord, study: Study) -> list[FinalJob]:
     """The folders of all final runs; those of a winner that is none any more (the sweep was extended) are put aside."""
     jobs = []
     for group, winner in winners(record).items():
         base = record.folder / "final" / group
         origin = next((TrialFolder(path.parent).trial().get("from") for path in base.glob("*/trial.json")), None)
         if origin not in (None, winner.id):
-            _put_aside(base, group, origin, session)
+            _put_aside(base, group, origin)
         for seed in final_seeds(record):
             own = study.with_values({**winner.params, "train.seed": seed})
             folder = TrialFolder(base / f"seed-{seed}")
@@ -73,14 +73,9 @@ def lay_out_finals(record: SweepRecord, study: Study, session: Session) -> list[
     return jobs
 
 
-def _put_aside(base: Path, group: str, origin: str, session: Session) -> None:
-    aside = base.parents[1] / "superseded" / f"{group}-of-{origin}-{int(time.time())}"
+def _put_aside(base: Path, group: str, origin: str) -> None:
+    aside = base.parents[1] / SUPERSEDED / f"{group}-of-{origin}-{int(time.time())}"
     aside.parent.mkdir(parents=True, exist_ok=True)
-    for path in base.glob("*/trial.json"):
-        id = TrialFolder(path.parent).trial()["id"]
-        session.tracker.set_tags(
-            {"mmsweep.trial_id": f"superseded/{origin}/{id}", "mmsweep.kind": "superseded"}, trial_id=id
-        )
     base.rename(aside)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import mmsweep
 from mmsweep.errors import UserError
+from mmsweep.readers.mlflow.address import expanded
 from mmsweep.record.files import read_record, write_whole
 from mmsweep.record.lock import HeldError, held
 from mmsweep.record.summary import FILE as SUMMARY
@@ -27,7 +28,6 @@ from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep.names import trial_id
 from mmsweep.sweep.summary import summarize, summary_of
-from mmsweep.tracking.address import expanded
 
 DATA_FACTS = {
     "dataset_fingerprint": "the data has",

@@ -1,9 +1,9 @@
-"""What the driver holds while it works on a sweep, and the one place where it writes tracking and progress.
+"""What the driver holds while it works on a sweep, and the one place where it shows progress.
 
 with starting_hosts(...) as hosts:               Ray is up, hosts are starting, the board is open
     with Session.open(study, hosts, ...) as session:
         session.post(folder, study, ...)     a trial or final run goes to the hosts
-        session.epoch(id, report)            what it reported reaches MLflow and the table
+        session.epoch(id, report)            what it reported reaches the table
         session.ended(id, folder)            how it ended, too
 """
 
@@ -16,25 +16,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from uuid import uuid4
 
 import ray
 
 from mmsweep.ending import Interrupt, Interrupted
 from mmsweep.errors import UserError
-from mmsweep.record.evaluation import Evaluation
 from mmsweep.record.files import write_whole
 from mmsweep.record.packing import FILE, Packing
-from mmsweep.record.trial import TrialFolder, deciding_report
+from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Resources, Study
 from mmsweep.sweep.board import Posting
 from mmsweep.sweep.cluster import ClusterGoneError, Liveness, attended, check_attended, connect
 from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
-
-if TYPE_CHECKING:
-    from mmsweep.tracking.tracker import Tracker
 
 log = logging.getLogger("mmsweep.sweep")
 
@@ -90,11 +86,10 @@ class Session:
         pool: HostPool,
         warm: str,
         folder: Path,
-        tracker: Tracker,
         progress: Progress,
         interrupt: Interrupt,
     ) -> None:
-        self.study, self.board, self.pool, self.tracker, self.progress = study, pool.board, pool, tracker, progress
+        self.study, self.board, self.pool, self.progress = study, pool.board, pool, progress
         self.interrupt = interrupt
         self.problem: UserError | None = None
         self._keys = importlib.import_module(warm.split(":")[0])
@@ -111,7 +106,6 @@ class Session:
         pool: HostPool,
         warm: str,
         folder: Path,
-        tracker: Tracker,
         progress: Progress,
         interrupt: Interrupt,
     ) -> Iterator[Session]:
@@ -121,7 +115,7 @@ class Session:
             warm: import path of what hosts keep warm.
             folder: the sweep's; what hosts find out about their slots is written there.
         """
-        session = cls(study, pool, warm, folder, tracker, progress, interrupt)
+        session = cls(study, pool, warm, folder, progress, interrupt)
         ray.get(pool.board.recall.remote(session._packing.capacities))
         try:
             yield session
@@ -192,7 +186,6 @@ class Session:
         for sentence in [] if done else folder.damage():
             self.progress.line(f"{id}: {sentence}; it goes on from an earlier epoch, or anew")
         self.progress.trial(id, about["params"], own.train.epochs, replayed=done and bool(reports))
-        _start_run(self.tracker, folder)
         self._reports[id] = []
         kind: Literal["trial", "final"] = "final" if about["kind"] == "final" else "trial"
         posting = Posting(
@@ -215,7 +208,6 @@ class Session:
     def epoch(self, id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """An epoch's report reached the driver."""
         check_attended()
-        self.tracker.log_epoch(id, epoch, metrics)
         reports = self._reports[id]
         reports.append(metrics)
         objective = self.study.sweep.objectives[0]
@@ -232,52 +224,5 @@ class Session:
             else:
                 folder.mark_done("stopped")
         self.board.stop.remote(id)
-        _end_run(self.tracker, folder, self.study)
         done = folder.done() or {}
         self.progress.ended(id, done["state"], done["error"])
-
-
-def replay_run(tracker: Tracker, folder: TrialFolder, study: Study) -> None:
-    """Write down whatever the tracking store lacks of a trial or final run that has ended.
-
-    Args:
-        study: the sweep's.
-    """
-    _start_run(tracker, folder)
-    for report in folder.reports():
-        tracker.log_epoch(folder.trial()["id"], report.epoch, report.metrics)
-    _end_run(tracker, folder, study)
-
-
-def _start_run(tracker: Tracker, folder: TrialFolder) -> None:
-    about, text = folder.trial(), folder.study_yaml()
-    tracker.start_trial(about["id"], about["params"], {"mmsweep.seed": str(about["seed"])}, text)
-
-
-def _end_run(tracker: Tracker, folder: TrialFolder, study: Study) -> None:
-    id, state, evaluation = folder.trial()["id"], (folder.done() or {})["state"], folder.path / "evaluation.json"
-    if state == "finished" and evaluation.exists():
-        tracker.log_test(id, _test_metrics(evaluation))
-    tracker.end_trial(id, state, [p for p in (_best_weights(folder, study), evaluation) if p and p.exists()])
-
-
-def _best_weights(folder: TrialFolder, study: Study) -> Path | None:
-    """The trained weights (adapters, tokens, head) of the epoch that counts."""
-    objective = study.sweep.objectives[0]
-    best = deciding_report(folder.reports(), objective)
-    if best is None or best.checkpoint is None:
-        return None
-    return folder.path / str(best.checkpoint) / "weights.safetensors"
-
-
-def _test_metrics(path: Path) -> dict[str, float]:
-    """An evaluation's `test/<scenario>/<metric>`; the constant predictor's are `test/constant/<scenario>/<metric>`."""
-    evaluation = Evaluation.read(path)
-    groups = {name: score.metrics for name, score in evaluation.scenarios.items()} | dict(evaluation.summaries)
-    groups |= {f"constant/{name}": evaluation.constants[name] for name in groups if name in evaluation.constants}
-    return {
-        f"test/{group}/{metric}": value
-        for group, metrics in groups.items()
-        for metric, value in metrics.items()
-        if not math.isnan(value)
-    }

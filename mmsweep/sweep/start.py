@@ -12,12 +12,12 @@ from pathlib import Path
 
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
+from mmsweep.readers.mlflow.address import check_store
 from mmsweep.search_space import check_search
 from mmsweep.study import Study
 from mmsweep.sweep.cluster import connecting, ray_lines_to
 from mmsweep.sweep.folder import SweepFolder, check_lasting
 from mmsweep.sweep.outcome import SweepOutcome
-from mmsweep.tracking.address import check_store
 
 WARM = "mmsweep.assembly:Warm"
 

@@ -40,11 +40,11 @@ from mmsweep.sweep.optuna_file import open_checked
 from mmsweep.sweep.outcome import SweepOutcome
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.search import TrialSearch, tell
-from mmsweep.sweep.session import Session, replay_run, starting_hosts
+from mmsweep.sweep.session import Session, starting_hosts
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE, follow
 
 if TYPE_CHECKING:
-    from mmsweep.tracking.tracker import Tracker
+    from mmsweep.readers.mlflow.tracker import Tracker
 
 log = logging.getLogger("mmsweep.sweep")
 
@@ -94,22 +94,24 @@ class Sweep:
             ):
                 for note in folder.notes:
                     progress.line(note)
-                from mmsweep.tracking.environment import environment_tags
-                from mmsweep.tracking.tracker import Tracker  # seconds, in which the hosts start
+                from mmsweep.readers.mlflow.environment import environment_tags
+                from mmsweep.readers.mlflow.tracker import Tracker  # seconds, in which the hosts start
 
                 tracker = Tracker(study.tracking.uri, study.tracking.experiment or study.name, Path.cwd())
                 tags = {**environment_tags(), **self.tags}
-                ending.run_id = tracker.start_sweep(study.name, folder.path, study.to_yaml(), tags)
+                ending.run_id = tracker.start(folder.path, tags)
                 try:
                     mlflow = {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": ending.run_id}
                     folder.update(state="running", mlflow=mlflow)
                     if hosts is None:
                         ending.state = "finished"
-                        self._replay(tracker, progress)
+                        progress.phase("completing the MLflow runs")
+                        tracker.agree("finished")
                     elif interrupt.asked:
                         ending.state = "interrupted"
                     else:
-                        ending.state = self._trained(hosts, tracker, progress, interrupt, retry_failed)
+                        with tracker.following():
+                            ending.state = self._trained(hosts, progress, interrupt, retry_failed)
                 except KeyboardInterrupt:
                     ending.state = "interrupted"
                 except Exception as problem:
@@ -135,18 +137,8 @@ class Sweep:
         except OSError as problem:  # the disk is full, which is why the sweep ends
             log.warning("sweep.json: %s", problem)
 
-    def _replay(self, tracker: Tracker, progress: Progress) -> None:
-        """Bring what never arrived to a store that was away while the sweep ran."""
-        progress.phase("completing the MLflow runs")
-        finals = sorted(path.parent for path in (self.folder.path / "final").glob("*/*/trial.json"))
-        for folder in [*map(self.folder.trial, self.folder.numbers()), *map(TrialFolder, finals)]:
-            if folder.done() is not None:
-                replay_run(tracker, folder, self.study)
-
-    def _trained(
-        self, hosts: HostPool, tracker: Tracker, progress: Progress, interrupt: Interrupt, retry_failed: bool
-    ) -> str:
-        about = (self.warm, self.folder.path, tracker, progress, interrupt)
+    def _trained(self, hosts: HostPool, progress: Progress, interrupt: Interrupt, retry_failed: bool) -> str:
+        about = (self.warm, self.folder.path, progress, interrupt)
 
         def work() -> str:
             try:
@@ -161,13 +153,14 @@ class Sweep:
     def _end(self, ending: _Ending, tracker: Tracker, progress: Progress, interrupt: Interrupt) -> None:
         """Write down how it ended, and the report, unless a signal is in a hurry."""
         self._note_state(ending.state)
+        report = None
         try:
             if not (interrupt.at_once or (interrupt.asked and ending.state == "finished")):
                 with interrupt.impatient():
-                    self._report(tracker, progress)
+                    report = self._report(progress)
                 ending.complete = ending.state == "finished"
         finally:
-            tracker.end_sweep(ending.state)
+            tracker.end(ending.state, report)
 
     def _hosts(self, progress: Progress, interrupt: Interrupt) -> AbstractContextManager[HostPool]:
         folder = self.folder
@@ -175,21 +168,20 @@ class Sweep:
             self.study.resources, max(folder.trials, 1), self.warm, folder.attempt(), folder.logs, progress, interrupt
         )
 
-    def _report(self, tracker: Tracker, progress: Progress) -> None:
-        """Write the report and attach it to the parent run; what was computed stands whether or not it can be drawn."""
+    def _report(self, progress: Progress) -> Path | None:
+        """Write the report, and return its folder; what was computed stands whether or not it can be drawn."""
         if not self.folder.numbers() and not any((self.folder.path / "final").glob("*/*")):
-            return  # refused before it began
+            return None  # refused before it began
         progress.phase("writing the report")
-        from mmsweep.report.page import write_report  # seconds
+        from mmsweep.readers.report.page import write_report  # seconds
 
         try:
-            index = write_report(self.folder.path)
+            return write_report(self.folder.path).parent
         except Exception as problem:
             log.exception("the report")
             again = f"`mmsweep report {self.folder.path}` tries again"
             progress.line(f"the report could not be written ({problem}); {again}")
-        else:
-            tracker.log_artifact(index.parent, "report")
+            return None
 
     def _search_and_finals(self, session: Session, retry_failed: bool) -> str:
         folder, study = self.folder, self.study
@@ -223,7 +215,7 @@ class Sweep:
 
     def _final_jobs(self, session: Session, searched: bool) -> list[FinalJob]:
         if searched:
-            return lay_out_finals(SweepRecord.load(self.folder.path), self.study, session)
+            return lay_out_finals(SweepRecord.load(self.folder.path), self.study)
         seed = self.study.train.seed
         folder = TrialFolder(self.folder.path / "final" / "best" / f"seed-{seed}")
         folder.create(

@@ -61,7 +61,7 @@ def failures(seed: int, seconds: float, only: tuple[str, int] | None = None) -> 
         root = Path(place)
         material = make_material(root)
         import mmsweep.plan
-        import mmsweep.report.page  # noqa: F401 - imported once, not in each child
+        import mmsweep.readers.report.page  # noqa: F401 - imported once, not in each child
 
         end, tried = time.monotonic() + seconds, Counter[str]()
         for number in count():

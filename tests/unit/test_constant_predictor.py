@@ -12,12 +12,13 @@ import torch
 
 from mmsweep.availability import Scenario
 from mmsweep.data.dataset import IGNORE, Target
+from mmsweep.readers import tables
+from mmsweep.readers.mlflow.content import tested_metrics
+from mmsweep.readers.report.page import write_report
+from mmsweep.readers.report.sentences import headline, rivals, shortfall
+from mmsweep.record.evaluation import Evaluation
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.record.trial import Report, TrialFolder
-from mmsweep.report import tables
-from mmsweep.report.page import write_report
-from mmsweep.report.sentences import headline, rivals, shortfall
-from mmsweep.sweep.session import _test_metrics
 from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel
 from mmsweep.training.evaluation import Predictions, evaluation_record
 from tests.unit import report_factory as factory
@@ -139,7 +140,7 @@ def test_the_report_says_where_a_model_does_not_beat_it(sweep: Path) -> None:
 
 
 def test_mlflow_gets_it(sweep: Path) -> None:
-    found = _test_metrics(sweep / "final/best/seed-101/evaluation.json")
+    found = tested_metrics(Evaluation.read(sweep / "final/best/seed-101/evaluation.json"))
     constant = {name: value for name, value in found.items() if name.startswith("test/constant/")}
     own = {name for name in found if name not in constant}
     if not (sweep / "known").exists():

@@ -19,10 +19,10 @@ from mmsweep.data.formats import RasterFormat
 from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
+from mmsweep.readers.report.bootstrap import MAP_METRICS, Bootstrap, Predicted
+from mmsweep.readers.report.maps import coloured
+from mmsweep.readers.report.page import write_report
 from mmsweep.record.trial import TrialFolder
-from mmsweep.report.bootstrap import MAP_METRICS, Bootstrap, Predicted
-from mmsweep.report.maps import coloured
-from mmsweep.report.page import write_report
 from mmsweep.study import Study
 from mmsweep.sweep.summary import summary_of
 from mmsweep.training.checkpoint import load_checkpoint

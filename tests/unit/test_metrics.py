@@ -16,15 +16,15 @@ import yaml
 from mmsweep.availability import Scenario, pattern_rows
 from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
+from mmsweep.readers.mlflow.naming import objectives
+from mmsweep.readers.report.sentences import headline, selection
 from mmsweep.record.objective import METRICS, Objective, best_of, direction, is_better, worst_of
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.record.trial import Report, TrialFolder
-from mmsweep.report.sentences import headline, selection
 from mmsweep.study import Study
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.summary import summary_of
 from mmsweep.tasks import Regression
-from mmsweep.tracking.naming import objectives
 from mmsweep.training.evaluation import Predictions, missing_summary, scenario_metrics
 from tests.unit import report_factory as factory
 

@@ -15,14 +15,14 @@ from rich.console import Console
 
 from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
+from mmsweep.readers import tables, wording
+from mmsweep.readers.report.page import write_report
+from mmsweep.readers.report.published import ROWS, published, published_table
+from mmsweep.readers.report.search_figures import importance_bars, importance_note, importances
+from mmsweep.readers.report.sentences import facts
 from mmsweep.record.packing import FILE, PackEpoch, Packing
 from mmsweep.record.sweep import SweepRecord, group_name
 from mmsweep.record.trial import Report, TrialFolder
-from mmsweep.report import tables, wording
-from mmsweep.report.page import write_report
-from mmsweep.report.published import ROWS, published, published_table
-from mmsweep.report.search_figures import importance_bars, importance_note, importances
-from mmsweep.report.sentences import facts
 from mmsweep.sweep.summary import summary_of
 from mmsweep.tasks.classification import MultiLabel, SingleLabel
 from tests.unit import report_factory as factory

@@ -10,10 +10,10 @@ import pytest
 
 from mmsweep.availability import pattern_rows
 from mmsweep.errors import UserError
+from mmsweep.readers.report.agreement import EVERY_ROW, agreement, agreement_tables
+from mmsweep.readers.report.bootstrap import Predicted
+from mmsweep.readers.report.page import write_report
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report.agreement import EVERY_ROW, agreement, agreement_tables
-from mmsweep.report.bootstrap import Predicted
-from mmsweep.report.page import write_report
 from tests.unit import report_factory as factory
 
 MODALITIES = ("image", "text", "audio")

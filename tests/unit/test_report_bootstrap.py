@@ -12,9 +12,9 @@ import torch
 from mmsweep.availability import BoolArray, Scenario, availability_table
 from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
+from mmsweep.readers.report.bootstrap import METRICS, Bootstrap, Predicted
+from mmsweep.readers.report.leaderboard import Leaderboard
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report.bootstrap import METRICS, Bootstrap, Predicted
-from mmsweep.report.leaderboard import Leaderboard
 from mmsweep.tasks.classification import MultiLabel, SingleLabel
 from mmsweep.tasks.task import Task
 from mmsweep.training.evaluation import Predictions

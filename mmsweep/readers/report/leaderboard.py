@@ -9,8 +9,8 @@ from itertools import combinations
 
 from mmsweep.availability import BoolArray, Scenario, availability_table, table_digest
 from mmsweep.errors import UserError
+from mmsweep.readers.report.bootstrap import MAP_METRICS, METRICS, Bootstrap, Interval, Predicted
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report.bootstrap import MAP_METRICS, METRICS, Bootstrap, Interval, Predicted
 
 
 @dataclass(frozen=True)

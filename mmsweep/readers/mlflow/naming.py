@@ -5,31 +5,13 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import yaml
 from mlflow.entities import Run
 
-from mmsweep.markdown import markdown_text
-from mmsweep.record.objective import Mode, direction
+from mmsweep.readers.markdown import markdown_text
+from mmsweep.record.objective import Objective
 
 _NOTE_LIMIT = 7500  # MLflow keeps 8,000 characters of a tag
-
-
-class Objective(NamedTuple):
-    """One entry of `sweep.objective`."""
-
-    metric: str
-    mode: Mode
-    scope: str
-
-
-def objectives(study_yaml: str) -> list[Objective]:
-    """The objectives of a resolved study."""
-    study = yaml.safe_load(study_yaml) or {}
-    declared = (study.get("sweep") or {}).get("objective") or []
-    entries = declared if isinstance(declared, list) else [declared]
-    return [Objective(e["metric"], e.get("mode") or direction(e["metric"]), e.get("scope") or "best") for e in entries]
 
 
 def metric_name(name: str) -> str:
@@ -68,8 +50,8 @@ def _table(
     params = sorted({key for run in runs for key in run.data.params})[:8]
     shown = [name for name in metrics if any(name in run.data.metrics for run in runs)]
     if shown:
-        first, sign = shown[0], -1 if metrics[shown[0]].mode == "max" else 1
-        runs.sort(key=lambda run: (first not in run.data.metrics, sign * run.data.metrics.get(first, 0.0)))
+        first, objective = shown[0], metrics[shown[0]]
+        runs.sort(key=lambda run: (first not in run.data.metrics, objective.rank(run.data.metrics.get(first, 0.0))))
     header = [kind, "state", *(markdown_text(text) for text in [*(titles[name] for name in shown), *params])]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for position, run in enumerate(runs):

@@ -11,16 +11,16 @@ import jinja2
 import yaml
 
 from mmsweep.errors import UserError
+from mmsweep.readers import tables, wording
+from mmsweep.readers.report.agreement import agreement_tables
+from mmsweep.readers.report.figures import all_of_finals
+from mmsweep.readers.report.leaderboard import Leaderboard
+from mmsweep.readers.report.published import published_table
+from mmsweep.readers.report.search_figures import all_of_search, importance_note
+from mmsweep.readers.report.sentences import facts, headline, rivals, selection, state_sentence
 from mmsweep.record.files import write_whole
 from mmsweep.record.results import FinalGroup
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report import tables, wording
-from mmsweep.report.agreement import agreement_tables
-from mmsweep.report.figures import all_of_finals
-from mmsweep.report.leaderboard import Leaderboard
-from mmsweep.report.published import published_table
-from mmsweep.report.search_figures import all_of_search, importance_note
-from mmsweep.report.sentences import facts, headline, rivals, selection, state_sentence
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,10 @@ def render(
     several = len([group for group in record.groups if group.evaluations]) > 1
     chosen = record.best_group
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mmsweep.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("mmsweep.readers.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("page.html.j2").render(
         name=record.name,

@@ -17,12 +17,12 @@ import numpy as np
 import optuna
 from matplotlib.axes import Axes
 
+from mmsweep.readers import wording
+from mmsweep.readers.report.style import COLOURS, GREY, INK, figure
 from mmsweep.record.objective import best_of
 from mmsweep.record.results import TrialRecord
 from mmsweep.record.summary import Searched
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report import wording
-from mmsweep.report.style import COLOURS, GREY, INK, figure
 
 FEWEST_FOR_IMPORTANCE = 20
 """Finished trials. On six studies of 20 trials with three parameters and a random objective, fANOVA gave one of them up

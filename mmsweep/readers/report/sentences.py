@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from mmsweep.readers import wording
 from mmsweep.record.results import Cell, FinalGroup
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report import wording
 
 
 def headline(record: SweepRecord) -> str:

@@ -27,7 +27,7 @@ def environment_tags(device: str | None = None) -> dict[str, str]:
         "mmsweep.device": device or _device(),
     }
     tags |= {f"mmsweep.{name}": metadata.version(name) for name in PACKAGES if _installed(name)}
-    package = Path(__file__).resolve().parent.parent
+    package = Path(__file__).resolve().parents[2]
     # A checkout only if it tracks our file: an environment inside somebody's repository is not that repository's code.
     if _git(package, "ls-files", "--error-unmatch", str(package / "__init__.py")):
         tags["mmsweep.git_commit"] = _commit(package)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mmsweep.availability import BoolArray, pattern_rows
 from mmsweep.errors import UserError
-from mmsweep.report.arrays import read_arrays
+from mmsweep.readers.report.arrays import read_arrays
 
 METRICS = ("f1_macro", "f1_micro", "accuracy")
 MAP_METRICS = ("miou", "miou_present", "pixel_accuracy")

@@ -13,9 +13,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from mmsweep.data.formats import IGNORE
+from mmsweep.readers.report.arrays import read_arrays
+from mmsweep.readers.report.style import COLOURS, FAINT, figure, grid
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report.arrays import read_arrays
-from mmsweep.report.style import COLOURS, FAINT, figure, grid
 
 SCENES = 3
 ACROSS = 8

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from mmsweep.availability import pattern_rows
+from mmsweep.readers.report.arrays import read_arrays
+from mmsweep.readers.report.bootstrap import Array, Predicted
+from mmsweep.readers.tables import Table
 from mmsweep.record.results import TrialRecord
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report.arrays import read_arrays
-from mmsweep.report.bootstrap import Array, Predicted
-from mmsweep.report.tables import Table
 
 EVERY_ROW = "all rows"
 

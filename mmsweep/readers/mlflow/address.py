@@ -9,8 +9,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from mmsweep.errors import MASK, UserError, masked
-from mmsweep.study_source import VARIABLE
+from mmsweep.errors import MASK, VARIABLE, UserError, masked
 
 KEY = "tracking.uri"
 EXPECTED = "sqlite:///<path>, an http(s) address of an MLflow server, or null for ./mlflow.db"

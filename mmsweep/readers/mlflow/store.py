@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from mmsweep.errors import UserError
+from mmsweep.readers.mlflow.address import KEY, check_reachable, resolve_uri, unreachable
+from mmsweep.readers.mlflow.naming import metric_name
 from mmsweep.record.lock import HeldError, held
-from mmsweep.tracking.address import KEY, check_reachable, resolve_uri, unreachable
-
-# mlflow's own defaults wait 120 s and try 8 times: minutes during which no trial would be served.
-_PATIENCE = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-}
 
 LOCK_SECONDS = 60.0  # for another process to make a fresh database
-
-
-@contextmanager
-def impatient() -> Iterator[None]:
-    """MLflow's HTTP calls inside give up within seconds. What the user has set in the environment stands."""
-    added = [name for name in _PATIENCE if name not in os.environ]
-    os.environ.update({name: _PATIENCE[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -51,7 +35,7 @@ class Store:
         """See `Tracker`; `root` is where relative paths start."""
         absolute = resolve_uri(uri, root)
         database = _database_path(absolute)
-        with impatient(), _as_user_errors(absolute):
+        with _as_user_errors(absolute):
             if database is None:
                 check_reachable(absolute)
                 client = MlflowClient(tracking_uri=absolute, registry_uri=absolute)
@@ -68,6 +52,52 @@ class Store:
         """What the store raises inside becomes a `UserError` that names it."""
         with _as_user_errors(self.uri):
             yield
+
+    # ------------------------------------------------------------------ calls; each may raise
+
+    def create_run(self, name: str, tags: Mapping[str, str]) -> str:
+        """Create a run and return its id."""
+        user = os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
+        tags = {**tags, "mlflow.source.name": "mmsweep", "mlflow.user": user}
+        return str(self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id)
+
+    def search(self, query: str) -> list[Run]:
+        """All runs of the experiment that a query finds."""
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def send(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """Attach a file, or a folder's content, to a run."""
+        send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        send(run_id, str(path), folder)
+
+    def log(
+        self,
+        run_id: str,
+        metrics: Sequence[Metric] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """`log_batch` within MLflow's limits: 1,000 metrics, 100 params, 100 tags a request."""
+        all_params = [Param(k, v) for k, v in (params or {}).items()]
+        all_tags = [RunTag(metric_name(k), str(v)) for k, v in (tags or {}).items()]
+        chunks = max(-(-len(metrics) // 800), -(-len(all_params) // 90), -(-len(all_tags) // 90))
+        for i in range(chunks):
+            some_params, some_tags = all_params[i * 90 : (i + 1) * 90], all_tags[i * 90 : (i + 1) * 90]
+            self.client.log_batch(run_id, metrics[i * 800 : (i + 1) * 800], some_params, some_tags)
+
+    def log_dataset(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Log the dataset that tags name as an MLflow dataset."""
+        if "mmsweep.dataset" in tags and "mmsweep.dataset_fingerprint" in tags:
+            name, digest = tags["mmsweep.dataset"], tags["mmsweep.dataset_fingerprint"][:36]  # the column's width
+            dataset = Dataset(name, digest, source_type="mmsweep", source=json.dumps({"dataset": name}))
+            self.client.log_inputs(run_id, [DatasetInput(dataset, [])])
 
 
 def _database_path(uri: str) -> Path | None:

@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from mmsweep.readers import wording
+from mmsweep.readers.report.maps import predicted_maps
+from mmsweep.readers.report.style import COLOURS, GREY, INK, MARKERS, figure
 from mmsweep.record.results import Cell
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report import wording
-from mmsweep.report.maps import predicted_maps
-from mmsweep.report.style import COLOURS, GREY, INK, MARKERS, figure
 
 MOST_CLASSES = 32  # of more, those that lose most are shown
 

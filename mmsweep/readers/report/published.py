@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import product
 
 from mmsweep.availability import Pattern, Scenario
+from mmsweep.readers import wording
+from mmsweep.readers.tables import Table
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report import wording
-from mmsweep.report.tables import Table
 
 Shares = Mapping[str, float]
 

@@ -13,11 +13,11 @@ import rich.table
 from rich import box
 from rich.text import Text
 
-from mmsweep.markdown import markdown_text
+from mmsweep.readers import wording
+from mmsweep.readers.markdown import markdown_text
+from mmsweep.readers.report.leaderboard import Leaderboard
 from mmsweep.record.results import Cell, FinalGroup
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.report import wording
-from mmsweep.report.leaderboard import Leaderboard
 
 
 @dataclass(frozen=True)

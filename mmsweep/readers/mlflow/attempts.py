@@ -1,0 +1,70 @@
+"""Calls to a store that may fail without harm: each kind of trouble is said once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from mlflow.exceptions import MlflowException
+
+from mmsweep.errors import masked
+
+log = logging.getLogger("mmsweep.mlflow")
+
+T = TypeVar("T")
+_PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # trying again cannot help
+
+
+class AwayError(Exception):
+    """The store does not answer."""
+
+
+class Attempts:
+    """Makes calls to one store.
+
+    Args:
+        where: the store's URI, for the warnings.
+
+    Attributes:
+        warnings: what went wrong so far, each kind once, in words; passwords are masked.
+        until: no call is made after this moment (`time.monotonic`).
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.warnings: list[str] = []
+        self.until = math.inf
+        self._warned: set[str] = set()
+
+    def do(self, what: str, operation: Callable[[], T]) -> T | None:
+        """The operation's result; None where MLflow refused it for good. Raises AwayError where it cannot be done."""
+        if time.monotonic() > self.until:
+            raise AwayError
+        try:
+            return operation()
+        except Exception as error:  # whatever MLflow, a database driver or the network raises
+            refused = isinstance(error, MlflowException) and error.error_code in _PERMANENT
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            verdict = "was refused" if refused else "will be tried again"
+            self.warn(f"MLflow at {self.where}: {what} {verdict}: {reason}", reason)
+            if refused:
+                return None
+            raise AwayError from error
+
+    def done(self, what: str, operation: Callable[[], object]) -> bool:
+        """Whether it was done; for artifacts, whose failure holds up nothing."""
+        try:
+            self.do(what, operation)
+        except AwayError:
+            return False
+        return True
+
+    def warn(self, message: str, kind: str | None = None) -> None:
+        """Keep and log one message of each kind."""
+        if (kind or message) not in self._warned:
+            self._warned.add(kind or message)
+            self.warnings.append(masked(message))
+            log.warning("%s", self.warnings[-1])

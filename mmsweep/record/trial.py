@@ -71,6 +71,11 @@ class Report:
     seconds: float = 0.0
 
 
+def trial_id(number: int) -> str:
+    """What trial 3 is called everywhere: "0003"."""
+    return f"{number:04d}"
+
+
 class TrialFolder:
     """One trial's folder; see the top of this file for what lies in it."""
 

@@ -3,10 +3,8 @@ and any other job that no Tune trial follows."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -20,12 +18,8 @@ from mmsweep.sweep.session import Session
 FIRST_SEED = 101
 
 
-@dataclass(frozen=True)
-class FinalJob:
-    """One run without a Tune trial: its folder is laid out, its study resolved."""
-
-    folder: TrialFolder
-    study: Study
+FinalJob = tuple[TrialFolder, Study]
+"""A run that no Tune trial follows: its folder is laid out, its study resolved."""
 
 
 def winners(record: SweepRecord) -> dict[str, TrialRecord]:
@@ -35,9 +29,7 @@ def winners(record: SweepRecord) -> dict[str, TrialRecord]:
     all.
     """
     final = record.summary.final
-    finished = [
-        t for t in record.ranking if t.state == "finished" and t.objective is not None and not math.isnan(t.objective)
-    ]
+    finished = [trial for trial in record.ranking if trial.state == "finished"]
     if final is None or not finished:
         return {}
     if not final.per:
@@ -69,7 +61,7 @@ def lay_out_finals(record: SweepRecord, study: Study) -> list[FinalJob]:
             folder = TrialFolder(base / f"seed-{seed}")
             about = {"id": f"final/{group}/seed-{seed}", "number": None, "params": dict(winner.params), "kind": "final"}
             folder.create({**about, "seed": seed, "from": winner.id}, own.to_yaml())
-            jobs.append(FinalJob(folder, own))
+            jobs.append((folder, own))
     return jobs
 
 
@@ -85,13 +77,12 @@ def run_jobs(jobs: Sequence[FinalJob], session: Session) -> bool:
     Returns:
         Whether all ended; False after Ctrl-C or when the hosts cannot go on (`session.problem`).
     """
-    ids = [job.folder.trial()["id"] for job in jobs]
+    waiting = {folder.trial()["id"]: folder for folder, _ in jobs}
+    last = dict.fromkeys(waiting, 0)
     session.expect(True)
-    for job in jobs:
-        session.post(job.folder, job.study, company=len(jobs), judged=())
+    for folder, study in jobs:
+        session.post(folder, study, company=len(jobs), judged=())
     session.expect(False)
-    last = dict.fromkeys(ids, 0)
-    waiting = dict(zip(ids, jobs, strict=True))
     while waiting:
         if session.must_end():
             return False
@@ -105,5 +96,5 @@ def run_jobs(jobs: Sequence[FinalJob], session: Session) -> bool:
                 last[id] = report["epoch"]
                 session.epoch(id, report["epoch"], report["metrics"])
             if over and not reports:
-                session.ended(id, waiting.pop(id).folder)
+                session.ended(id, waiting.pop(id))
     return True

@@ -24,9 +24,8 @@ from mmsweep.record.files import read_record, write_whole
 from mmsweep.record.lock import HeldError, held
 from mmsweep.record.summary import FILE as SUMMARY
 from mmsweep.record.sweep import SweepFile, SweepRecord, TrackingFile
-from mmsweep.record.trial import TrialFolder
+from mmsweep.record.trial import TrialFolder, trial_id
 from mmsweep.study import Study
-from mmsweep.sweep.names import trial_id
 from mmsweep.sweep.summary import summarize, summary_of
 
 DATA_FACTS = {

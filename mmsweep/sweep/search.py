@@ -28,10 +28,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from mmsweep.errors import UserError
 from mmsweep.record.objective import Objective
-from mmsweep.record.trial import TrialFolder
+from mmsweep.record.trial import TrialFolder, trial_id
 from mmsweep.search_space import SearchSpace, identity
 from mmsweep.study import Study
-from mmsweep.sweep.names import trial_id
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE
 
 MAX_LOSSES = 3  # how often a trial that Tune loses is served again

@@ -14,7 +14,7 @@ import ray
 from ray import tune
 
 from mmsweep.record.objective import Objective
-from mmsweep.sweep.names import trial_id
+from mmsweep.record.trial import trial_id
 
 POLL_SECONDS = (
     1.0  # below Tune's patience (2 s) with a trial's thread that shall end, so that its actor can be used again

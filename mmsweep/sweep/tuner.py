@@ -29,13 +29,12 @@ from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import company
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.record.trial import TrialFolder
+from mmsweep.record.trial import TrialFolder, trial_id
 from mmsweep.search_space import starting_points
 from mmsweep.study import MOST_SLOTS, Study
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
 from mmsweep.sweep.folder import SweepFolder
 from mmsweep.sweep.hosts import LIGHT_TRIAL, HostPool
-from mmsweep.sweep.names import trial_id
 from mmsweep.sweep.optuna_file import open_checked
 from mmsweep.sweep.outcome import SweepOutcome
 from mmsweep.sweep.progress import Progress
@@ -201,9 +200,9 @@ class Sweep:
                 return "interrupted"
         jobs = self._final_jobs(session, searched)
         if retry_failed:
-            for job in jobs:
-                if (job.folder.done() or {}).get("state") == "failed":
-                    job.folder.clear_done()
+            for folder_of_final, _ in jobs:
+                if (folder_of_final.done() or {}).get("state") == "failed":
+                    folder_of_final.clear_done()
         if jobs:
             session.progress.phase(f"{len(jobs)} final run{'s' if len(jobs) > 1 else ''} on test")
             ended = run_jobs(jobs, session)
@@ -222,7 +221,7 @@ class Sweep:
             {"id": f"final/best/seed-{seed}", "number": None, "params": {}, "kind": "final", "seed": seed},
             self.study.to_yaml(),
         )
-        return [FinalJob(folder, self.study)]
+        return [(folder, self.study)]
 
     def _reconcile(self, optuna_study: Any, retry_failed: bool) -> None:
         """Make Optuna agree with the folders, which are the truth, before anything starts."""

@@ -16,7 +16,6 @@ import yaml
 from mmsweep.availability import Scenario, pattern_rows
 from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
-from mmsweep.readers.mlflow.naming import objectives
 from mmsweep.readers.report.sentences import headline, selection
 from mmsweep.record.objective import METRICS, Objective, best_of, direction, is_better, worst_of
 from mmsweep.record.sweep import SweepRecord
@@ -136,9 +135,10 @@ def test_sentences_know_that_an_error_is_not_kept(sweep: Path) -> None:
     assert any(f"{MAE}; smaller is better" in line for line in selection(record))
 
 
-def test_mlflow_s_names_know_it_where_the_file_does_not_say() -> None:
-    yaml_text = f"sweep: {{objective: [{{metric: {MAE}}}, {{metric: val/complete/accuracy}}]}}"
-    assert [o.mode for o in objectives(yaml_text)] == ["min", "max"]
+def test_readers_know_it_where_the_file_does_not_say() -> None:
+    declared = [{"metric": MAE}, {"metric": "val/complete/accuracy", "scope": "last"}]
+    made = factory.study(sweep={"trials": 2, "objective": declared})
+    assert summary_of(made).objectives == [Objective(MAE, "min"), Objective("val/complete/accuracy", "max", "last")]
 
 
 def test_the_live_table_marks_the_best(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mlflow.entities import Run
 
@@ -23,6 +24,17 @@ def metric_name(name: str) -> str:
     clean = re.sub(r"[^/\w.\- :]", "_", name)
     clean = "/".join(part for part in clean.split("/") if part not in ("", ".", ".."))[:230]
     return clean if clean == name else f"{clean}-{uuid.uuid5(uuid.NAMESPACE_OID, name).hex[:6]}"
+
+
+def prefixed(tags: Mapping[str, str]) -> dict[str, str]:
+    """Plain names become ours: "split_digest" is `mmsweep.split_digest`."""
+    ours = ("mmsweep.", "mlflow.")
+    return {name if name.startswith(ours) else f"mmsweep.{name}": str(value) for name, value in tags.items()}
+
+
+def param_text(value: object) -> str:
+    """A searched value as an MLflow parameter."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def children_table(children: Sequence[Run], wanted: Sequence[Objective], experiment_id: str) -> str:

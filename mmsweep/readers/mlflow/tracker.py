@@ -44,7 +44,7 @@ from mmsweep.errors import VARIABLE, UserError
 from mmsweep.readers.mlflow.address import shown
 from mmsweep.readers.mlflow.attempts import Attempts, AwayError
 from mmsweep.readers.mlflow.content import best_weights, epoch_metrics, run_name, tested_metrics
-from mmsweep.readers.mlflow.naming import children_table, metric_name
+from mmsweep.readers.mlflow.naming import children_table, metric_name, param_text, prefixed
 from mmsweep.readers.mlflow.store import Store
 from mmsweep.record.evaluation import Evaluation
 from mmsweep.record.files import read_record, write_whole
@@ -155,11 +155,11 @@ class Tracker:
                 self._store.client.update_run(self._parent, status="RUNNING")
             else:
                 self._parent = self._store.create_run(name, fixed)
-            self._store.log(self._parent, tags={**_prefixed(tags), **fixed})
+            self._store.log(self._parent, tags={**prefixed(tags), **fixed})
             self._store.client.log_text(self._parent, study, "study.yaml")
-            self._store.log_dataset(self._parent, _prefixed(tags))
+            self._store.log_dataset(self._parent, prefixed(tags))
         self._notes |= {"uri": self.uri, "experiment": self.experiment, "run_id": self._parent}
-        self._notes["tags"] = _prefixed(tags)
+        self._notes["tags"] = prefixed(tags)
         self._write_notes()
         return self._parent
 
@@ -197,9 +197,8 @@ class Tracker:
             self._agreed.pop(path, None)
         missing = self.agree(state)
         try:
-            if report and not self._attempts.done(
-                "the report", partial(self._store.send, self._parent, report, "report")
-            ):
+            attach = partial(self._store.send, self._parent, folder="report")
+            if report is not None and not self._attempts.done("the report", partial(attach, report)):
                 missing.append("the report")
             self._attempts.do("the end of the sweep", lambda: self._close_parent(state))
         except AwayError:
@@ -289,7 +288,7 @@ class Tracker:
             runs[id] = _Run(created, "RUNNING", attached=set())
         run = runs[id]
         if not run.opened and not run.closed_as("finished", "stopped"):
-            params = {metric_name(key): _text(value) for key, value in about["params"].items()}
+            params = {metric_name(key): param_text(value) for key, value in about["params"].items()}
             missing = {key: value for key, value in params.items() if key not in run.params}  # they are write-once
             facts = {**self._notes.get("tags", {}), "mmsweep.seed": str(about["seed"])}
             log = partial(self._store.log, run.run_id, tags=facts, params=missing)
@@ -392,13 +391,3 @@ def _fingerprint(folder: Path) -> tuple[object, ...]:
         else:
             found.append((status.st_mtime_ns, status.st_size))
     return tuple(found)
-
-
-def _prefixed(tags: Mapping[str, str]) -> dict[str, str]:
-    """Plain names become ours: "split_digest" is `mmsweep.split_digest`."""
-    ours = ("mmsweep.", "mlflow.")
-    return {name if name.startswith(ours) else f"mmsweep.{name}": str(value) for name, value in tags.items()}
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)

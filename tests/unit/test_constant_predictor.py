@@ -13,7 +13,7 @@ import torch
 from mmsweep.availability import Scenario
 from mmsweep.data.dataset import IGNORE, Target
 from mmsweep.readers import tables
-from mmsweep.readers.mlflow.content import tested_metrics
+from mmsweep.readers.mlflow.content import scores_on_test
 from mmsweep.readers.report.page import write_report
 from mmsweep.readers.report.sentences import headline, rivals, shortfall
 from mmsweep.record.evaluation import Evaluation
@@ -140,7 +140,7 @@ def test_the_report_says_where_a_model_does_not_beat_it(sweep: Path) -> None:
 
 
 def test_mlflow_gets_it(sweep: Path) -> None:
-    found = tested_metrics(Evaluation.read(sweep / "final/best/seed-101/evaluation.json"))
+    found = scores_on_test(Evaluation.read(sweep / "final/best/seed-101/evaluation.json"))
     constant = {name: value for name, value in found.items() if name.startswith("test/constant/")}
     own = {name for name in found if name not in constant}
     if not (sweep / "known").exists():

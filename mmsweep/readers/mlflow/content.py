@@ -32,7 +32,7 @@ def epoch_metrics(new: Sequence[Report], reports: Sequence[Report], objectives: 
     return found
 
 
-def tested_metrics(evaluation: Evaluation) -> dict[str, float]:
+def scores_on_test(evaluation: Evaluation) -> dict[str, float]:
     """An evaluation's `test/<scenario>/<metric>`; the constant predictor's are `test/constant/<scenario>/<metric>`."""
     groups = {name: score.metrics for name, score in evaluation.scenarios.items()} | dict(evaluation.summaries)
     groups |= {f"constant/{name}": evaluation.constants[name] for name in groups if name in evaluation.constants}

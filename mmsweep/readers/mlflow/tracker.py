@@ -43,7 +43,7 @@ from mlflow.exceptions import MlflowException
 from mmsweep.errors import VARIABLE, UserError
 from mmsweep.readers.mlflow.address import shown
 from mmsweep.readers.mlflow.attempts import Attempts, AwayError
-from mmsweep.readers.mlflow.content import best_weights, epoch_metrics, run_name, tested_metrics
+from mmsweep.readers.mlflow.content import best_weights, epoch_metrics, run_name, scores_on_test
 from mmsweep.readers.mlflow.naming import children_table, metric_name, param_text, prefixed
 from mmsweep.readers.mlflow.store import Store
 from mmsweep.record.evaluation import Evaluation
@@ -317,7 +317,7 @@ class Tracker:
                 self._notes["runs"].pop(about["id"], None)
 
     def _log_test(self, id: str, run: _Run, evaluation: Evaluation) -> None:
-        values = {metric_name(name): value for name, value in tested_metrics(evaluation).items()}
+        values = {metric_name(name): value for name, value in scores_on_test(evaluation).items()}
         step, now = int(run.metrics.get("epoch", 0)), int(time.time() * 1000)
         if new := [Metric(name, value, now, step) for name, value in values.items() if name not in run.metrics]:
             self._attempts.do(f"test metrics of {id}", lambda: self._store.log(run.run_id, metrics=new))

@@ -23,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from mmsweep.errors import UserError
 from mmsweep.readers.mlflow import tracker as module
 from mmsweep.readers.mlflow.address import check_store, resolve_uri, shown
+from mmsweep.readers.mlflow.attempts import Attempts, AwayError
 from mmsweep.readers.mlflow.environment import environment_tags
 from mmsweep.readers.mlflow.naming import metric_name
 from mmsweep.readers.mlflow.tracker import Tracker
@@ -165,6 +166,11 @@ def test_one_sweep_as_mlflow_shows_it(sweep: Path, tmp_path: Path, monkeypatch: 
     assert runs["0000"].data.params == {"model.lora.rank": "4", "train.optimizer.lr": "0.001"}
     assert history(writer, runs["0000"], OBJECTIVE) == [(1, 0.5), (2, 0.6), (3, 0.4)]
     assert history(writer, runs["0000"], "objective") == [(1, 0.5), (2, 0.6), (3, 0.6)]  # the best so far
+    again = started(sweep)
+    again.end("interrupted")
+    assert children(again).keys() == runs.keys() and again.warnings == []
+    assert len(history(again, runs["0000"], "objective")) == 3
+    assert len(history(again, runs["final/best/seed-101"], "test/mean_missing/f1_macro")) == 1
     tested = [key for key, run in runs.items() if any(m.startswith("test/") for m in run.data.metrics)]
     assert tested == ["final/best/seed-101"]
     assert attached(writer, runs["0000"]) == {"study.yaml", "weights.safetensors"}
@@ -341,6 +347,18 @@ def test_a_store_that_fails_in_mid_sweep_costs_nothing(sweep: Path, tmp_path: Pa
     assert runs["0001"].data.params == {"lr": "0.2"} and len(writer.warnings) == 1
 
 
+def test_an_outage_is_said_once_whichever_call_it_meets() -> None:
+    attempts = Attempts("http://host")
+    for call, id in (("runs/create", "a" * 32), ("runs/log-batch", "b" * 32), ("runs/search", "c" * 32)):
+
+        def away(call: str = call, id: str = id) -> None:
+            raise ConnectionError(f"API request to http://host/api/2.0/mlflow/{call} failed: {id} at 0x{id[:9]}")
+
+        with pytest.raises(AwayError):
+            attempts.do("a call", away)
+    assert len(attempts.warnings) == 1 and "runs/create failed" in attempts.warnings[0]
+
+
 def test_a_run_that_was_made_though_the_answer_was_lost_is_not_made_twice(
     sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,7 +465,8 @@ def test_names_stay_or_become_unique_ones() -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a machine that tests is busy
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -476,7 +495,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_same_sweep_on_a_real_server(
-    server: str, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Named with a user and a password, which no file and no message shows."""
     monkeypatch.setenv("STORE_PASSWORD", "hunter2")
@@ -490,6 +509,7 @@ def test_the_same_sweep_on_a_real_server(
     train(folder, 0.9, first=2, done="finished")
     writer.end("finished")
     assert writer.warnings == []
+    assert "hunter2" not in "".join(capfd.readouterr())
     assert not [p for p in (tmp_path / "sweeps").rglob("*") if p.is_file() and "hunter2" in p.read_text()]
     writer.uri = server
     run = children(writer)["0000"]

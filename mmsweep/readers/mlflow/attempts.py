@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,6 +17,7 @@ log = logging.getLogger("mmsweep.mlflow")
 
 T = TypeVar("T")
 _PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # trying again cannot help
+_VARYING = re.compile(r"/api/\S+|\b[0-9a-f]{32}\b|\b0x[0-9a-f]+\b")  # the call's path, a run's id, an object's address
 
 
 class AwayError(Exception):
@@ -47,9 +49,9 @@ class Attempts:
             return operation()
         except Exception as error:  # whatever MLflow, a database driver or the network raises
             refused = isinstance(error, MlflowException) and error.error_code in _PERMANENT
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             verdict = "was refused" if refused else "will be tried again"
-            self.warn(f"MLflow at {self.where}: {what} {verdict}: {reason}", reason)
+            self.warn(f"MLflow at {self.where}: {what} {verdict}: {reason[:200]}", _VARYING.sub("", reason))
             if refused:
                 return None
             raise AwayError from error

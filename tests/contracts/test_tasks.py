@@ -68,7 +68,7 @@ def test_the_target_decides_the_width(case: Case) -> None:
     assert case.task.outputs == case.task.target.width == case.perfect.shape[1]
     assert type(make_task(case.task.target)) is type(case.task)
     assert len(set(case.task.metric_names)) == len(case.task.metric_names) > 0
-    assert set(case.task.metric_names) <= set(METRICS), "say in mmsweep/metrics.py which direction is better"
+    assert set(case.task.metric_names) <= set(METRICS), "say in mmsweep/record/objective.py which direction is better"
 
 
 def test_the_loss_is_per_sample(case: Case, prediction: Tensor) -> None:

@@ -398,10 +398,10 @@ def _as_it_began(study: Study, folder: Path, overrides: list[str] | None) -> Stu
 
 def _sweep(path: Path) -> Path:
     """A sweep's folder from a path or a name under ./sweeps; one that an older mmsweep began gets its summary."""
-    from mmsweep.record.summary import FILE
+    from mmsweep.record.summary import lacks_summary
 
     folder = path if path.exists() or not (Path("sweeps") / path).exists() else Path("sweeps") / path
-    if (folder / "study.yaml").is_file() and not (folder / FILE).exists():
+    if lacks_summary(folder):
         from mmsweep.sweep.summary import summarize
 
         summarize(folder)

@@ -17,6 +17,11 @@ from mmsweep.record.objective import Objective
 FILE = "summary.json"
 
 
+def lacks_summary(folder: Path) -> bool:
+    """Whether a sweep lies in a folder and no summary beside it, as an older mmsweep left it."""
+    return (folder / "study.yaml").is_file() and (folder / "trials").is_dir() and not (folder / FILE).exists()
+
+
 @dataclass(frozen=True)
 class Searched:
     """One searched key.

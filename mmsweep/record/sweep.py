@@ -25,6 +25,7 @@ from mmsweep.record.files import OPEN, read_record
 from mmsweep.record.objective import Objective
 from mmsweep.record.packing import Packing
 from mmsweep.record.results import FinalGroup, TrialRecord
+from mmsweep.record.summary import FILE as SUMMARY
 from mmsweep.record.summary import Summary
 from mmsweep.record.trial import TrialFolder
 
@@ -88,7 +89,7 @@ class SweepRecord:
             UserError: no sweep lies there, or a file in it is damaged (named).
         """
         root = Path(folder)
-        if not (root / "study.yaml").is_file():
+        if not (root / "study.yaml").is_file() or not ((root / SUMMARY).exists() or (root / "trials").is_dir()):
             expected = "a sweep's folder, with study.yaml, sweep.json and trials/ in it"
             raise UserError("no sweep lies here", file=root, expected=expected, hint=_neighbours(root))
         summary = Summary.load(root)

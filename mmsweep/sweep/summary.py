@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from mmsweep.record.summary import FILE, Final, Scenarios, Searched, Splits, Summary
+from mmsweep.record.summary import Final, Scenarios, Searched, Splits, Summary, lacks_summary
 from mmsweep.study import Study
 
 
@@ -44,7 +44,7 @@ def summarize(folder: Path) -> None:
     Raises:
         UserError: its study is damaged.
     """
-    if (folder / "study.yaml").is_file() and not (folder / FILE).exists():
+    if lacks_summary(folder):
         summary = summary_of(Study.load(folder / "study.yaml"))
         with contextlib.suppress(OSError):
             summary.write(folder)

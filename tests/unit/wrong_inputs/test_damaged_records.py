@@ -118,6 +118,14 @@ def test_a_sweep_of_an_older_mmsweep_gets_its_summary(sweep: Path, capsys: pytes
     assert summary.read_bytes() == before
 
 
+def test_a_trial_is_no_sweep_and_gets_no_summary(sweep: Path, say: Say) -> None:
+    trial = sweep / "trials" / "0001"
+    names = sorted(path.name for path in trial.iterdir())
+    for verb in ("show", "best", "report"):
+        assert "no sweep lies here" in say(verb, trial)
+    assert sorted(path.name for path in trial.iterdir()) == names
+
+
 def test_a_lost_sweep_json_is_made_again(sweep: Path) -> None:
     before = json.loads((sweep / "sweep.json").read_text())
     (sweep / "sweep.json").unlink()

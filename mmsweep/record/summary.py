@@ -17,9 +17,14 @@ from mmsweep.record.objective import Objective
 FILE = "summary.json"
 
 
+def holds_sweep(folder: Path) -> bool:
+    """Whether a sweep lies in a folder; a trial's folder has a study too."""
+    return (folder / "study.yaml").is_file() and not (folder / "trial.json").exists()
+
+
 def lacks_summary(folder: Path) -> bool:
     """Whether a sweep lies in a folder and no summary beside it, as an older mmsweep left it."""
-    return (folder / "study.yaml").is_file() and (folder / "trials").is_dir() and not (folder / FILE).exists()
+    return holds_sweep(folder) and not (folder / FILE).exists()
 
 
 @dataclass(frozen=True)

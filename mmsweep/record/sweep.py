@@ -25,8 +25,7 @@ from mmsweep.record.files import OPEN, read_record
 from mmsweep.record.objective import Objective
 from mmsweep.record.packing import Packing
 from mmsweep.record.results import FinalGroup, TrialRecord
-from mmsweep.record.summary import FILE as SUMMARY
-from mmsweep.record.summary import Summary
+from mmsweep.record.summary import Summary, holds_sweep
 from mmsweep.record.trial import TrialFolder
 
 SUPERSEDED = "superseded"  # folder of final runs that were put aside
@@ -89,7 +88,7 @@ class SweepRecord:
             UserError: no sweep lies there, or a file in it is damaged (named).
         """
         root = Path(folder)
-        if not (root / "study.yaml").is_file() or not ((root / SUMMARY).exists() or (root / "trials").is_dir()):
+        if not holds_sweep(root):
             expected = "a sweep's folder, with study.yaml, sweep.json and trials/ in it"
             raise UserError("no sweep lies here", file=root, expected=expected, hint=_neighbours(root))
         summary = Summary.load(root)

@@ -15,6 +15,8 @@ from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.study_method import MethodSpec
 
+pytestmark = pytest.mark.long
+
 FAMILIES = {"image": "vit", "text": "bert", "audio": "ast", "clip": "clip"}
 KINDS = {"image": "image", "text": "text", "audio": "audio", "clip": "video"}
 FRAMES, TEXT_LENGTH = 3, 9

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.fuzz.__main__ import Failure, failures
 from tests.fuzz.kinds import KINDS
+
+pytestmark = pytest.mark.long
 
 SECONDS = 120
 

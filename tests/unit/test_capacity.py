@@ -13,6 +13,8 @@ from mmsweep.training import capacity
 from mmsweep.training.capacity import measure
 from mmsweep.training.world import World
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 
 

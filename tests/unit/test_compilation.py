@@ -21,6 +21,8 @@ from tests.conftest import WIDTH
 from tests.unit.test_packing import job, run_pack, studies  # noqa: F401
 from tests.unit.test_sequences import STUDY as SEQUENCES
 
+pytestmark = pytest.mark.long
+
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 

@@ -23,6 +23,8 @@ from mmsweep.training.engine import generator
 from mmsweep.training.optimization import lr_factor
 from mmsweep.training.world import World
 
+pytestmark = pytest.mark.long
+
 
 def run(study, path, kind="trial", report=lambda r: False, warm=None, world=None):
     folder = TrialFolder(path)

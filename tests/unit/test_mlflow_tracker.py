@@ -32,6 +32,8 @@ from mmsweep.sweep.finals import _put_aside
 from mmsweep.sweep.summary import summary_of
 from tests.unit import report_factory as factory
 
+pytestmark = pytest.mark.long
+
 OBJECTIVE = "val/mean_missing/f1_macro"
 METRICS = {OBJECTIVE: 0.5, "val/complete/f1_macro": 0.7, "train/loss": 1.25}
 STUDY = factory.study()

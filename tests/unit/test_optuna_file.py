@@ -21,6 +21,8 @@ from mmsweep.sweep.search import TrialSearch
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from sleeping import METRIC, study
 
+pytestmark = pytest.mark.long
+
 SEARCH: dict[str, Any] = {
     "method.name": {"choice": ["cmpt", "mmp"]},
     "method.aggregated_tokens": {"choice": [4, 8], "when": {"method.name": "mmp"}},

@@ -32,6 +32,8 @@ from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
 from tests.contracts.test_methods import ROWS, blueprint, make_batch
 
+pytestmark = pytest.mark.long
+
 DIFFERENT = [
     {"model.lora.rank": 1, "train.optimizer.lr": 0.003, "method.align_weight": 0.5, "model.lora.dropout": 0.0},
     {"model.lora.rank": 3, "model.lora.alpha": 0.7, "method.masking.probability": 0.2, "train.seed": 5},

@@ -23,6 +23,8 @@ from mmsweep.sweep.tuner import judged_epochs, make_scheduler
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from sleeping import METRIC, study
 
+pytestmark = pytest.mark.long
+
 SEARCH = {
     "method.aggregated_tokens": {"choice": [4, 8], "when": {"method.name": "mmp"}},
     "method.name": {"choice": ["cmpt", "mmp"]},

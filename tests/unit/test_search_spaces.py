@@ -14,6 +14,8 @@ from mmsweep.jobs import company, count_trials
 from mmsweep.plan import dry_run
 from mmsweep.study import Study
 
+pytestmark = pytest.mark.long
+
 FROM_SCRATCH = ("mult",)  # backbones without any pretrained part
 STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").rglob("*.yaml"))
 

@@ -32,6 +32,8 @@ from tests.unit.test_packing import job, run_pack, same, studies  # noqa: F401
 from tests.unit.test_sequences import STUDY as SEQUENCES
 from tests.unit.test_sequences import table as sequence_table  # noqa: F401
 
+pytestmark = pytest.mark.long
+
 # ---- nobody waits
 
 

@@ -22,6 +22,8 @@ from mmsweep.sweep.train_function import Place
 from mmsweep.training import engine
 from mmsweep.training.world import World
 
+pytestmark = pytest.mark.long
+
 
 class Handle:
     """The board as an actor's handle: it lives in a loop of its own, and `ray.get` has nothing left to wait for."""

@@ -1,4 +1,4 @@
-"""What the README says works as it says."""
+"""What the README and its pages say works as they say."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OWN_DATA = (ROOT / "docs/own_data.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def mmsweep(*args, cwd):
@@ -22,8 +24,8 @@ def mmsweep(*args, cwd):
 
 @pytest.fixture()
 def own_data(tmp_path, tiny_table, encoder_folders):
-    """README's example study on README's file name, with encoders that are on this machine."""
-    (example,) = re.findall(r"```yaml\n(name: my-study.*?)```", README, re.S)
+    """The example study of docs/own_data.md on its file name, with encoders that are on this machine."""
+    (example,) = re.findall(r"```yaml\n(name: my-study.*?)```", OWN_DATA, re.S)
     example = example.replace("openai/clip-vit-base-patch16", encoder_folders["clip"]).replace(
         "bert-base-uncased", encoder_folders["bert"]
     )
@@ -46,13 +48,25 @@ def test_the_example_study_checks_and_dry_runs(own_data):
     }
 
 
-def test_files_and_verbs_that_the_readme_names_exist():
-    for path in re.findall(
-        r"\]\(((?:docs|mmsweep)/[^)]+)\)|`((?:mmsweep|search_spaces|scripts|docs|benchmarks)/[\w./-]*)`", README
-    ):
-        assert (ROOT / (path[0].partition("#")[0] or path[1])).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_headings_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.M)
+            assert heading in [re.sub(r"[^\w -]", "", found).lower().replace(" ", "-") for found in headings], link
+    for path in re.findall(r"`((?:mmsweep|search_spaces|scripts|docs|benchmarks)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_verbs_that_the_readme_names_exist():
     listed = mmsweep("--help", cwd=ROOT).stdout
-    for verb in set(re.findall(r"^mmsweep (\w+)", README, re.M)):
+    verbs = set(re.findall(r"^mmsweep (\w+)", README + OWN_DATA, re.M))
+    assert {"show", "best", "train", "tune"} <= verbs
+    for verb in verbs:
         assert re.search(rf"\b{verb}\b", listed), verb
 
 

@@ -26,7 +26,7 @@ def slot_studies(study: Study, slots: int) -> list[Study]:
     changes = [
         {
             "train.optimizer.lr": study.train.optimizer.lr * (1 + s / 10),
-            "method.align_weight": study.method.alignment * (1 + s / 10),
+            "method.align_weight": study.value("method.align_weight") * (1 + s / 10),
             "method.masking.probability": 0.2 + 0.6 * s / max(slots - 1, 1),
             "train.seed": s,
         }

@@ -47,11 +47,10 @@ from mmsweep.assembly import Warm, card_of, make_backbone, make_method
 from mmsweep.availability import Scenario, availability_table, pattern_rows
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.methods.method import Method
-from mmsweep.methods.mmp import AggregatedProjector
+from mmsweep.methods.mmp import MMP, AggregatedProjector
 from mmsweep.methods.restoration import Sequence as TokenSequence
 from mmsweep.methods.restoration import TokenShape, token_shapes
 from mmsweep.study import Study
-from mmsweep.study_method import MethodSpec
 from mmsweep.tasks import make_task
 from mmsweep.tasks.task import Task
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, scenario_metrics
@@ -283,12 +282,11 @@ def map_from(size: int) -> None:
 
 
 def projector_work(
-    shapes: dict[str, TokenShape], spec: MethodSpec, missing: int, train: bool, device: torch.device
+    shapes: dict[str, TokenShape], spec: MMP.Options, missing: int, train: bool, device: torch.device
 ) -> tuple[int, Callable[[], None]]:
     """(parameters, one pass): the first `missing` modalities from the others."""
     draws = torch.Generator().manual_seed(0)
-    options = spec.projector
-    projector = AggregatedProjector(shapes, spec.aggregated_tokens, options.heads, options.width, options.residual_norm)
+    projector = AggregatedProjector(shapes, spec.aggregated_tokens, **dict(spec.projector))
     projector.reset(draws)
     projector.to(device)
     values = {m: torch.randn(1, s.count, s.width, generator=draws).to(device) for m, s in shapes.items()}
@@ -313,7 +311,7 @@ class Probe:
     """One size of the projector, to be measured in a process of its own."""
 
     shapes: dict[str, TokenShape]
-    spec: MethodSpec
+    spec: MMP.Options
     missing: int
     train: bool
     device: str
@@ -352,6 +350,7 @@ def measure_projector(options: argparse.Namespace) -> list[dict[str, Any]]:
         for missing in (1, 3):
             for side in (4 * math.isqrt(n) for n in sorted(options.tokens)):
                 study = mcubes(side)
+                assert isinstance(study.method, MMP.Options)
                 with torch.device("meta"):
                     shapes = token_shapes(make_backbone(study, card_of(study), load=False))
                 (n,) = {s.count for s in shapes.values()}

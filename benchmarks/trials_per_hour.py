@@ -50,7 +50,7 @@ from sizes import SIZES, study_file
 from mmsweep.assembly import Job, Warm, prepare_data, warm_key
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
-from mmsweep.study_search import Conditions
+from mmsweep.study.search import Conditions
 from mmsweep.training.world import World
 
 COMPARED = ("warm", "torchtrainer", "guide")

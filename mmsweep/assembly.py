@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from mmsweep.availability import Scenario, availability_table, table_digest
-from mmsweep.compatibility import check_backbone, check_method, check_prediction
+from mmsweep.compatibility import check_backbone, check_prediction
 from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import PreparedData, prepare
@@ -27,7 +27,7 @@ from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
 from mmsweep.errors import UNSET, UserError
 from mmsweep.jobs import Job, largest_rank, warm_key
 from mmsweep.jobs import pack_key as pack_key  # a host's module offers both keys
-from mmsweep.methods import METHODS, Method
+from mmsweep.methods.method import METHODS, Method
 from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.input_formats import FormatOptions
@@ -35,8 +35,9 @@ from mmsweep.models.lora import Noise
 from mmsweep.models.mult import MulTOptions
 from mmsweep.models.packing import alone
 from mmsweep.record.trial import Report, TrialFolder, deciding_report
-from mmsweep.study import MOST_SLOTS, ScenarioSpec, Study
-from mmsweep.study_data import ManifestSplit
+from mmsweep.study import Study
+from mmsweep.study.data import ManifestSplit
+from mmsweep.study.sections import MOST_SLOTS, ScenarioSpec
 from mmsweep.tasks import MultiLabel, TargetScale, make_task
 from mmsweep.training.capacity import measure
 from mmsweep.training.checkpoint import load_checkpoint, load_weights
@@ -142,7 +143,6 @@ def _blueprint(study: Study, card: DatasetCard | DatasetBuilder, load: bool, fil
 
 def make_method(study: Study, backbone: Backbone) -> Method:
     """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
-    check_method(study.method.name, "method.name")
     init, adaptation, noise = generator(study.train.seed, "init", 0), make_adaptation(study), Noise()
     own = backbone.trial_copy(adaptation)
     own.reset(init)
@@ -150,7 +150,8 @@ def make_method(study: Study, backbone: Backbone) -> Method:
     own.compile_blocks(study.train.compile)
     method = METHODS[study.method.name](own, study.method, noise, init)
     scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
-    if not method.masks(scenario.leaves_gaps(backbone.modalities), study.method.masking.with_training_gaps):
+    masking = getattr(study.method, "masking", None)
+    if masking and not method.masks(scenario.leaves_gaps(backbone.modalities), masking.with_training_gaps):
         method.masking = None  # B3
     return method
 

@@ -11,10 +11,11 @@ import numpy as np
 from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario
 from mmsweep.check_network import check_networks
 from mmsweep.compatibility import (
-    check_absent,
     check_backbone,
+    check_fill,
     check_masking,
     check_method,
+    check_method_options,
     check_name,
     check_prediction,
 )
@@ -26,7 +27,7 @@ from mmsweep.models.backbones import BACKBONES
 from mmsweep.readers.mlflow.address import resolve_uri
 from mmsweep.search_space import check_search
 from mmsweep.study import Study
-from mmsweep.study_mult import MulTSpec
+from mmsweep.study.mult import MulTSpec
 from mmsweep.tasks import TargetScale, Task, make_task
 from mmsweep.training.initialization import check_first_stage, task_state
 from mmsweep.views import make_augmentation, make_inference
@@ -105,12 +106,14 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
                 else "a val/scenario/metric of the listed scenarios",
                 hint=f"Did you mean {near[0]!r}?" if near else None,
             )
-    backbone = None if "model.backbone.name" in study.search else study.model.backbone.name
-    check_method(study.method.name, "method.name", backbone)
-    for name in study.search["method.name"].choices if "method.name" in study.search else []:
-        check_method(str(name), "search.method.name", backbone)
+    if "model.backbone.name" not in study.search:
+        backbone = study.model.backbone.name
+        check_method(study.method.name, "method.name", backbone)
+        for name in study.search["method.name"].choices if "method.name" in study.search else []:
+            check_method(str(name), "search.method.name", backbone)
+    check_method_options(study)
     check_masking(study, modalities)
-    check_absent(study)
+    check_fill(study)
     check_effects(study, card)
 
 

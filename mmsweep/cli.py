@@ -21,7 +21,7 @@ from mmsweep.ending import exit_code, resume_command, say_interrupted
 from mmsweep.errors import UserError
 from mmsweep.json_text import json_text
 from mmsweep.study import Study
-from mmsweep.study_source import Source
+from mmsweep.study.source import Source
 from mmsweep.terminal import failed_finals, out, print_plan, print_record
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from typing import Any
 
 from mmsweep.availability import Scenario
 from mmsweep.errors import UserError
-from mmsweep.methods import METHODS
+from mmsweep.methods.options import METHODS, MaskingOptions
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.study import Study
-from mmsweep.study_method import MaskingSpec
 
 
 def check_backbone(study: Study, modalities: Sequence[str]) -> None:
@@ -56,11 +55,9 @@ def check_encoders(study: Study, modalities: Sequence[str]) -> None:
             )
 
 
-def check_method(name: str, key: str, backbone: str | None = None) -> None:
-    """Refuse a method that does not exist, or that does not work on a backbone. Raises UserError."""
-    check_name(name, METHODS, "method", key)
-    accepts = METHODS[name].accepts
-    if backbone is not None and not issubclass(BACKBONES[backbone], accepts):
+def check_method(name: str, key: str, backbone: str) -> None:
+    """Refuse a method that does not work on a backbone. Raises UserError."""
+    if not issubclass(BACKBONES[backbone], METHODS[name].accepts):
         raise UserError(
             f"method {name} does not work on backbone {backbone}",
             key=key,
@@ -69,12 +66,30 @@ def check_method(name: str, key: str, backbone: str | None = None) -> None:
         )
 
 
+def check_method_options(study: Study) -> None:
+    """Refuse a searched option that no method has beside which it is searched. Raises UserError."""
+    for key, dimension in study.search.items():
+        if key.startswith("method.") and "method" not in study.search:
+            option, names = key.split(".")[1], _possible(study, "method.name", dimension.when)
+            if not any(option in METHODS[name].Options.model_fields for name in names):
+                owners = METHODS.with_option(option)
+                reason = f"method {' or '.join(names)} has no option {option}" if names else "its condition never holds"
+                raise UserError(
+                    f"this option has no effect: {reason}", key=f"search.{key}", found="searched",
+                    expected=f"no such key, or method.name: {' or '.join(owners)}",
+                )  # fmt: skip
+
+
 def check_masking(study: Study, modalities: Sequence[str]) -> None:
     """Refuse masking options, set or searched, that change nothing in any trial of the study. Raises UserError."""
     if {"method", "scenarios"} & set(study.search):
         return  # whole sections are searched: each trial brings its own
-    for option, field in MaskingSpec.model_fields.items():
-        key, value = f"method.masking.{option}", getattr(study.method.masking, option)
+    try:
+        masking = MaskingOptions(**study.value("method.masking"))
+    except KeyError:
+        return  # no method of the study masks anything
+    for option, field in MaskingOptions.model_fields.items():
+        key, value = f"method.masking.{option}", getattr(masking, option)
         searched = [k for k in (key, "method.masking") if k in study.search]
         # false says that nothing is masked beside gaps, which holds where there are none.
         if not searched and value in ((field.default, False) if option == "with_training_gaps" else (field.default,)):
@@ -93,14 +108,12 @@ def _masks_nothing(study: Study, modalities: Sequence[str], option: str, when: M
     Args:
         when: the condition under which the option is searched.
     """
-
     names, specs = (_possible(study, key, when) for key in ("method.name", "scenarios.train"))
-    methods = [METHODS[name] for name in names]
+    masking = set(METHODS.with_option("masking"))
+    methods = [METHODS[name] for name in names if name in masking]
     gaps = [Scenario.parse(spec, modalities).leaves_gaps(modalities) for spec in specs]
-    if not names or not specs:
+    if not specs:
         return "its condition never holds"
-    if not any(method.can_mask for method in methods):
-        return f"method {' or '.join(names)} masks nothing"
     if option == "with_training_gaps":
         return None if any(gaps) else "scenarios.train leaves no gaps"
     kept = _possible(study, "method.masking.with_training_gaps", when)
@@ -114,22 +127,14 @@ def _masks_nothing(study: Study, modalities: Sequence[str], option: str, when: M
     return None
 
 
-def check_absent(study: Study) -> None:
-    """Refuse placeholders that no method of the study feeds, and fill values that nothing reads. Raises UserError."""
+def check_fill(study: Study) -> None:
+    """Refuse fill values that nothing reads, or that no network can read. Raises UserError."""
     if {"method", "data"} & set(study.search):
         return  # whole sections are searched: each trial brings its own
-    dimension = study.search.get("method.absent")
-    methods = _possible(study, "method.name", dimension.when if dimension else {})
-    feeding = any(METHODS[name].feeds_placeholders for name in methods)
-    asked = "placeholder" in _possible(study, "method.absent", {})
-    if not feeding and (asked or dimension):
-        raise UserError(
-            f"method {' or '.join(methods)} puts its own tokens in the place of an absent modality" if methods
-            else "this option has no effect: its condition never holds",
-            key="search.method.absent" if dimension else "method.absent",
-            found="searched" if dimension else study.method.absent,
-            expected="drop, or method " + " or ".join(n for n, m in METHODS.items() if m.feeds_placeholders),
-        )  # fmt: skip
+    try:
+        asked = "placeholder" in _possible(study, "method.absent", {})
+    except KeyError:  # no method of the study feeds placeholders
+        asked = False
     fill = "search.data.fill" if "data.fill" in study.search else "data.fill"
     fills = _possible(study, "data.fill", {})
     if asked and "nan" in fills:
@@ -140,7 +145,7 @@ def check_absent(study: Study) -> None:
         raise UserError(
             "this option has no effect: no network reads the placeholder of an absent input", key=fill,
             found="searched" if fill.startswith("search") else fills[0], expected="no such key",
-            hint="method.absent: placeholder feeds it (plain and modality_dropout).",
+            hint=f"method.absent: placeholder feeds it ({' and '.join(METHODS.with_option('absent'))}).",
         )  # fmt: skip
 
 

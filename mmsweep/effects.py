@@ -1,9 +1,10 @@
 """Options without effect: a study that sets one believes in something that does not happen, so it is refused.
 
-`_READERS` says which part of a study reads each option. Methods and datasets say it of their own options themselves
-(`Method.reads`, `DatasetCard.reads`). Only values that differ from the default are refused: a resolved study lists all
-defaults. Where the key that decides is searched, one of its choices that reads the option is enough. What a number of 0
-or a `none` switches off in so many words is not refused: that is how one leaves a part of a file out for once.
+`_READERS` says which part of a study reads each option. Datasets say it of their own options themselves
+(`DatasetCard.reads`); an option of another method is an unknown key. Only values that differ from the default are
+refused: a resolved study lists all defaults. Where the key that decides is searched, one of its choices that reads the
+option is enough. What a number of 0 or a `none` switches off in so many words is not refused: that is how one leaves a
+part of a file out for once.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from typing import Any
 from mmsweep.data.registry import DatasetCard, dataset_card, datasets
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
-from mmsweep.methods import METHODS
 from mmsweep.study import Study
-
-_ANOTHER = "To try another method of a file on the command line: 'method={name: plain}' 'search={}'"
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ def check_effects(study: Study, card: DatasetCard) -> None:
                     key=place,
                     found=value,
                     expected=f"no such key, or {reader.words}",
-                    hint=_ANOTHER if option.startswith("method.") else None,
                 )
 
 
@@ -101,9 +98,6 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _readers(facts: Facts) -> Iterator[tuple[str, Reader]]:
     """Every option that is not always read, with its reader; an option may have several, all of which it needs."""
     yield from _READERS
-    for option in sorted(set().union(*(method.reads for method in METHODS.values()))):
-        readers = [name for name, method in METHODS.items() if option in method.reads]
-        yield f"method.{option}", _value("method.name", *readers)
     cards = {name: dataset_card(name) for name in datasets()}
     for option in sorted(set().union(*(card.reads for card in cards.values()))):
         yield option, _value("data.dataset", *(name for name, card in cards.items() if option in card.reads))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
+from mmsweep.components import FUSIBLE
 from mmsweep.study import Study
-from mmsweep.study_search import Conditions
+from mmsweep.study.search import Conditions
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,19 @@ def warm_key(study: Study) -> str:
     return _digest([data, networks, study.resources.cpus])
 
 
-FUSIBLE = (
-    *("train.optimizer.lr", "train.optimizer.weight_decay", "train.schedule", "train.clip_norm", "train.seed"),
-    *("method.align_weight", "method.masking", "model.lora.rank", "model.lora.alpha", "model.lora.dropout"),
-)
-"""What may differ between the slots of a pack."""
+def fusible(section: BaseModel, prefix: str = "") -> Iterator[str]:
+    """Keys of a study that may differ between the slots of a pack: the options that are marked so."""
+    for name, field in type(section).model_fields.items():
+        if FUSIBLE in field.metadata:
+            yield prefix + name
+        elif isinstance(inner := getattr(section, name), BaseModel):
+            yield from fusible(inner, f"{prefix}{name}.")
 
 
 def pack_key(study: Study) -> str:
     """Studies with equal keys may train in one pass, if `models.packing.alone` finds nothing against it."""
     values: dict[str, Any] = study.resolved()
-    for key in FUSIBLE:
+    for key in fusible(study):
         *parents, last = key.split(".")
         place: Any = values
         for parent in parents:
@@ -64,9 +70,9 @@ def pack_key(study: Study) -> str:
 
 def company(study: Study, trials: int) -> int:
     """How many of a search's trials may be of one pack, as a mean: those whose other values are equal; 1 at least."""
-    kinds = 1.0
+    kinds, free = 1.0, {key for one in (study, *study.alternatives("method")) for key in fusible(one)}
     for key, dimension in study.search.items():
-        if not any(key == known or key.startswith(f"{known}.") for known in FUSIBLE):
+        if not any(key == known or key.startswith(f"{known}.") for known in free):
             kinds *= dimension.count
     return max(1, math.ceil(trials / kinds))
 

@@ -15,7 +15,7 @@ from mmsweep.check_network import missing_weights
 from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
-from mmsweep.methods import Method
+from mmsweep.methods.method import Method
 from mmsweep.models.packing import alone, trained
 from mmsweep.models.weights import NOT_HERE
 from mmsweep.study import Study
@@ -128,9 +128,8 @@ def _count(method: Method) -> dict[str, Any]:
 
 
 def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:
-    """Tokens of one sequence of each modality, proxies included."""
-    proxies = len(kinds) - 1 if study.method.name == "cmpt" else 0
-    return {m: n + proxies for m, (n, _) in method.backbone.token_shapes().items()}
+    """Tokens of one sequence of each modality, those that the method adds included."""
+    return {m: n + method.extra_tokens for m, (n, _) in method.backbone.token_shapes().items()}
 
 
 def _pattern_counts(

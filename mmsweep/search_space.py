@@ -10,7 +10,7 @@ from typing import Any
 
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.study_search import MOST_COMBINATIONS, Conditions, Dimension, choice_name
+from mmsweep.study.search import MOST_COMBINATIONS, Conditions, Dimension, choice_name
 
 
 class SearchSpace(Conditions):
@@ -152,15 +152,15 @@ def check_search(study: Study) -> None:
     for key, dimension in study.search.items():
         _check_place(study, key)
         _check_condition(study, key, dimension)
-    space, alone = SearchSpace(study), study.model_copy(update={"search": {}})
+    space = SearchSpace(study)
     for key, dimension in space.dimensions.items():
         for value in dimension.samples():
             try:
-                alone.with_values({**met(study, key), key: value})
+                study.configured({**met(study, key), key: value})
             except UserError as error:
                 raise UserError(
                     f"the search space holds an impossible value ({error.problem})", key=f"search.{key}", found=value,
-                    expected=error.expected,
+                    expected=error.expected, hint=error.hint,
                 ) from None  # fmt: skip
     starting_points(study)
 

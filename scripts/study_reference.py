@@ -1,4 +1,4 @@
-"""Write docs/study.md from the schema of mmsweep/study.py, so that the reference cannot differ from the code.
+"""Write docs/study.md from the schema of mmsweep/study and of the components, so that the reference cannot differ from the code.
 
 python scripts/study_reference.py            # writes
 python scripts/study_reference.py --check    # exits with 1 where the file is out of date
@@ -15,18 +15,22 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from mmsweep.components import Choice, Options
 from mmsweep.study import Study
-from mmsweep.study_search import Dimension
+from mmsweep.study.search import Dimension
 
 TARGET = Path(__file__).parents[1] / "docs" / "study.md"
 INTRODUCTION = """# The study file
 
-Written by `python scripts/study_reference.py` from the schema in `mmsweep/study.py`. Any key can be given on the
-command line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is an environment variable.
+Written by `python scripts/study_reference.py` from the schema in `mmsweep/study/` and the options of the components. Any
+key can be given on the command line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is an
+environment variable.
 
 A value that differs from its default and that nothing in the study reads is refused, for example `data.image.size`
-without pictures or an option of another method. Where the key that decides is searched (`method.name`), it is enough
-that one of its choices reads the value.
+without pictures. Where the key that decides is searched, it is enough that one of its choices reads the value.
+
+A section with a `name`, such as `method`, holds the options of the component of that name and no others. Where the name
+is searched, it may hold options of every choice; each trial takes those of its own.
 
 """
 
@@ -36,11 +40,15 @@ def sections(model: type[BaseModel], prefix: str = "", in_force: Any = None) -> 
     yield prefix, model, in_force
     for name, field in model.model_fields.items():
         given = getattr(in_force, name) if in_force is not None else _given(field)
-        for inner in _models(field.annotation):
+        choices = [c for c in field.metadata if isinstance(c, Choice)]
+        for inner in () if choices else _models(field.annotation):
             if inner is not Dimension:
                 step = ".<modality>" if typing.get_origin(field.annotation) is dict else ""
                 path = f"{prefix}.{name}{step}" if prefix else name + step
                 yield from sections(inner, path, given if isinstance(given, inner) else None)
+        for choice in choices:
+            for chosen in choice.registry:
+                yield from sections(choice.registry[chosen].Options, choice.place, choice.registry.options(chosen))
 
 
 def _given(field: Any) -> Any:
@@ -63,7 +71,7 @@ def _type(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(annotation.__origin__)
     text = str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))
-    text = re.sub(r"mmsweep\.study\w*\.", "", text)
+    text = re.sub(r"mmsweep\.[\w.]*\.", "", text)
     for old, new in (
         ("typing.", ""),
         ("NoneType", "null"),
@@ -81,6 +89,8 @@ def _default(name: str, field: Any, in_force: Any) -> str:
     if isinstance(value, BaseModel):
         return ""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(in_force, Options) and in_force.in_force(name) != value:
+        text += f" ({in_force.in_force(name)})"
     return text.replace("|", "\\|")  # a bar would end the table's cell
 
 
@@ -90,9 +100,13 @@ def _limit(constraint: Any) -> list[str]:
 
 
 def render() -> str:
-    parts = [INTRODUCTION]
+    parts, written = [INTRODUCTION], set()
     for prefix, model, in_force in [*sections(Study), ("search.<key>", Dimension, None)]:
-        parts.append(f"## `{prefix or 'study'}`\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
+        if (prefix, model) in written:  # several components share it
+            continue
+        written.add((prefix, model))
+        of = f" of `{in_force.name}`" if isinstance(in_force, Options) else ""
+        parts.append(f"## `{prefix or 'study'}`{of}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
         for name, field in model.model_fields.items():
             limits = ", ".join(word for m in field.metadata for word in _limit(m))
             meaning = "; ".join(part for part in ((field.description or "").rstrip("."), limits) if part)

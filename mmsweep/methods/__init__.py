@@ -1,6 +1,5 @@
-"""The methods, each in the file of its name; importing this package registers them."""
+"""The methods, each in the file of its name, with its options."""
 
-from mmsweep.methods import cmpt, linear_projection, mmp, modality_dropout, plain
-from mmsweep.methods.method import METHODS, Method
+from mmsweep.methods.options import METHODS
 
-__all__ = ["METHODS", "Method", "cmpt", "linear_projection", "mmp", "modality_dropout", "plain"]
+__all__ = ["METHODS"]

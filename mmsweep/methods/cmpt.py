@@ -12,41 +12,63 @@ Symbols: T_CMPT,m -> proxies[m]; T_CLS,m -> class_BD; M -> modalities; λ -> met
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from mmsweep.components import Section, register
 from mmsweep.data.dataset import Batch
-from mmsweep.methods.method import Method, Output, StandIn, Term, register
+from mmsweep.methods.method import Method, Output, StandIn, Term
+from mmsweep.methods.options import AligningMethodOptions
 from mmsweep.models.backbone import EncoderBackbone
 from mmsweep.models.dual_encoder import fuse
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import PackedParameters
-from mmsweep.study_method import MethodSpec
 from mmsweep.transfer import sent
+
+
+class ProxyOptions(Section):
+    """Every field is an open question of the paper (research/methods.md §B)."""
+
+    init: Literal["normal", "cls"] = Field(
+        "normal", description="Initial value: normal(0, 0.02), or the encoder's class embedding (B6)."
+    )
+    trainable: bool = Field(True, description="Whether proxies are trained; false keeps their initial values (B6).")
+    place: Literal["last", "first"] = Field(
+        "last", description="Where proxies stand among an encoder's tokens; last keeps CLS at index 0 (B7)."
+    )
 
 
 @register("cmpt")
 class CMPT(Method):
     """Proxy tokens beside the class token of every encoder; see the top of this file."""
 
+    class Options(AligningMethodOptions):
+        own_weight: ClassVar[float] = 0.2
+
+        proxy: ProxyOptions = Field(ProxyOptions(), description="Tokens that stand for the other modalities.")
+
     accepts = EncoderBackbone
     masks_gaps = False  # B3: the paper drops modalities "on complete modality data", and its Table 6 fits that
-    reads = frozenset({"align_weight", "detach_target", "proxy"})
+    undecayed = ("proxies.",)
     backbone: EncoderBackbone
+    options: Options
 
-    def __init__(self, backbone: EncoderBackbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
-        super().__init__(backbone, spec, noise, generator)
-        self.weights = {"align": spec.alignment}
+    def __init__(self, backbone: EncoderBackbone, options: Options, noise: Noise, generator: torch.Generator) -> None:
+        super().__init__(backbone, options, noise, generator)
+        self.weights = {"align": options.alignment}
+        self.extra_tokens = len(backbone.modalities) - 1
         self.proxies = PackedParameters()  # [S, E, D]
-        others = len(backbone.modalities) - 1
         for modality in backbone.modalities:
             encoder = backbone.encoder(modality)
             device = encoder.class_embedding().device
-            if spec.proxy.init == "cls":  # B6
-                start_ED = encoder.class_embedding().detach().expand(others, -1).clone()
+            if options.proxy.init == "cls":  # B6
+                start_ED = encoder.class_embedding().detach().expand(self.extra_tokens, -1).clone()
             else:
-                start_ED = (0.02 * torch.randn(others, encoder.width, generator=generator)).to(device)
-            self.proxies[modality] = nn.Parameter(start_ED[None], requires_grad=spec.proxy.trainable)
+                start_ED = (0.02 * torch.randn(self.extra_tokens, encoder.width, generator=generator)).to(device)
+            self.proxies[modality] = nn.Parameter(start_ED[None], requires_grad=options.proxy.trainable)
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
         used_BM = sent(used_BM, batch.present_BM.device)
@@ -81,7 +103,7 @@ class CMPT(Method):
         classes, rows = [], []
         for source, modality in enumerate(modalities):
             class_BD, proxy_BED = self.backbone.classes(
-                modality, tokens[modality], self.proxies[modality], self.spec.proxy.place
+                modality, tokens[modality], self.proxies[modality], self.options.proxy.place
             )
             classes.append(class_BD)
             zero_B1D = torch.zeros_like(proxy_BED[:, :1])
@@ -97,7 +119,7 @@ class CMPT(Method):
 
         With two modalities this is the paper's sum of two terms, counted on complete samples only.
         """
-        target_BMD = class_BMD.detach() if self.spec.detach_target else class_BMD  # B4
+        target_BMD = class_BMD.detach() if self.options.detach_target else class_BMD  # B4
         exact = torch.promote_types(proxy_BSTD.dtype, torch.float32)  # a mean of squares is never taken in bf16
         error_BST = (proxy_BSTD.to(exact) - target_BMD.to(exact)[:, None]).square().mean(-1)
         eye = torch.eye(len(self.backbone.modalities), dtype=torch.bool, device=present_BM.device)

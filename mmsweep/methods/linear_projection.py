@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsweep.methods.method import register
+from mmsweep.components import register
+from mmsweep.methods.options import AligningMethodOptions
 from mmsweep.methods.restoration import Projector, Restored, Restoring, Sequence, TokenShape, resize
 from mmsweep.models.backbone import draw_linear
 from mmsweep.transfer import sent
@@ -90,7 +91,8 @@ def _pair(m: str, a: str) -> str:
 class LinearProjection(Restoring):
     """Tokens of missing modalities by one linear map a pair; see the top of this file."""
 
-    reads = frozenset({"align_weight", "detach_target"})
+    class Options(AligningMethodOptions):
+        pass
 
     def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
         return LinearProjector(shapes)

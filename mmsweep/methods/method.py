@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 
 from mmsweep.availability import Masking
+from mmsweep.components import Registry
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
+from mmsweep.methods.options import METHODS, MaskingMethodOptions, MethodOptions
 from mmsweep.models.backbone import Backbone
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import Packed
-from mmsweep.study_method import MethodSpec
 
 
 @dataclass(frozen=True)
@@ -63,38 +63,41 @@ class Method(Packed, ABC):
     A batch is S * B rows ordered by slot, and every tensor that a method brings has a leading slot axis (packing.py).
 
     Attributes:
+        Options: its options. Those that derive from MaskingMethodOptions say that it removes modalities at random while
+            training; an option `absent` says that it can feed placeholders.
         accepts: the kind of backbone it works on.
-        can_mask: whether it removes modalities at random while training (`method.masking`).
-        feeds_placeholders: whether it knows `method.absent: placeholder`. A method that brings its own tokens for an
-            absent modality has no use for it.
-        masks_gaps: whether it goes on doing so where scenarios.train leaves gaps of its own (B3).
-        reads: the options of the section `method` that have an effect on it, beside those of every method.
+        masks_gaps: whether it goes on masking where scenarios.train leaves gaps of its own (B3).
+        undecayed: what the names of its parameters without weight decay start with; biases and norms need no mention.
+        options: what the study says of it.
         masking: removal drawn anew at every step, or None. A trial's own, as `weights`: the engine asks each trial's.
         weights: name of an own loss -> its weight.
+        extra_tokens: how many tokens it adds to each encoder's sequence.
         noise: where dropout masks come from; the engine sets it.
     """
 
+    registry: ClassVar[Registry] = METHODS
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
     accepts: ClassVar[type[Any]] = Backbone
-    can_mask: ClassVar[bool] = True
     masks_gaps: ClassVar[bool] = True
-    feeds_placeholders: ClassVar[bool] = False
-    reads: ClassVar[frozenset[str]] = frozenset()
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    options: MethodOptions
+    extra_tokens: int = 0
 
-    def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
+    def __init__(self, backbone: Backbone, options: Any, noise: Noise, generator: torch.Generator) -> None:
         super().__init__()
         if not isinstance(backbone, self.accepts):
             raise UserError(
-                f"method {spec.name} does not work on this backbone",
+                f"method {options.name} does not work on this backbone",
                 key="method.name",
                 found=type(backbone).__name__,
                 expected=self.accepts.__name__,
             )
         self.backbone = backbone
-        self.spec = spec
+        self.options = options
         self.noise = noise
-        masking = spec.masking
         self.masking: Masking | None = None
-        if self.can_mask:
+        if isinstance(options, MaskingMethodOptions):
+            masking = options.masking
             self.masking = Masking(masking.probability, masking.granularity, masking.distribution)
         self.weights: dict[str, float] = {}
 
@@ -107,7 +110,7 @@ class Method(Packed, ABC):
             with_training_gaps: `method.masking.with_training_gaps`.
         """
         beside_gaps = cls.masks_gaps if with_training_gaps is None else with_training_gaps
-        return cls.can_mask and (beside_gaps or not gaps)
+        return issubclass(cls.Options, MaskingMethodOptions) and (beside_gaps or not gaps)
 
     @abstractmethod
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
@@ -137,16 +140,3 @@ class Method(Packed, ABC):
     def trainable(self) -> list[str]:
         """Names of the parameters that are trained, and so checkpointed."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-
-
-METHODS: dict[str, type[Method]] = {}
-
-
-def register(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Class decorator: the method's name in studies."""
-
-    def enter(cls: type[Method]) -> type[Method]:
-        METHODS[name] = cls
-        return cls
-
-    return enter

@@ -24,9 +24,11 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmsweep.methods.method import register
+from mmsweep.components import Section, misfit, register
+from mmsweep.methods.options import AligningMethodOptions
 from mmsweep.methods.restoration import Projector, Restored, Restoring, Sequence, TokenShape, resize
 from mmsweep.models.backbone import draw_linear
 from mmsweep.models.mult import sinusoids
@@ -171,6 +173,32 @@ class AggregatedProjector(Projector):
         return zeros_RKD.to(refined_QKD.dtype).index_copy(0, place_Q, refined_QKD)
 
 
+class ProjectorOptions(Section):
+    """Every field is an open question of the paper (research/methods.md §B)."""
+
+    heads: int = Field(8, ge=1, description="Heads of each cross-attention (B30).")
+    width: int | None = Field(
+        None,
+        ge=1,
+        description="D, the width common to all modalities. null takes that of the widest modality, rounded up to "
+        "whole heads.",
+    )
+    residual_norm: bool = Field(
+        False, description="Whether each cross-attention adds its queries and a LayerNorm (B30)."
+    )
+    positions: bool = Field(
+        False,
+        description="Whether sinusoids of their place are added to the source's tokens. Not in the paper, whose "
+        "projector sees a set.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> ProjectorOptions:
+        if self.width is not None and self.width % self.heads:
+            raise misfit(f"width {self.width} does not divide into {self.heads} heads", "a multiple of heads")
+        return self
+
+
 @register("mmp")
 class MMP(Restoring):
     """Tokens of missing modalities by cross-attention from the available ones; see the top of this file.
@@ -178,18 +206,15 @@ class MMP(Restoring):
     `method.align_weight: 0` is the ablation without alignment: the term is reported and trains nothing.
     """
 
-    reads = frozenset({"align_weight", "detach_target", "aggregated_tokens", "projector"})
+    class Options(AligningMethodOptions):
+        aggregated_tokens: int = Field(8, ge=1, description="K, learned tokens that summarise a modality.")
+        projector: ProjectorOptions = Field(ProjectorOptions(), description="The network from tokens to tokens.")
+
+    undecayed = ("projector.aggregated.",)
+    options: Options
 
     def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
-        options = self.spec.projector
-        return AggregatedProjector(
-            shapes,
-            self.spec.aggregated_tokens,
-            options.heads,
-            options.width,
-            options.residual_norm,
-            options.positions,
-        )
+        return AggregatedProjector(shapes, self.options.aggregated_tokens, **dict(self.options.projector))
 
 
 @lru_cache(maxsize=64)

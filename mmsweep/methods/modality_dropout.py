@@ -8,33 +8,50 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from mmsweep.components import register
 from mmsweep.data.dataset import Batch
-from mmsweep.methods.method import Method, Output, register
+from mmsweep.methods.method import Method, Output
+from mmsweep.methods.options import MaskingMethodOptions, MethodOptions
 from mmsweep.models.backbone import Backbone, EncoderBackbone
 from mmsweep.models.dual_encoder import fuse
 from mmsweep.transfer import sent
+
+
+class PlaceholderOptions(MethodOptions):
+    absent: Literal["drop", "placeholder"] = Field(
+        "drop",
+        description="What the fusion gets for an absent or masked modality. drop: nothing. placeholder: the modality's "
+        "placeholder (data.fill, or the empty text) runs through the network and is fused like a real input, as in "
+        "both papers' baselines.",
+    )
 
 
 @register("modality_dropout")
 class ModalityDropout(Method):
     """Augmentation by masking (the "dropout" baseline of both papers)."""
 
+    class Options(PlaceholderOptions, MaskingMethodOptions):
+        pass
+
     backbone: Backbone
-    feeds_placeholders = True
+    options: PlaceholderOptions
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
         used_BM = sent(used_BM, batch.present_BM.device)
-        if self.spec.absent == "placeholder":
+        if self.options.absent == "placeholder":
             batch = batch.with_placeholders(used_BM, self.backbone.modalities)
             used_BM = batch.present_BM
         return Output(self.backbone.predict(self.backbone.embed(batch), used_BM))
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
         """All patterns from one pass of each encoder, and one more where placeholders are fed."""
-        backbone, feeds = self.backbone, self.spec.absent == "placeholder"
+        backbone, feeds = self.backbone, self.options.absent == "placeholder"
         if not isinstance(backbone, EncoderBackbone):
             if feeds:
                 return super().predict_patterns(batch, patterns_PM)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from mmsweep.methods.method import register
-from mmsweep.methods.modality_dropout import ModalityDropout
+from mmsweep.components import register
+from mmsweep.methods.modality_dropout import ModalityDropout, PlaceholderOptions
 
 
 @register("plain")
 class Plain(ModalityDropout):
     """`modality_dropout` that never masks."""
 
-    can_mask = False
+    class Options(PlaceholderOptions):
+        pass

@@ -25,11 +25,11 @@ from torch.func import functional_call
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method, Output, StandIn, Term
+from mmsweep.methods.options import AligningMethodOptions
 from mmsweep.models.backbone import Backbone
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import Packed, stack
-from mmsweep.study_method import MethodSpec
 from mmsweep.transfer import sent
 
 
@@ -112,17 +112,20 @@ class Restoring(Method, ABC):
     """
 
     backbone: Backbone
+    options: AligningMethodOptions
 
-    def __init__(self, backbone: Backbone, spec: MethodSpec, noise: Noise, generator: torch.Generator) -> None:
-        super().__init__(backbone, spec, noise, generator)
-        self.weights = {"align": spec.alignment}
+    def __init__(
+        self, backbone: Backbone, options: AligningMethodOptions, noise: Noise, generator: torch.Generator
+    ) -> None:
+        super().__init__(backbone, options, noise, generator)
+        self.weights = {"align": options.alignment}
         device = next(backbone.parameters()).device
         with torch.device(device):
             self.projector = self.make_projector(token_shapes(backbone))
         if device.type != "meta":
             self.projector.reset(generator)
         stack(self.projector)
-        self.aligns = spec.alignment > 0
+        self.aligns = options.alignment > 0
 
     @abstractmethod
     def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
@@ -220,7 +223,7 @@ class Restoring(Method, ABC):
             guess_RND = found.values_RND[sent(keep_R.nonzero()[:, 0], device)]
             truth_RND = real.values_BND[rows_R]
             n = truth_RND.shape[1]  # texts are cut to the batch's longest
-            if self.spec.detach_target:  # B32
+            if self.options.detach_target:  # B32
                 truth_RND = truth_RND.detach()
             error_RN = F.smooth_l1_loss(guess_RND[:, :n].float(), truth_RND.float(), reduction="none").mean(-1)
             weight_RN = torch.ones_like(error_RN) if real.mask_BN is None else real.mask_BN[rows_R].to(error_RN.dtype)

@@ -26,7 +26,8 @@ from mmsweep.errors import UserError
 from mmsweep.record.files import write_whole
 from mmsweep.record.packing import FILE, Packing
 from mmsweep.record.trial import TrialFolder
-from mmsweep.study import Resources, Study
+from mmsweep.study import Study
+from mmsweep.study.sections import Resources
 from mmsweep.sweep.board import Posting
 from mmsweep.sweep.cluster import ClusterGoneError, Liveness, attended, check_attended, connect
 from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board

@@ -31,7 +31,8 @@ from mmsweep.jobs import company
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.record.trial import TrialFolder, trial_id
 from mmsweep.search_space import starting_points
-from mmsweep.study import MOST_SLOTS, Study
+from mmsweep.study import Study
+from mmsweep.study.sections import MOST_SLOTS
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
 from mmsweep.sweep.folder import SweepFolder
 from mmsweep.sweep.hosts import LIGHT_TRIAL, HostPool

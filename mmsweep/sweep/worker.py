@@ -48,7 +48,8 @@ from mmsweep.jobs import Job
 from mmsweep.record.lock import HeldError, held
 from mmsweep.record.packing import Capacity
 from mmsweep.record.trial import Report, TrialFolder
-from mmsweep.study import MOST_SLOTS, Study
+from mmsweep.study import Study
+from mmsweep.study.sections import MOST_SLOTS
 from mmsweep.sweep.board import Posting, StaleHost
 from mmsweep.sweep.train_function import Place
 from mmsweep.training.engine import Answer

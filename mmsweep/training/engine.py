@@ -31,7 +31,7 @@ from mmsweep.methods.method import Method, Term
 from mmsweep.models.compilation import begin_step
 from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.record.trial import Report, TrialFolder
-from mmsweep.study import Train
+from mmsweep.study.sections import Train
 from mmsweep.tasks.task import Task
 from mmsweep.training.batches import Drawn, Share, depth, gather_share, made_ahead
 from mmsweep.training.checkpoint import load_checkpoint, load_weights, running_statistics, save_checkpoint
@@ -194,7 +194,7 @@ class _Member:
         self.steps_per_epoch = math.ceil(len(self.rows) / slot.train.batch_size)
         self.done = 0
         self.best: Report | None = None
-        self.optimizer: PackedAdamW | None = PackedAdamW(trained(slot.method), [slot.train.optimizer])
+        self.optimizer: PackedAdamW | None = _optimizer(slot.method, [slot])
         self._resume(self.optimizer)
 
     @property
@@ -301,7 +301,7 @@ class _Pack:
         if members[0].slot.method is method:  # a pack of one, whose tensors its own optimiser holds already
             self.optimizer = states[0][0]
         else:
-            self.optimizer = PackedAdamW(trained(method), [m.slot.train.optimizer for m in members])
+            self.optimizer = _optimizer(method, [m.slot for m in members])
             for slot, (optimizer, theirs) in enumerate(states):
                 self.optimizer.take(slot, optimizer, theirs)
         # On a CPU exp and log round otherwise at a vector's end than in its middle: there each slot's loss is one call.
@@ -419,6 +419,10 @@ class _Pack:
             for values in self.statistics.values():
                 if values.is_floating_point():
                     self.world.all_reduce_sum_(values).div_(self.world.size)
+
+
+def _optimizer(method: Method, slots: Sequence[Slot]) -> PackedAdamW:
+    return PackedAdamW(trained(method), [slot.train.optimizer for slot in slots], method.undecayed)
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

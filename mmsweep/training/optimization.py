@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmsweep.models.packing import Trained
-from mmsweep.study import Optimizer, Schedule
+from mmsweep.study.sections import Optimizer, Schedule
 from mmsweep.transfer import sent
 
 
@@ -39,16 +39,21 @@ class PackedAdamW:
 
     All trained tensors lie in one buffer [S, n], of which the parameters are views from here on, as all gradients do
     once they are gathered: a step costs a dozen operations however many tensors and slots there are. Every operation is
-    elementwise and rounds once, so a slot's arithmetic knows no neighbours. Biases, norms, proxy and aggregated tokens
+    elementwise and rounds once, so a slot's arithmetic knows no neighbours. Biases, norms and what the method excludes
     are not decayed, as in the reference code (methods.md §5.2).
 
     Args:
         tensors: what is trained.
         specs: each slot's; betas and eps are those of the first.
+        undecayed: what the names of tensors without weight decay start with (`Method.undecayed`).
     """
 
-    def __init__(self, tensors: Sequence[Trained], specs: Sequence[Optimizer]) -> None:
-        self.tensors = sorted(tensors, key=_plain)  # decayed first: checkpoints number their states in this order
+    def __init__(self, tensors: Sequence[Trained], specs: Sequence[Optimizer], undecayed: tuple[str, ...] = ()) -> None:
+        def plain(tensor: Trained) -> bool:
+            """Whether weight decay leaves it alone."""
+            return tensor.own(tensor.parameter, 0).dim() < 2 or tensor.name.startswith(undecayed)
+
+        self.tensors = sorted(tensors, key=plain)  # decayed first: checkpoints number their states in this order
         self.specs, S = list(specs), len(specs)
         self.steps = [0] * S
         first = self.tensors[0].parameter
@@ -60,7 +65,7 @@ class PackedAdamW:
             size = tensor.parameter.numel() // S
             self._segments.append(slice(end, end + size))
             end += -(-size // ALIGNMENT) * ALIGNMENT
-            if not _plain(tensor):
+            if not plain(tensor):
                 self._decayed = end
         self.values_SN, self.gradient_SN, self.mean_SN, self.square_SN = (
             torch.zeros(S, end, dtype=first.dtype, device=first.device) for _ in range(4)
@@ -133,8 +138,3 @@ class PackedAdamW:
 
 ALIGNMENT = 16
 """Numbers that a tensor's place is a multiple of: 64 bytes of fp32."""
-
-
-def _plain(tensor: Trained) -> bool:
-    """Whether weight decay leaves it alone."""
-    return tensor.own(tensor.parameter, 0).dim() < 2 or tensor.name.startswith(("proxies.", "projector.aggregated."))

@@ -13,7 +13,6 @@ from mmsweep.models.backbone import Adaptation, Blueprint, EncoderOptions, LoraO
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
-from mmsweep.study_method import MethodSpec
 
 pytestmark = pytest.mark.long
 
@@ -78,7 +77,7 @@ def make(encoder_folders):
         network = BACKBONES[backbone].build(blueprint(backbone, M, encoder_folders))
         network.reset(g)
         network.adapt(Adaptation(LoraOptions(rank, rank, dropout)), noise, g)
-        method = METHODS[name](network, MethodSpec(name=name, **spec), noise, g)
+        method = METHODS[name](network, METHODS.options(name, **spec), noise, g)
         with torch.no_grad():  # adapters start at zero, where no test could see them
             for n, p in method.named_parameters():
                 if "lora_B" in n:
@@ -276,7 +275,7 @@ def test_bfloat16_autocast_runs(name, backbone, make):
         assert method(batch, batch.present_BM).prediction.isfinite().all()
 
 
-FEEDING = [(n, b) for n, b in PAIRS if METHODS[n].feeds_placeholders]
+FEEDING = [(n, b) for n, b in PAIRS if "absent" in METHODS[n].Options.model_fields]
 FED = pytest.mark.parametrize(("name", "backbone", "M"), [(n, b, M) for n, b in FEEDING for M in SIZES[b]])
 
 
@@ -288,7 +287,7 @@ def patterned(method, batch):
 
 
 def test_the_baselines_feed_placeholders_and_the_others_bring_their_own_tokens():
-    assert {n for n, m in METHODS.items() if m.feeds_placeholders} == {"plain", "modality_dropout"}
+    assert set(METHODS.with_option("absent")) == {"plain", "modality_dropout"}
 
 
 @FED

@@ -13,12 +13,12 @@ from mmsweep.availability import pattern_rows
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, SequenceFormat
 from mmsweep.errors import UserError
-from mmsweep.methods import METHODS, Method
+from mmsweep.methods import METHODS
+from mmsweep.methods.method import Method
 from mmsweep.models.backbone import Adaptation
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
 from mmsweep.models.mult import Layer, MulT, MulTOptions, sinusoids
-from mmsweep.study_method import MethodSpec
 
 SEQUENCES = {
     "text": SequenceFormat(9, 6),
@@ -41,8 +41,8 @@ def make(M: int, options: MulTOptions = SMALL, outputs: int = 1) -> tuple[MulT, 
 
 def make_method(name: str, M: int) -> Method:
     network, noise = make(M)
-    spec = MethodSpec(name=name, projector={"width": 8, "heads": 2})  # type: ignore[arg-type]
-    return METHODS[name](network, spec, noise, torch.Generator().manual_seed(6))
+    options = METHODS.options(name, **({"projector": {"width": 8, "heads": 2}} if name == "mmp" else {}))
+    return METHODS[name](network, options, noise, torch.Generator().manual_seed(6))
 
 
 def total(method: Method, batch: Batch, used_BM: Tensor) -> tuple[Tensor, Tensor]:

@@ -159,7 +159,7 @@ class SleepingWarm:
 class _Slot:
     def __init__(self, job: Job) -> None:
         self.job, self.study, self.folder = job, Study.parse(job.study), TrialFolder(job.folder)
-        self.weight, self.state, self.epoch = self.study.method.alignment, torch.zeros(1), 0
+        self.weight, self.state, self.epoch = self.study.value("method.align_weight"), torch.zeros(1), 0
         if last := self.folder.last_checkpoint():
             weights, _, resume = load_checkpoint(last)
             self.state, self.epoch = weights["state"], int(resume["epoch"])

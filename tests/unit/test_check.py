@@ -117,7 +117,6 @@ def searching(study, search=None, **values):
         ({"method.masking.with_training_gaps": {"choice": [True, False]}}, {}, "search.M.with", "no gaps"),
         ({**METHOD, "method.masking.probability": {"uniform": [0, 1], "when": PLAIN}}, {}, "search.M.prob", "plain"),
         ({"method.masking.granularity": {"choice": ["batch"], "when": {"method.name": "mmp"}}}, {}, "search", "never"),
-        ({}, {"method.name": "plain", "method.masking.probability": 0.5}, "M.probability", "plain"),
         ({}, {**GAPPED, "method.masking.probability": 0.5}, "M.probability", "leaves gaps"),
         ({}, {"method.masking.with_training_gaps": True}, "M.with_training_gaps", "no gaps"),
         ({}, {"method.masking.distribution": "one"}, "M.distribution", "two modalities"),
@@ -157,9 +156,7 @@ def test_searched_training_scenarios_are_read_before_anything_starts(tiny_study)
 @pytest.mark.parametrize(
     ("search", "values", "key", "reason"),
     [
-        ({}, {"method.absent": "placeholder"}, "method.absent", "cmpt puts its own tokens"),
-        ({}, {"method.absent": "placeholder", "method.name": "mmp"}, "method.absent", "mmp puts its own tokens"),
-        ({"method.absent": {"choice": ["drop", "placeholder"]}}, {}, "search.method.absent", "cmpt puts"),
+        ({"method.absent": {"choice": ["drop", "placeholder"]}}, {}, "search.method.absent", "cmpt has no option"),
         (
             {**METHOD, "method.absent": {"choice": ["drop"], "when": {"method.name": "cmpt"}}},
             {},
@@ -177,6 +174,19 @@ def test_placeholders_that_nothing_feeds_are_refused(search, values, key, reason
     with pytest.raises(UserError, match=reason) as error:
         check(searching(tiny_study, search, **values))
     assert (error.value.key or "").startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("cmpt", "absent", "placeholder"),
+        ("mmp", "absent", "placeholder"),
+        ("plain", "masking", {"probability": 0.5}),
+    ],
+)
+def test_what_a_method_does_not_know_is_refused(method, option, value, tiny_study):
+    with pytest.raises(UserError, match=f"method.{option}: unknown key; .*It is an option of method"):
+        Study.parse(tiny_study.resolved() | {"search": {}, "method": {"name": method, option: value}})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mmsweep.check import check
 from mmsweep.effects import _READERS
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
+from mmsweep.methods import METHODS
 from mmsweep.study import Study
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -57,10 +58,6 @@ def refused(study: Study) -> str:
         ("mmp_earth", "model.lora={rank: 4}", "a pretrained part that is frozen"),
         ("mmp_sequences", "model.lora={alpha: 4}", "a pretrained part that is frozen"),
         ("mmp_earth", "model.backbone.weights=my.safetensors", "model.backbone.pretrained: true"),
-        ("quickstart", "method.aggregated_tokens=4", "method.name: mmp"),
-        ("quickstart", "method.projector.heads=4", "method.name: mmp"),
-        ("mmp_quickstart", "method.proxy.place=first", "method.name: cmpt"),
-        ("mmp_quickstart", "method.proxy={init: cls}", "method.name: cmpt"),
         ("cmpt_kinetics_sounds", "train.schedule.warmup_steps=7", "train.schedule.warmup_steps: null"),
         ("quickstart", "sweep.scheduler={name: median, grace_epochs: 2, reduction_factor: 4}", "name: asha or none"),
         ("quickstart_ablation", "sweep.trials=4", "as many as the grid has combinations"),
@@ -89,12 +86,47 @@ def test_an_option_that_nothing_reads_is_refused(name: str, override: str, words
     ],
 )
 def test_options_of_another_method_are_refused(tiny_study: Study, method: str, option: str, value: Any) -> None:
-    study = Study.parse({**tiny_study.resolved(), "search": {}, "method": {"name": method}})
+    values = {**tiny_study.resolved(), "search": {}, "method": {"name": method}}
+    check(Study.parse(values))
+    values["method"][option] = value
+    with pytest.raises(UserError, match=rf"unknown key; found '{option}'; .*It is an option of method ") as problem:
+        Study.parse(values)
+    assert problem.value.key == f"method.{option}"
+    # Where another method that reads it is among the choices, it is shared; each trial takes what its own method knows.
+    study = Study.parse({**values, "search": {"method.name": {"choice": sorted({"cmpt", "mmp", method})}}})
     check(study)
-    assert refused(study.with_values({f"method.{option}": value})).startswith(f"method.{option}")
-    # Where another method that reads it is among the choices, it is shared.
-    names = {"search": {"method.name": {"choice": sorted({"cmpt", "mmp", method})}}}
-    check(Study.parse({**study.with_values({f"method.{option}": value}).resolved(), **names}))
+    assert Study.parse(study.resolved()) == study and option in study.resolved()["method"]
+    for name in ("cmpt", "mmp", method):
+        trial, owns = study.with_values({"method.name": name}), name in METHODS.with_option(option)
+        assert (option in trial.resolved()["method"]) == owns and (not owns or trial.value(f"method.{option}") != {})
+
+
+def test_options_of_other_methods_that_have_their_defaults_are_dropped(tiny_study: Study) -> None:
+    """Studies that versions before 0.2 wrote list the options of all methods."""
+    everything = {
+        "align_weight": None, "absent": "drop", "detach_target": False, "aggregated_tokens": 8,
+        "masking": {"probability": 0.667, "granularity": "sample", "distribution": "uniform"},
+        "proxy": {"init": "normal", "trainable": True, "place": "last"},
+        "projector": {"heads": 8, "width": None, "residual_norm": False, "positions": False},
+    }  # fmt: skip
+    for name in METHODS:
+        study = Study.parse({**tiny_study.resolved(), "search": {}, "method": {"name": name, **everything}})
+        assert study.method == METHODS.options(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "owner"),
+    [
+        ("quickstart", "method.aggregated_tokens=4", "mmp"),
+        ("quickstart", "method.projector.heads=4", "mmp"),
+        ("mmp_quickstart", "method.proxy.place=first", "cmpt"),
+        ("mmp_quickstart", "method.proxy={init: cls}", "cmpt"),
+    ],
+)
+def test_an_option_of_another_method_on_the_command_line_is_refused(name: str, override: str, owner: str) -> None:
+    with pytest.raises(UserError, match=f"unknown key; .*It is an option of method {owner}.") as problem:
+        shipped(name, override)
+    assert problem.value.file == "command line" and override.startswith(str(problem.value.key))
 
 
 def test_the_tasks_own_options(tiny_study: Study, tiny_tasks: dict[str, Study]) -> None:
@@ -126,8 +158,8 @@ def test_a_warm_up_without_a_length_is_refused_unless_it_is_said_to_have_none(
 def test_what_is_switched_off_for_once_is_not_refused() -> None:
     check(shipped("cmpt_food101", "train.schedule.warmup_epochs=0"))
     check(shipped("quickstart", "sweep.scheduler.name=none"))
-    with pytest.raises(UserError, match=r"'method=\{name: plain\}' 'search=\{\}'"):
-        check(shipped("quickstart", "method.name=modality_dropout"))
+    with pytest.raises(UserError, match=r"'method=\{name: modality_dropout\}' 'search=\{\}'"):
+        shipped("quickstart", "method.name=modality_dropout")
     check(shipped("quickstart", "method={name: plain}", "search={}"))
 
 
@@ -151,7 +183,9 @@ def test_a_searched_key_that_nothing_reads_is_refused(tiny_study: Study) -> None
         return Study.parse({**tiny_study.resolved(), "search": search})
 
     tokens = {"choice": [4, 8]}
-    assert refused(searching(**{"method.aggregated_tokens": tokens})) == "search.method.aggregated_tokens"
+    with pytest.raises(UserError, match="method cmpt has no option aggregated_tokens") as problem:
+        check(searching(**{"method.aggregated_tokens": tokens}))
+    assert problem.value.key == "search.method.aggregated_tokens"
     check(searching(**{"method.aggregated_tokens": tokens, "method.name": {"choice": ["cmpt", "mmp"]}}))
     crops = {"choice": [{}, {"random_frames": True}]}
     assert refused(searching(**{"data.augmentation": crops})) == "search.data.augmentation"
@@ -187,7 +221,7 @@ def test_the_refusal_names_file_line_and_key(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert f"mine.yaml:{line}: method.aggregated_tokens: this option has no effect" in capsys.readouterr().err
+    assert f"mine.yaml:{line}: method.aggregated_tokens: unknown key" in capsys.readouterr().err
 
 
 def test_every_option_of_the_table_is_a_key_of_the_study() -> None:

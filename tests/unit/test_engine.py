@@ -17,7 +17,8 @@ from mmsweep.errors import UserError
 from mmsweep.json_text import json_text
 from mmsweep.record.objective import Objective
 from mmsweep.record.trial import Report, TrialFolder, deciding_report
-from mmsweep.study import Schedule, Study
+from mmsweep.study import Study
+from mmsweep.study.sections import Schedule
 from mmsweep.training.checkpoint import load_checkpoint, load_weights
 from mmsweep.training.engine import generator
 from mmsweep.training.optimization import lr_factor
@@ -142,7 +143,7 @@ GAPS, NO_GAPS = {"rate": 0.5, "type": "both"}, {"available": {"image": 1, "text"
         ("mmp", GAPS, False, False),
         ("linear_projection", GAPS, None, True),
         ("modality_dropout", GAPS, None, True),
-        ("plain", GAPS, True, False),
+        ("plain", GAPS, None, False),
         ("plain", "complete", None, False),
     ],
 )

@@ -16,7 +16,6 @@ from mmsweep.models.cmnext import CMNeXt
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import values_of
 from mmsweep.record.trial import TrialFolder
-from mmsweep.study_method import MethodSpec
 from mmsweep.training.checkpoint import running_statistics
 from mmsweep.training.initialization import digest, start_from, weights_file
 from mmsweep.training.world import World
@@ -148,7 +147,7 @@ def test_running_statistics_come_along(freeze, tmp_path):
         adaptation, noise = Adaptation(None, frozenset({"backbone"} if trainable else ())), Noise()
         own = network.trial_copy(adaptation)
         own.adapt(adaptation, noise, torch.Generator())
-        return METHODS[name](own, MethodSpec(name=name), noise, torch.Generator().manual_seed(0))
+        return METHODS[name](own, METHODS.options(name), noise, torch.Generator().manual_seed(0))
 
     scenes = {m: RasterFormat((32, 32)) for m in ("rgb", "relief")}
     shared, other = (CMNeXt(scenes, 3, (32, 32), "nano", torch.Generator().manual_seed(s)) for s in (0, 1))

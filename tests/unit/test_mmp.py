@@ -18,7 +18,6 @@ from mmsweep.methods.restoration import Restored, TokenShape, per_sample, put, r
 from mmsweep.models.backbone import Backbone, without_absent
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
-from mmsweep.study_method import MethodSpec
 
 SHAPES = {  # everything differs: counts, widths, grids, a clip of two frames, a text
     "text": TokenShape(5, 6, (4,)),
@@ -72,8 +71,8 @@ def inputs(rows=7, seed=0, **counts):
 
 def scene(name="mmp", rows=7, counts=None, **spec):
     g = torch.Generator().manual_seed(1)
-    spec = {"projector": {"heads": 4}, "aggregated_tokens": 3} | spec
-    method = METHODS[name](Scenes(), MethodSpec(name=name, **spec), Noise(), g)
+    spec = ({"projector": {"heads": 4}, "aggregated_tokens": 3} if name == "mmp" else {}) | spec
+    method = METHODS[name](Scenes(), METHODS.options(name, **spec), Noise(), g)
     batch = Batch(inputs(rows, **(counts or {})), torch.ones(rows, 3, dtype=torch.bool), torch.zeros(rows).long())
     return method, batch
 
@@ -367,7 +366,7 @@ def test_linear_projection_by_hand():
 def test_linear_projection_of_one_grid_is_linear_in_the_tokens():
     shapes = {m: TokenShape(100, 8, (10, 10)) for m in ("rgb", "depth")}
     method = METHODS["linear_projection"](
-        Scenes(shapes), MethodSpec(name="linear_projection"), Noise(), torch.Generator()
+        Scenes(shapes), METHODS.options("linear_projection"), Noise(), torch.Generator()
     )
     assert not method.projector.counts
     assert sum(p.numel() for p in method.projector.parameters()) == 2 * (8 * 8 + 8)

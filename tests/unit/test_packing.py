@@ -25,8 +25,8 @@ from mmsweep.models.lora import Noise, PackedLoRALinear
 from mmsweep.models.packing import alone, merge, select, trained, values_of
 from mmsweep.models.peft_format import export_adapter, import_adapter
 from mmsweep.record.trial import TrialFolder
-from mmsweep.study import Optimizer, Study
-from mmsweep.study_method import MethodSpec
+from mmsweep.study import Study
+from mmsweep.study.sections import Optimizer
 from mmsweep.training.checkpoint import load_checkpoint, save_checkpoint
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
@@ -235,7 +235,7 @@ def make(encoder_folders):
         network = BACKBONES[backbone].build(blueprint(backbone, 2, encoder_folders))
         network.reset(g)
         network.adapt(Adaptation(LoraOptions(rank, 1.5, dropout, padded)), noise, g)
-        method = METHODS[name](network, MethodSpec(name=name), noise, g).to(dtype)
+        method = METHODS[name](network, METHODS.options(name), noise, g).to(dtype)
         for t in trained(method):
             if "lora_B" in t.name:
                 t.own(t.parameter.detach(), 0).normal_(std=0.3, generator=g)
@@ -323,7 +323,7 @@ def test_fifty_steps_equal_those_of_peft_without_padding(dtype, tolerance, make,
             if "lora_" in name:
                 parameter.data.copy_(own[name])
     pack, specs = merge(ones), [Optimizer(lr=lr, weight_decay=0.1) for lr in (0.1, 0.003, 0.02)]
-    ours_by = PackedAdamW(trained(pack), specs)
+    ours_by = PackedAdamW(trained(pack), specs, pack.undecayed)
     decayed = [p for n, p in theirs.named_parameters() if p.requires_grad and "bias" not in n and "proxies" not in n]
     plain = [p for n, p in theirs.named_parameters() if p.requires_grad and ("bias" in n or "proxies" in n)]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]

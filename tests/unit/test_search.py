@@ -16,7 +16,7 @@ from mmsweep.jobs import count_trials
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.search_space import SearchSpace, check_search, identity, starting_points
 from mmsweep.study import Study
-from mmsweep.study_search import Dimension
+from mmsweep.study.search import Dimension
 from mmsweep.sweep.search import MAX_LOSSES, TrialSearch, open_optuna, tell
 from mmsweep.sweep.tuner import judged_epochs, make_scheduler
 
@@ -292,7 +292,12 @@ def test_optuna_samples_what_the_space_says() -> None:
             "within another one",
         ),
         ({"model.lora.rank": {"uniform": [1, 8]}}, {}, "search.model.lora.rank", "fractional"),
-        ({"method.projector.width": {"int": [8, 64]}}, {"method__projector__width": 8}, None, "8 heads"),
+        (
+            {"method.projector.width": {"int": [8, 64]}},
+            {"method": {"name": "mmp", "projector": {"width": 8}}},
+            None,
+            "8 heads",
+        ),
         ({"train.epochs": {"int": [1, 4], "when": {"method.name": "mmp"}}}, {}, None, "never holds; found 'mmp'"),
         (
             {

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ValidationError
 import mmsweep
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.study_search import Dimension
-from mmsweep.study_source import Source
+from mmsweep.study.search import Dimension
+from mmsweep.study.source import Source
 
 TEXT = """\
 name: small

@@ -14,8 +14,8 @@ import pytest
 
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.study_source import Source
-from mmsweep.study_yaml import MOST_BYTES, read_yaml
+from mmsweep.study.source import Source
+from mmsweep.study.yaml_text import MOST_BYTES, read_yaml
 from tests.unit.wrong_inputs.messages import Say
 
 SECONDS = 10  # a loaded machine's; each takes less than 2 on an idle one

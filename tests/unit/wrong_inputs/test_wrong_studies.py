@@ -31,7 +31,12 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         {"method.algin_weight": 0.3},
         "algin_weight",
         "method.algin_weight",
-        ["unknown key", "found 'algin_weight'", "expected one of name, align_weight", "Did you mean 'align_weight'?"],
+        [
+            "unknown key",
+            "found 'algin_weight'",
+            "expected one of name, masking, align_weight",
+            "Did you mean 'align_weight'?",
+        ],
     ),
     "unknown section": ({"trian": {}}, "trian", "trian", ["unknown key", "found 'trian'", "Did you mean 'train'?"]),
     "wrong type": (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from mmsweep.study_source import Section, misfit
+from mmsweep.components import Section, misfit
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 

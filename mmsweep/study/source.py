@@ -4,47 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ValidationError
 
+from mmsweep.components import MISFIT, MISSING, UNKNOWN_KEY, Choice
 from mmsweep.errors import UNSET, VARIABLE, UserError
-from mmsweep.study_yaml import LONGEST_KEY, read_text, read_yaml
+from mmsweep.study.yaml_text import LONGEST_KEY, read_text, read_yaml
 
-MISFIT = "misfit"
-LARGEST = 2**31 - 1
-"""Of every number in a study; seeds are 32 bits wide in the libraries that take them."""
 _PATH_KEYS = ("data.root", "data.path", "train.init_from")
-
-
-class Section(BaseModel):
-    """What every part of a study file is: unknown keys refused, values frozen, defaults checked too."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes and on as true, which Python would count as 1."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        values = value if isinstance(value, list | tuple) else [value]
-        numeric = _mentions(annotation, (int, float)) and not _mentions(annotation, (bool, Any))
-        if numeric and any(isinstance(v, bool) for v in values):
-            raise misfit("wrong value", "a number, not true or false")
-        return value
-
-    @field_validator("*")
-    @classmethod
-    def _within_reason(cls, value: Any) -> Any:
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int | float) and abs(number) > LARGEST:
-                raise misfit("a number too large", f"at most {LARGEST:,}")
-        return value
 
 
 @dataclass
@@ -148,9 +120,6 @@ class Source:
         return text
 
 
-UNKNOWN_KEY = "unknown key"
-
-
 def _is_network(key: str) -> bool:
     """Whether a key says where pretrained weights lie: a hub name or a path."""
     return key == "model.backbone.weights" or (key.startswith("model.encoders.") and key.endswith(".name"))
@@ -159,15 +128,14 @@ def _is_network(key: str) -> bool:
 def first_problem(error: ValidationError, source: Source, schema: type[BaseModel]) -> UserError:
     """Turn pydantic's list of problems into the one message for its most telling entry."""
     # Of a union's branches the one that got deepest is the one that was meant.
-    problem = min(error.errors(), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
+    problem = min(_problems(error), key=lambda e: (not _is_unknown_key(e), -len(e["loc"])))
     context = problem.get("ctx", {}) if problem["type"] == MISFIT else {}
     parts = [str(p) for p in problem["loc"] if not _is_union_branch(p)]
     if context.get("key") is not None:
         parts += context["key"].split(".")
-    key = ".".join(parts)
-    place = source.place(key)
+    place = source.place(".".join(parts))
     if problem["type"] == "extra_forbidden":
-        allowed = _fields_at(schema, parts[:-1])
+        allowed = _fields_at(schema, parts[:-1], source.values)
         near = get_close_matches(parts[-1], allowed, 1, 0.5)
         return UserError(
             UNKNOWN_KEY,
@@ -181,19 +149,24 @@ def first_problem(error: ValidationError, source: Source, schema: type[BaseModel
     message = problem["msg"].removeprefix("Value error, ")
     found = problem.get("input") if context.get("key") is None else context["found"]
     if problem["type"] in ("value_error", MISFIT):
-        return UserError(message, **place, found=found, expected=problem.get("ctx", {}).get("expected"))
+        said = {"expected": problem.get("ctx", {}).get("expected"), "hint": context.get("hint") or None}
+        return UserError(message, **place, **said, **({} if found == MISSING else {"found": found}))
     return UserError("wrong value", **place, found=found, expected=message[0].lower() + message[1:])
 
 
-def misfit(problem: str, expected: str, key: str | None = None, found: Any = None) -> PydanticCustomError:
-    """What a validator raises: the halves of a message for people; of a section also the key in it that is wrong."""
-    return PydanticCustomError(
-        MISFIT, "{problem}", {"problem": problem, "expected": expected, "key": key, "found": found}
-    )
+def _problems(error: ValidationError, within: tuple[int | str, ...] = ()) -> Iterator[dict[str, Any]]:
+    """pydantic's problems, those of a component's own options with the whole place."""
+    for problem in error.errors():
+        place = (*within, *problem["loc"])
+        inner = problem.get("ctx", {}).get("error")
+        if isinstance(inner, ValidationError):
+            yield from _problems(inner, place)
+        else:
+            yield {**problem, "loc": place}
 
 
-def _mentions(annotation: Any, types: Sequence[Any]) -> bool:
-    return annotation in types or any(_mentions(argument, types) for argument in get_args(annotation))
+def _is_unknown_key(problem: Mapping[str, Any]) -> bool:
+    return problem["type"] == "extra_forbidden" or problem["msg"] == UNKNOWN_KEY
 
 
 def _is_union_branch(part: int | str) -> bool:
@@ -203,13 +176,17 @@ def _is_union_branch(part: int | str) -> bool:
     )
 
 
-def _fields_at(schema: Any, parts: Sequence[str]) -> list[str]:
-    """The keys that the schema knows at a location."""
+def _fields_at(schema: Any, parts: Sequence[str], values: Any) -> list[str]:
+    """The keys that the schema knows at a location; of a component's section those of the chosen one."""
     current: Any = schema
     for part in parts:
         field_info = getattr(current, "model_fields", {}).get(part) if isinstance(current, type) else None
+        values = values.get(part) if isinstance(values, Mapping) else None
         if field_info is not None:
-            current = _model_in(field_info.annotation)
+            choice = next((m for m in field_info.metadata if isinstance(m, Choice)), None)
+            name = values.get("name") if isinstance(values, Mapping) else None
+            chosen = choice is not None and isinstance(name, str) and name in choice.registry
+            current = choice.registry[name].Options if choice and chosen else _model_in(field_info.annotation)
     fields = getattr(current, "model_fields", {})
     return [info.alias or name for name, info in fields.items()]
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mmsweep.components import Section, misfit
 from mmsweep.data.cells import BadCell, class_name
 from mmsweep.data.modality_names import misnamed
-from mmsweep.study_source import Section, misfit
 
 
 class ImageOptions(Section):

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from mmsweep.components import Section, misfit
 from mmsweep.errors import UserError
 from mmsweep.record.objective import Mode, Objective, direction, metric_of
-from mmsweep.study_source import Section, misfit
 
 MOST_COMBINATIONS = 10_000
 _FEW = 32

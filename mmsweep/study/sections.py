@@ -1,34 +1,20 @@
-"""The study file, typed: the only place that knows its format (DESIGN §5). Reading YAML itself is `study_source.py`.
-
-Every field's meaning stands beside it. Nothing below this file sees a raw mapping: the floors get these objects.
-"""
+"""The sections of a study file that belong to no component: network, training, scenarios, resources, tracking."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mmsweep.errors import UserError, masked
-from mmsweep.study_data import Data
-from mmsweep.study_method import MethodSpec
-from mmsweep.study_mult import MulTSpec
-from mmsweep.study_search import Dimension, Sweep
-from mmsweep.study_source import UNKNOWN_KEY, Source, first_problem, misfit
-from mmsweep.study_source import Section as _Section
+from mmsweep.components import FUSIBLE, Section, misfit
+from mmsweep.study.mult import MulTSpec
 
-Share = Field(ge=0.0, le=1.0)
 Decay = Annotated[float, Field(ge=0, lt=1)]
 ScenarioSpec = str | dict[str, Any]
 
 
-class EncoderSpec(_Section):
+class EncoderSpec(Section):
     source: Literal["transformers", "timm", "mmsweep"] = Field("transformers", description="whose implementation it is")
     name: str = Field(description="a hub name, a folder, `package:NAME/path`, a timm name, or (mmsweep) one that ships")
     layers: int | None = Field(None, ge=1, description="keep only the first layers")
@@ -41,14 +27,18 @@ class EncoderSpec(_Section):
     train_layernorm: bool = Field(False, description="train its LayerNorms beside the adapters (B15)")
 
 
-class Lora(_Section):
-    rank: int = Field(1, ge=1, description="Rank of the two matrices whose product is the change of a weight.")
-    alpha: float | Literal["rank"] = Field(
+class Lora(Section):
+    rank: Annotated[int, FUSIBLE] = Field(
+        1, ge=1, description="Rank of the two matrices whose product is the change of a weight."
+    )
+    alpha: Annotated[float | Literal["rank"], FUSIBLE] = Field(
         "rank",
         description="The change is multiplied by alpha / rank. `rank` keeps that factor at 1 for every rank, also "
         "where the rank is searched; with a number a larger rank is scaled down.",
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability of the adapters' input.")
+    dropout: Annotated[float, FUSIBLE] = Field(
+        0.1, ge=0, lt=1, description="Dropout probability of the adapters' input."
+    )
 
     @field_validator("alpha", mode="before")
     @classmethod
@@ -64,7 +54,7 @@ class Lora(_Section):
         return float(self.rank if self.alpha == "rank" else self.alpha)
 
 
-class BackboneSpec(_Section):
+class BackboneSpec(Section):
     name: str = Field(
         "dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt; cmnext; mult"
     )
@@ -98,7 +88,7 @@ class BackboneSpec(_Section):
         return self
 
 
-class Model(_Section):
+class Model(Section):
     backbone: BackboneSpec = Field(BackboneSpec(), description="which kind of network")
     encoders: dict[str, EncoderSpec] = Field(default_factory=dict, description="one a modality, for dual_encoder")
     lora: Lora | None = Field(Lora(), description="adapters on q, k, v, o of attention; null: none")
@@ -115,15 +105,17 @@ class Model(_Section):
         return encoders
 
 
-class Optimizer(_Section):
+class Optimizer(Section):
     name: Literal["adamw"] = Field("adamw", description="the optimiser")
-    lr: float = Field(1e-3, gt=0, description="learning rate after the warm-up")
-    weight_decay: float = Field(0.02, ge=0, description="not on biases, norms, proxy and aggregated tokens")
+    lr: Annotated[float, FUSIBLE] = Field(1e-3, gt=0, description="learning rate after the warm-up")
+    weight_decay: Annotated[float, FUSIBLE] = Field(
+        0.02, ge=0, description="not on biases, norms, proxy and aggregated tokens"
+    )
     eps: float = Field(1e-8, gt=0, description="added to the denominator (B26)")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of the means of gradients and their squares")
 
 
-class Schedule(_Section):
+class Schedule(Section):
     name: Literal["polynomial", "cosine", "constant"] = Field(
         "polynomial", description="how the rate falls to 0, or stays"
     )
@@ -136,21 +128,23 @@ class Schedule(_Section):
     warmup_ratio: float = Field(0.1, gt=0, le=1, description="share of the rate at which the warm-up starts, or stays")
 
 
-class Train(_Section):
+class Train(Section):
     epochs: int = Field(
         10, ge=1, le=100_000, description="Passes over the training rows; each ends with a score on validation."
     )
     batch_size: int = Field(8, ge=1, le=1_000_000, description="global, over all ranks (B22)")
     eval_batch_size: int | None = Field(None, ge=1, le=1_000_000, description="null: four times batch_size")
     optimizer: Optimizer = Field(Optimizer(), description="how weights are changed")
-    schedule: Schedule = Field(Schedule(), description="the learning rate over the run")
+    schedule: Annotated[Schedule, FUSIBLE] = Field(Schedule(), description="the learning rate over the run")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is used where the device has it")
     compile: Literal["off", "default", "reduce-overhead"] = Field(
         "off",
         description="torch.compile of the encoders' blocks while training: a minute or so at the start of a host for "
         "faster steps; reduce-overhead: with CUDA graphs (as default on a CPU)",
     )
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient; null: any")
+    clip_norm: Annotated[float | None, FUSIBLE] = Field(
+        None, gt=0, description="largest norm of a step's gradient; null: any"
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: each class counts alike in the loss"
     )
@@ -161,7 +155,7 @@ class Train(_Section):
         description="Regression learns the target scaled to mean 0 and SD 1 on the training rows; metrics keep the "
         "target's own unit. Set false to learn the target as it is, as papers on CMU-MOSI do.",
     )
-    seed: int = Field(0, ge=0, description="initial values, order of rows, masking, dropout")
+    seed: Annotated[int, FUSIBLE] = Field(0, ge=0, description="initial values, order of rows, masking, dropout")
     init_from: str | None = Field(
         None,
         description="Trained weights to start from: a run's folder (its best epoch) or a .safetensors file. A "
@@ -190,7 +184,7 @@ class Train(_Section):
         return self
 
 
-class InferenceSpec(_Section):
+class InferenceSpec(Section):
     """How segmentation predicts at test; validation sees whole pictures once."""
 
     window: int | None = Field(None, ge=8, description="side of windows that slide over the picture; null: all of it")
@@ -199,7 +193,7 @@ class InferenceSpec(_Section):
     flip: bool = Field(False, description="each scale is seen mirrored too")
 
 
-class Scenarios(_Section):
+class Scenarios(Section):
     seed: int = Field(0, ge=0, description="of the availability tables: which rows lose what")
     train: ScenarioSpec = Field("complete", description="natural missingness while training, as in Lee et al.")
     evaluate: list[ScenarioSpec] = Field(
@@ -215,7 +209,7 @@ MOST_SLOTS = 64
 """Of a host: Tune follows each of its trials by a process of its own."""
 
 
-class Resources(_Section):
+class Resources(Section):
     hosts: int | Literal["auto"] = Field(
         "auto", description="worker groups that train at once, each with its own backbone; auto: all there is room for"
     )
@@ -238,165 +232,10 @@ class Resources(_Section):
         return number
 
 
-class Tracking(_Section):
+class Tracking(Section):
     uri: str | None = Field(
         None,
         description="Address of MLflow's store; null means $MLFLOW_TRACKING_URI, else ./mlflow.db. Write a password "
         "as `${VARIABLE}`: the sweep's files then hold the variable's name. A password written out is masked in them.",
     )
     experiment: str | None = Field(None, description="MLflow's experiment; null: the study's name")
-
-
-class Study(_Section):
-    """A study file, validated. `Study.load(path)` reads one; `with_values` gives a trial's configuration."""
-
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$", description="Name of the sweep and of its folder under sweeps/."
-    )
-    data: Data = Field(description="what is learned from")
-    model: Model = Field(description="the network of all modalities")
-    method: MethodSpec = Field(description="what is done about missing modalities")
-    train: Train = Field(Train(), description="how a configuration is trained")
-    scenarios: Scenarios = Field(Scenarios(), description="what is missing, in training and where it is scored")
-    inference: InferenceSpec = Field(InferenceSpec(), description="how segmentation predicts at test")
-    search: dict[str, Dimension] = Field(
-        default_factory=dict, description="what is searched: dotted key -> range or choices"
-    )
-    sweep: Sweep = Field(Sweep(), description="how it is searched")
-    resources: Resources = Field(Resources(), description="what it runs on")
-    tracking: Tracking = Field(Tracking(), description="where runs are logged")
-    _references: dict[str, str] = PrivateAttr(default_factory=dict)  # see Source.references
-
-    @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Study:
-        """Read and check a study file.
-
-        Args:
-            path: a YAML file. Relative paths inside it are taken from its folder and made absolute.
-            overrides: `key=value`, the value in YAML, applied before checking.
-
-        Raises:
-            UserError: naming file, line, key, what was found and what was expected.
-        """
-        source = Source.read(Path(path), overrides)
-        study = cls._checked(source.values, source)
-        study._references = source.references
-        for key, dimension in study.search.items():
-            study._check_dimension(key, dimension, source)
-        study._check_sweep(source)
-        return study
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Study:
-        """A study from plain values, as `resolved` gives them."""
-        return cls._checked(dict(values), Source(values=dict(values)))
-
-    @classmethod
-    def _checked(cls, values: dict[str, Any], source: Source) -> Study:
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise first_problem(error, source, cls) from None
-
-    def _check_dimension(self, key: str, dimension: Dimension, source: Source) -> None:
-        place = source.place(f"search.{key}")
-        if key.split(".")[0] not in ("data", "model", "method", "train", "scenarios") or key == "scenarios.evaluate":
-            raise UserError("this key cannot be searched", **place, expected="a key of data, model, method or train")
-        alone = self.model_copy(update={"search": {}})  # the space itself need not be checked again for each value
-        for value in dimension.edges():
-            if dimension.kind in ("int", "log_int"):
-                value = int(value)
-            try:
-                alone.with_values({key: value})
-            except UserError as error:
-                if error.problem == UNKNOWN_KEY:
-                    raise error.placed(**place) from None
-                raise UserError(
-                    f"the search space holds an impossible value ({error.problem})", **place, found=value
-                ) from None
-        for other in dimension.when:
-            try:
-                self.value(other)
-            except KeyError:
-                raise UserError(
-                    "`when` names an unknown key", **place, found=other, expected="a key of the study"
-                ) from None
-
-    def _check_sweep(self, source: Source) -> None:
-        sweep, schedule = self.sweep, self.train.schedule
-        warmup = schedule.warmup_epochs if schedule.warmup_steps is None else 0
-        if sweep.scheduler.name == "asha" and sweep.scheduler.grace_epochs <= warmup:
-            raise UserError(
-                "ASHA would judge trials inside the warm-up",
-                **source.place("sweep.scheduler.grace_epochs"),
-                found=sweep.scheduler.grace_epochs,
-                expected=f"more than train.schedule.warmup_epochs ({warmup:g})",
-            )
-        if len(sweep.objectives) > 1 and sweep.scheduler.name != "none":
-            raise UserError(
-                "no scheduler can judge several objectives",
-                **source.place("sweep.scheduler"),
-                found=sweep.scheduler.name,
-                expected="none",
-            )
-        if sweep.sampler.name == "grid" and (wide := [k for k, d in self.search.items() if d.kind != "choice"]):
-            raise UserError(
-                "a grid needs choices", **source.place(f"search.{wide[0]}"), found=self.search[wide[0]].kind,
-                expected="{choice: [...]}",
-            )  # fmt: skip
-        strange = [key for key in (sweep.final.keys if sweep.final else []) if key not in self.search]
-        if strange:
-            raise UserError(
-                "`final.per` is not searched",
-                **source.place("sweep.final.per"),
-                found=strange[0],
-                expected=f"one of {list(self.search)}",
-            )
-        if sweep.seeds > 1:
-            raise UserError(
-                "repeated seeds within a trial are not supported yet",
-                **source.place("sweep.seeds"), found=sweep.seeds, expected="1",
-                hint="Search train.seed with the grid sampler, or use sweep.final.seeds.",
-            )  # fmt: skip
-
-    def resolved(self) -> dict[str, Any]:
-        """All values, defaults included, as plain JSON-able data; `parse` gives the study back."""
-        return self.model_dump(mode="json", by_alias=True)
-
-    def to_yaml(self) -> str:
-        """`resolved` as it is written to files: a place named by a variable (`${DATA}/mmimdb`) keeps the variable's
-        name, and a password in `tracking.uri` is masked."""
-        source = Source(values=self.resolved())
-        for key, text in self._references.items():
-            source.set(key, text)
-        if self.tracking.uri:
-            source.set("tracking.uri", masked(self.tracking.uri))
-        return yaml.safe_dump(source.values, sort_keys=False, allow_unicode=True)
-
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def value(self, key: str) -> Any:
-        """The value of a dotted key, as it is in force. Raises KeyError where there is none."""
-        if key == "method.align_weight":
-            return self.method.alignment
-        if key == "model.lora.alpha" and self.model.lora is not None:
-            searched = self.search.get(key)
-            # A range, and choices without `rank`, hold numbers: there `rank` counts as the number that it stands for.
-            return self.model.lora.alpha if searched and "rank" in searched.choices else self.model.lora.alpha_in_force
-        found: Any = self.resolved()
-        for part in key.split("."):
-            if not isinstance(found, dict) or part not in found:
-                raise KeyError(key)
-            found = found[part]
-        return found
-
-    def with_values(self, values: Mapping[str, Any]) -> Study:
-        """This study with some dotted keys set; checked again."""
-        source = Source(values=self.resolved())
-        for key, value in values.items():
-            source.set(key, value)
-        study = self._checked(source.values, source)
-        replaced = tuple(f"{key}." for key in values)
-        study._references = {k: text for k, text in self._references.items() if not f"{k}.".startswith(replaced)}
-        return study

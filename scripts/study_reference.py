@@ -1,4 +1,4 @@
-"""Write docs/study.md from the schema of mmsweep/study and of the components, so that the reference cannot differ from the code.
+"""Write docs/study.md from the study's schema and the components' options, so that it cannot differ from the code.
 
 python scripts/study_reference.py            # writes
 python scripts/study_reference.py --check    # exits with 1 where the file is out of date
@@ -22,9 +22,9 @@ from mmsweep.study.search import Dimension
 TARGET = Path(__file__).parents[1] / "docs" / "study.md"
 INTRODUCTION = """# The study file
 
-Written by `python scripts/study_reference.py` from the schema in `mmsweep/study/` and the options of the components. Any
-key can be given on the command line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is an
-environment variable.
+Written by `python scripts/study_reference.py` from the schema in `mmsweep/study/` and the options of the components.
+Any key can be given on the command line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is
+an environment variable.
 
 A value that differs from its default and that nothing in the study reads is refused, for example `data.image.size`
 without pictures. Where the key that decides is searched, it is enough that one of its choices reads the value.

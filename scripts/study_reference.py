@@ -23,8 +23,8 @@ TARGET = Path(__file__).parents[1] / "docs" / "study.md"
 INTRODUCTION = """# The study file
 
 Written by `python scripts/study_reference.py` from the schema in `mmsweep/study/` and the options of the components.
-Any key can be given on the command line as `key=value`. Relative paths are taken from the study file's folder; `${X}` is
-an environment variable.
+Any key can be given on the command line as `key=value`. Relative paths are taken from the study file's folder; `${X}`
+is an environment variable.
 
 A value that differs from its default and that nothing in the study reads is refused, for example `data.image.size`
 without pictures. Where the key that decides is searched, it is enough that one of its choices reads the value.

@@ -1,4 +1,4 @@
-"""Adding a component is one file: it is then known everywhere. Here each kind gets a toy one, registered by the test."""
+"""Adding a component is one file: it is then known everywhere. Each kind gets a toy one here."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_registry_imports_what_is_asked_for() -> None:
 
 
 def test_options_that_components_share_have_one_default() -> None:
-    """Where a name is searched, a value of the base study goes from one component to the next: null, where they differ."""
+    """Where a name is searched, values go from one component to the next. A default that differs is written null."""
     seen: dict[str, Any] = {}
     for name, method in METHODS.items():
         for key, field in method.Options.model_fields.items():

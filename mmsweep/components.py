@@ -199,6 +199,13 @@ class Choice:
         choices = dimension.get("choice") if isinstance(dimension, Mapping) else getattr(dimension, "choice", None)
         return [name for name in choices or () if isinstance(name, str)] if isinstance(choices, list) else []
 
+    def knows(self, key: str, names: Sequence[str]) -> bool:
+        """Whether a dotted key of the study is an option of one of these components, or of no component's section."""
+        if not key.startswith(f"{self.place}."):
+            return True
+        option = key.removeprefix(f"{self.place}.").split(".")[0]
+        return any(option in self.registry[name].Options.model_fields for name in names if name in self.registry)
+
     def _read(self, values: Any, info: core_schema.ValidationInfo) -> Any:
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
             return values  # an instance, or something that the schema refuses

@@ -212,9 +212,18 @@ class Study(Section):
     def with_values(self, values: Mapping[str, Any]) -> Study:
         """This study with some dotted keys set; checked again.
 
-        Where the name of a component is among them, options that this component does not know are left out.
+        Where the name of a component is among them, options that this component does not know are left out, and so are
+        searched ones that none of the possible components knows: what is written can be read again.
         """
-        study = self._with(values, self.resolved(), None)
+        base = self.resolved()
+        for choice in CHOICES:
+            if (name := values.get(f"{choice.place}.name")) is not None:
+                names = [name, *choice.searched(self.search)]
+                base["search"] = {key: d for key, d in base["search"].items() if choice.knows(key, names)}
+                own = choice.section(self).model_dump(mode="json", by_alias=True).items()
+                known = {option: value for option, value in own if choice.knows(f"{choice.place}.{option}", names)}
+                Source(values=base).set(choice.place, known)
+        study = self._with(values, base, None)
         replaced = tuple(f"{key}." for key in values)
         study._references = {k: text for k, text in self._references.items() if not f"{k}.".startswith(replaced)}
         return study

@@ -101,7 +101,10 @@ PLAIN, GAPPED = {"method.name": "plain"}, {"scenarios.train": GAPS}
 
 
 def searching(study, search=None, **values):
-    return Study.parse(study.resolved() | {"search": search or {}}).with_values(values)
+    """With a search that need not fit the method: `with_values` would leave out what does not."""
+    name = {key: values.pop(key) for key in ("method.name",) if key in values}
+    chosen = Study.parse(study.resolved() | {"search": {}}).with_values(name)
+    return Study.parse(chosen.resolved() | {"search": search or {}}).with_values(values)
 
 
 @pytest.mark.parametrize(

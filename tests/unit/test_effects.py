@@ -101,6 +101,14 @@ def test_options_of_another_method_are_refused(tiny_study: Study, method: str, o
         assert (option in trial.resolved()["method"]) == owns and (not owns or trial.value(f"method.{option}") != {})
 
 
+def test_a_study_with_another_method_can_be_written_and_read(tiny_study: Study, tmp_path: Path) -> None:
+    assert list(tiny_study.search) == ["method.align_weight"]
+    for name, searched in (("mmp", ["method.align_weight"]), ("plain", [])):
+        other = tiny_study.with_values({"method.proxy.place": "first"}).with_values({"method.name": name})
+        (tmp_path / "study.yaml").write_text(other.to_yaml(), encoding="utf-8")
+        assert Study.load(tmp_path / "study.yaml") == other and list(other.search) == searched
+
+
 def test_options_of_other_methods_that_have_their_defaults_are_dropped(tiny_study: Study) -> None:
     """Studies that versions before 0.2 wrote list the options of all methods."""
     everything = {

@@ -17,7 +17,8 @@ from mmsweep.assembly import Warm
 from mmsweep.data.dataset import Batch
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.training.engine import EvaluationPlan, _Member, _Pack
+from mmsweep.training.engine import EvaluationPlan, _Pack
+from mmsweep.training.slot import Member
 from mmsweep.training.world import World
 
 
@@ -41,7 +42,7 @@ class PackSteps:
     def __init__(self, warm: Warm, studies: Sequence[Study]) -> None:
         data, _ = warm.ready(studies[0])
         nowhere = Path("/nonexistent")
-        members = [_Member(warm.slot(s, TrialFolder(nowhere / str(i))), data) for i, s in enumerate(studies)]
+        members = [Member(warm.slot(s, TrialFolder(nowhere / str(i))), data) for i, s in enumerate(studies)]
         self.device, self.slots = warm.device, len(studies)
         self._pack = _Pack(data, EvaluationPlan((), 0), warm.device, World())
         self._pack.join(members)

@@ -41,10 +41,11 @@ from mmsweep.study.sections import MOST_SLOTS, ScenarioSpec
 from mmsweep.tasks import MultiLabel, TargetScale, make_task
 from mmsweep.training.capacity import measure
 from mmsweep.training.checkpoint import load_checkpoint, load_weights
-from mmsweep.training.engine import Answer, Ending, EvaluationPlan, Slot, fit, generator, rehearse
+from mmsweep.training.engine import Answer, Ending, EvaluationPlan, fit, rehearse
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from, task_state
+from mmsweep.training.slot import Slot, generator
 from mmsweep.training.stand_ins import write_stand_ins
 from mmsweep.training.world import World
 from mmsweep.views import kept_formats, make_augmentation, make_inference, raster_window

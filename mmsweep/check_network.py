@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from mmsweep.assembly import make_backbone, make_method
-from mmsweep.compatibility import check_backbone, check_method, check_prediction
+from mmsweep.compatibility import check_backbone, check_method, check_prediction, check_task
 from mmsweep.data.formats import KINDS
 from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
 from mmsweep.jobs import warm_key
+from mmsweep.methods.method import Phase
 from mmsweep.models.backbone import Backbone
 from mmsweep.models.weights import NOT_HERE, require
 from mmsweep.search_space import met
@@ -99,12 +100,24 @@ def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:
     check_method(study.method.name, "method.name", study.model.backbone.name)
     if card.target is not None:
         check_prediction(study, card.target.task)
+        check_task(study.method.name, card.target.task)
     key = warm_key(study)
     if key not in built:
         with torch.device("meta"):
             built[key] = make_backbone(study, card, load=False, files=False)
         _check_inputs(built[key], card)
-    make_method(study, built[key])
+    check_phases(study, make_method(study, built[key]).phases(study.train.epochs))
+
+
+def check_phases(study: Study, phases: list[Phase]) -> None:
+    """Refuse ASHA where it would judge trials before the method's last phase has begun. Raises UserError."""
+    *before, last = phases
+    epochs, scheduler = sum(phase.epochs for phase in before), study.sweep.scheduler
+    if before and scheduler.name == "asha" and scheduler.grace_epochs <= epochs:
+        raise UserError(
+            f"trials would be judged before the phase {last.name!r} of method {study.method.name} has begun",
+            key="sweep.scheduler.grace_epochs", found=scheduler.grace_epochs, expected=f"more than {epochs}",
+        )  # fmt: skip
 
 
 def _check_inputs(backbone: Backbone, card: DatasetCard) -> None:

@@ -80,6 +80,18 @@ def check_method_options(study: Study) -> None:
                 )  # fmt: skip
 
 
+def check_task(method: str, task: str) -> None:
+    """Refuse a method on a task that it is not made for. Raises UserError."""
+    tasks = METHODS[method].tasks
+    if tasks is not None and task not in tasks:
+        raise UserError(
+            f"method {method} does not know the task {task}",
+            key="method.name",
+            found=method,
+            expected=f"a dataset whose task is {' or '.join(sorted(tasks))}",
+        )
+
+
 def check_masking(study: Study, modalities: Sequence[str]) -> None:
     """Refuse masking options, set or searched, that change nothing in any trial of the study. Raises UserError."""
     if {"method", "scenarios"} & set(study.search):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -37,10 +38,43 @@ class Output:
     """Args:
     prediction: [B, C].
     losses: the method's own terms by name, unweighted; the task's loss is the engine's to add.
+    counted_B: bool, the rows that the task's loss is averaged over; None: all of them.
     """
 
     prediction: Tensor
     losses: dict[str, Term] = field(default_factory=dict)
+    counted_B: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a trial's epochs that trains some of its parameters, with an optimiser and a schedule of its own.
+
+    Args:
+        name: what the method's `forward` does meanwhile.
+        epochs: how many.
+        trains: whether the parameter of a name is trained; None: every one is.
+    """
+
+    name: str
+    epochs: int
+    trains: Callable[[str], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """One slot's gradients on their way to the optimiser.
+
+    Args:
+        gradients: by parameter name, of the whole batch over all ranks, without slot axis and padding; to be changed in
+            place. A parameter that this update leaves as it is has zeros.
+        epoch: of the slot, counted from 0.
+        generator: the slot's own, on the gradients' device; equal on all ranks.
+    """
+
+    gradients: Mapping[str, Tensor]
+    epoch: int
+    generator: torch.Generator
 
 
 @dataclass(frozen=True)
@@ -73,6 +107,10 @@ class Method(Packed, ABC):
         weights: name of an own loss -> its weight.
         extra_tokens: how many tokens it adds to each encoder's sequence.
         noise: where dropout masks come from; the engine sets it.
+        phases_S: the phase of each slot, set by the engine for every epoch of training; empty in evaluation.
+        updates: how many updates `steps` asks for with each batch.
+        tasks: the tasks that it is made for; None: all of them.
+        memory: parameters that are not trained but change while training: checkpoints hold them for resuming.
     """
 
     registry: ClassVar[Registry] = METHODS
@@ -80,8 +118,11 @@ class Method(Packed, ABC):
     accepts: ClassVar[type[Any]] = Backbone
     masks_gaps: ClassVar[bool] = True
     undecayed: ClassVar[tuple[str, ...]] = ()
+    tasks: ClassVar[frozenset[str] | None] = None
+    memory: ClassVar[frozenset[str]] = frozenset()
     options: MethodOptions
     extra_tokens: int = 0
+    updates: int = 1
 
     def __init__(self, backbone: Backbone, options: Any, noise: Noise, generator: torch.Generator) -> None:
         super().__init__()
@@ -100,6 +141,7 @@ class Method(Packed, ABC):
             masking = options.masking
             self.masking = Masking(masking.probability, masking.granularity, masking.distribution)
         self.weights: dict[str, float] = {}
+        self.phases_S: Sequence[Phase] = ()
 
     @classmethod
     def masks(cls, gaps: bool, with_training_gaps: bool | None) -> bool:
@@ -120,6 +162,37 @@ class Method(Packed, ABC):
             batch: `present_BM` says what may be read.
             used_BM: what the fusion may use; never more than is present, never an empty row. While training it lies on
                 the host, so that whoever chooses rows by it need not wait for the device; `transfer.sent` brings it.
+        """
+
+    def steps(self, batch: Batch, used_BM: Tensor) -> Iterator[Output]:
+        """What a batch of training asks for: each output is followed by a backward pass and an update of its own.
+
+        As many as `updates` says. Parameters that an output does not depend on stay as they are in its update, if
+        `step_trains` says so. Arguments as `forward`.
+        """
+        yield self(batch, used_BM)
+
+    def step_trains(self, update: int) -> Callable[[str], bool] | None:
+        """Which parameters, by name, move in an update of a batch (counted from 0); None: all that the phase trains.
+
+        The others keep their values and their optimiser's state, as if the update had not been.
+        """
+        return None
+
+    def phases(self, epochs: int) -> list[Phase]:
+        """The phases of a trial of so many epochs, in their order; their epochs add up to those.
+
+        Where a trial stands follows from its epoch alone. Validation is through `predict_patterns` in every phase.
+        Raises UserError where there are too few epochs.
+        """
+        return [Phase("whole", epochs)]
+
+    def after_backward(self, updates: Sequence[Update], total: Callable[[Tensor], Tensor]) -> None:
+        """Change gradients before they are clipped; called on every rank for each update, also on one without rows.
+
+        Args:
+            updates: of each slot.
+            total: sums a tensor over the ranks, in place.
         """
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:

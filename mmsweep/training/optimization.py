@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,7 +57,8 @@ class PackedAdamW:
 
         self.tensors = sorted(tensors, key=plain)  # decayed first: checkpoints number their states in this order
         self.specs, S = list(specs), len(specs)
-        self.steps = [0] * S
+        self.steps = [[0] * len(self.tensors) for _ in specs]
+        self.moved_ST: list[list[bool]] | None = None
         first = self.tensors[0].parameter
         self._segments: list[slice] = []
         end = 0
@@ -70,18 +73,40 @@ class PackedAdamW:
         self.values_SN, self.gradient_SN, self.mean_SN, self.square_SN = (
             torch.zeros(S, end, dtype=first.dtype, device=first.device) for _ in range(4)
         )
+        lengths_T = torch.tensor([-(-(s.stop - s.start) // ALIGNMENT) * ALIGNMENT for s in self._segments])
+        self._tensor_N = sent(torch.arange(len(self.tensors)).repeat_interleave(lengths_T), first.device)
         for tensor, segment in zip(self.tensors, self._segments, strict=True):
             view = self.values_SN[:, segment].view(tensor.parameter.shape)
             view.copy_(tensor.parameter.detach())
             tensor.parameter.data = view
 
+    def restart(self, slot: int) -> None:
+        """Forget a slot's state, as at the beginning of training."""
+        self.steps[slot] = [0] * len(self.tensors)
+        self.mean_SN[slot], self.square_SN[slot] = 0.0, 0.0
+
+    def move(self, trains: Sequence[Callable[[str], bool] | None]) -> None:
+        """Say which tensors, by name, the next steps move in each slot; None: all. The others keep value and state."""
+        if all(own is None for own in trains):
+            self.moved_ST = None
+            return
+        chosen = [[own is None or own(t.name) for t in self.tensors] for own in trains]
+        self.moved_ST = None if all(all(moved_T) for moved_T in chosen) else chosen
+
+    @cached_property
+    def gradients(self) -> list[dict[str, Tensor]]:
+        """Each slot's gathered gradients by name: views, as `Trained.own` cuts them out."""
+        pairs = list(zip(self.tensors, self._segments, strict=True))
+        slots = range(len(self.specs))
+        return [{t.name: self._own(self.gradient_SN, t, segment, slot) for t, segment in pairs} for slot in slots]
+
     def take(self, slot: int, other: PackedAdamW, theirs: int) -> None:
         """Another optimiser's state of one of its slots, of the same tensors."""
-        self.steps[slot] = other.steps[theirs]
+        self.steps[slot] = list(other.steps[theirs])
         self.mean_SN[slot], self.square_SN[slot] = other.mean_SN[theirs], other.square_SN[theirs]
 
     def gather(self) -> Tensor:
-        """All gradients [S, n], taken off the parameters; zeros where a batch did not need a tensor."""
+        """All gradients [S, n], taken off the parameters; zeros where a batch did not need a tensor, or it stays."""
         S, parts = len(self.specs), []
         for tensor, segment in zip(self.tensors, self._segments, strict=True):
             size = segment.stop - segment.start
@@ -89,7 +114,12 @@ class PackedAdamW:
             parts.append(self.mean_SN.new_zeros(S, size) if grad is None else grad.reshape(S, size))
             if gap := -size % ALIGNMENT:
                 parts.append(self.mean_SN.new_zeros(S, gap))
-        return torch.cat(parts, 1, out=self.gradient_SN)
+        torch.cat(parts, 1, out=self.gradient_SN)
+        for gradient_N, moved_T in zip(self.gradient_SN, self.moved_ST or (), strict=False):
+            for segment, moved in zip(self._segments, moved_T, strict=True):
+                if not moved:
+                    gradient_N[segment] = 0.0
+        return self.gradient_SN
 
     def clip(self, norms: Sequence[float | None]) -> None:
         """Bring each slot's gradient to its largest norm, as torch.nn.utils.clip_grad_norm_ does; None: as it is."""
@@ -99,35 +129,53 @@ class PackedAdamW:
 
     def step(self, lr_S: Sequence[float]) -> None:
         """Move every slot by its gathered gradient."""
+        moved_ST = self.moved_ST or [[True] * len(self.tensors)] * len(self.specs)
+        for steps_T, moved_T in zip(self.steps, moved_ST, strict=True):
+            steps_T[:] = map(operator.add, steps_T, moved_T)
         (b1, b2), eps = self.specs[0].betas, self.specs[0].eps
-        self.steps = [n + 1 for n in self.steps]
-        numbers = [
-            [1 - lr * spec.weight_decay for lr, spec in zip(lr_S, self.specs, strict=True)],
-            [lr / (1 - b1**n) for lr, n in zip(lr_S, self.steps, strict=True)],
-            [math.sqrt(1 - b2**n) for n in self.steps],
-        ]
-        on_host = torch.tensor(numbers, dtype=self.values_SN.dtype)
-        keep_S1, size_S1, root_S1 = sent(on_host, self.values_SN.device).unsqueeze(-1)
-        self.values_SN[:, : self._decayed] *= keep_S1
+        new, old, square = 1 - b1, b2, 1 - b2  # type: Tensor | float
+        if self.moved_ST is None and all(len(set(steps_T)) == 1 for steps_T in self.steps):
+            keep, size, root = self._sent(self._numbers([steps_T[:1] for steps_T in self.steps], lr_S))
+        else:
+            by_tensor = self._numbers(self.steps, lr_S) + [
+                [[rate if moved else still for moved in moved_T] for moved_T in moved_ST]
+                for rate, still in ((new, 0.0), (old, 1.0), (square, 0.0))
+            ]
+            keep, size, root, new, old, square = self._sent(by_tensor)[..., self._tensor_N]
+            keep, size = torch.where(new > 0, keep, 1.0), torch.where(new > 0, size, 0.0)  # what stays has new = 0
+        self.values_SN[:, : self._decayed] *= keep[:, : self._decayed]
         # No fused multiply-add (lerp, addcmul): a vector's end would round otherwise than its middle.
-        self.mean_SN += (self.gradient_SN - self.mean_SN).mul_(1 - b1)
-        self.square_SN.mul_(b2)
-        self.square_SN += (self.gradient_SN * (1 - b2)).mul_(self.gradient_SN)
-        bound_SN = self.square_SN.sqrt().div_(root_S1).add_(eps)
-        self.values_SN -= (self.mean_SN * size_S1).div_(bound_SN)
+        self.mean_SN += (self.gradient_SN - self.mean_SN).mul_(new)
+        self.square_SN.mul_(old)
+        self.square_SN += (self.gradient_SN * square).mul_(self.gradient_SN)
+        bound_SN = self.square_SN.sqrt().div_(root).add_(eps)
+        self.values_SN -= (self.mean_SN * size).div_(bound_SN)
+
+    def _numbers(self, steps_ST: Sequence[Sequence[int]], lr_S: Sequence[float]) -> list[list[list[float]]]:
+        """What the values, the first and the second moment are multiplied by, [3][S][T], after so many steps."""
+        b1, b2 = self.specs[0].betas
+        slots = list(zip(steps_ST, lr_S, self.specs, strict=True))
+        return [
+            [[1 - lr * spec.weight_decay for _ in steps_T] for steps_T, lr, spec in slots],
+            [[lr / (1 - b1 ** max(n, 1)) for n in steps_T] for steps_T, lr, _ in slots],
+            [[math.sqrt(1 - b2 ** max(n, 1)) for n in steps_T] for steps_T, _, _ in slots],
+        ]
+
+    def _sent(self, numbers: list[list[list[float]]]) -> Tensor:
+        return sent(torch.tensor(numbers, dtype=self.values_SN.dtype), self.values_SN.device)
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """A slot's state, as torch.optim.AdamW numbers and names it: what checkpoints hold."""
         found: dict[str, Tensor] = {}
         for i, (tensor, segment) in enumerate(zip(self.tensors, self._segments, strict=True)):
-            found[f"{i}.step"] = torch.tensor(float(self.steps[slot]))
+            found[f"{i}.step"] = torch.tensor(float(self.steps[slot][i]))
             found[f"{i}.exp_avg"] = self._own(self.mean_SN, tensor, segment, slot)
             found[f"{i}.exp_avg_sq"] = self._own(self.square_SN, tensor, segment, slot)
         return found
 
     def load(self, slot: int, state: Mapping[str, Tensor]) -> None:
         """Go on from a slot's state."""
-        self.steps[slot] = int(state["0.step"].item())
+        self.steps[slot] = [int(state[f"{i}.step"].item()) for i in range(len(self.tensors))]
         for i, (tensor, segment) in enumerate(zip(self.tensors, self._segments, strict=True)):
             self._own(self.mean_SN, tensor, segment, slot).copy_(state[f"{i}.exp_avg"])
             self._own(self.square_SN, tensor, segment, slot).copy_(state[f"{i}.exp_avg_sq"])

@@ -20,8 +20,8 @@ from mmsweep.record.trial import Report, TrialFolder, deciding_report
 from mmsweep.study import Study
 from mmsweep.study.sections import Schedule
 from mmsweep.training.checkpoint import load_checkpoint, load_weights
-from mmsweep.training.engine import generator
 from mmsweep.training.optimization import lr_factor
+from mmsweep.training.slot import generator
 from mmsweep.training.world import World
 
 pytestmark = pytest.mark.long

@@ -22,6 +22,7 @@ from mmsweep.jobs import warm_key
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.training import engine
+from mmsweep.training.slot import Member
 from mmsweep.training.world import World
 from mmsweep.views import make_augmentation
 
@@ -75,7 +76,7 @@ def steps(studies: list[Study], monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     slots = [warm.slot(study, TrialFolder("nowhere")) for study in studies]
     pack = engine._Pack(data, engine.EvaluationPlan(make_scenarios(studies[0], backbone.modalities), 0),
                         torch.device("cpu"), World())  # fmt: skip
-    pack.join([engine._Member(slot, data) for slot in slots])
+    pack.join([Member(slot, data) for slot in slots])
     train = data.splits["train"]
     read = train.batch_of
     monkeypatch.setattr(type(train), "batch_of", lambda split, raw, device: seen.append(read(raw, device)) or seen[-1])

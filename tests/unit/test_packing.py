@@ -22,7 +22,7 @@ from mmsweep.models.backbone import Adaptation, LoraOptions
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.few_rows import SteadyLinear
 from mmsweep.models.lora import Noise, PackedLoRALinear
-from mmsweep.models.packing import alone, merge, select, trained, values_of
+from mmsweep.models.packing import PackedLinear, alone, merge, select, trained, values_of
 from mmsweep.models.peft_format import export_adapter, import_adapter
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
@@ -353,8 +353,6 @@ def test_the_optimiser_is_torch_s():
     class Two(torch.nn.Module):
         def __init__(self, S):
             super().__init__()
-            from mmsweep.models.packing import PackedLinear
-
             self.inner, self.head = PackedLinear(7, 5).double(), PackedLinear(5, 3).double()
 
     networks = [Two(1) for _ in specs]
@@ -393,7 +391,49 @@ def test_the_optimiser_is_torch_s():
                 torch.testing.assert_close(state[f"{i}.{key}"].double(), own.double(), rtol=1e-12, atol=1e-12)
         restored = PackedAdamW(trained(copy.deepcopy(network)), specs[s : s + 1])
         restored.load(0, state)
-        assert all(torch.equal(v, state[k]) for k, v in restored.state(0).items()) and restored.steps == [20]
+        assert all(torch.equal(v, state[k]) for k, v in restored.state(0).items())
+        assert restored.steps == [[20] * len(numbered)]
+
+
+def test_what_an_update_does_not_train_keeps_its_value_and_its_state():
+    """As torch's AdamW passes over parameters without a gradient, in one slot and not in the other."""
+    g, specs = torch.Generator().manual_seed(3), [Optimizer(lr=0.1, weight_decay=0.3), Optimizer(lr=0.01)]
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = PackedLinear(7, 5).double(), PackedLinear(5, 3).double()
+
+    networks = [Two(), Two()]
+    for p in (p for n in networks for p in n.parameters()):
+        p.data.normal_(generator=g)
+    pack = merge(networks)
+    ours = PackedAdamW(trained(pack), specs)
+    theirs = []
+    for network, spec in zip(networks, specs, strict=True):
+        weights, biases = ([p for p in network.parameters() if (p.dim() == 3) == which] for which in (True, False))
+        groups = [{"params": weights, "weight_decay": spec.weight_decay}, {"params": biases, "weight_decay": 0.0}]
+        theirs.append(torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps))
+    for step in range(12):
+        parts = [("inner", "head")[step % 2] if step % 3 else "", "head" if step > 6 else ""]
+        for (name, p), *single in zip(pack.named_parameters(), *(n.parameters() for n in networks), strict=True):
+            p.grad = torch.randn(p.shape, generator=g, dtype=torch.float64)
+            for s, own in enumerate(single):
+                own.grad = p.grad[s : s + 1].clone() if name.startswith(parts[s]) else None
+        ours.move([lambda name, part=part: name.startswith(part) for part in parts])
+        ours.gather()
+        ours.clip([0.5, 0.2])
+        ours.step([spec.lr for spec in specs])
+        for network, optimizer, norm in zip(networks, theirs, (0.5, 0.2), strict=True):
+            torch.nn.utils.clip_grad_norm_(network.parameters(), norm)
+            optimizer.step()
+        for s, network in enumerate(networks):
+            for name, value in values_of(pack, s).items():
+                torch.testing.assert_close(value, values_of(network)[name], rtol=1e-12, atol=1e-12)
+    before = ours.state(1)
+    ours.restart(0)
+    assert not any(v.any() for v in ours.state(0).values())
+    assert all(torch.equal(v, before[k]) for k, v in ours.state(1).items())
 
 
 # ---- peft's files

@@ -21,10 +21,11 @@ from mmsweep.models.encoder import Tokens
 from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.training import batches, engine, evaluation
+from mmsweep.training import batches, engine, evaluation, slot
 from mmsweep.training.batches import made_ahead
 from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.engine import EvaluationPlan
+from mmsweep.training.slot import Member
 from mmsweep.training.world import World
 from mmsweep.transfer import Resident, pinned, sent
 from tests.unit.test_dense_study import values as dense_values  # noqa: F401
@@ -69,13 +70,13 @@ class Refuse(TorchDispatchMode):
 def pack_on(device: str, some: list[Study], monkeypatch: pytest.MonkeyPatch) -> engine._Pack:
     """A pack at the beginning of an epoch."""
     if device == "meta":  # has no generators of its own
-        drawn = engine.generator
-        monkeypatch.setattr(engine, "generator", lambda seed, purpose, epoch, device="cpu": drawn(seed, purpose, epoch))
+        drawn = slot.generator
+        monkeypatch.setattr(slot, "generator", lambda seed, purpose, epoch, device="cpu": drawn(seed, purpose, epoch))
     warm = Warm(device, World())
     data, backbone = warm.ready(some[0])
     plan = EvaluationPlan(make_scenarios(some[0], backbone.modalities), 0)
     pack = engine._Pack(data, plan, torch.device(device), World())
-    pack.join([engine._Member(warm.slot(study, TrialFolder("nowhere")), data) for study in some])
+    pack.join([Member(warm.slot(study, TrialFolder("nowhere")), data) for study in some])
     for member in pack.members:
         member.begin(torch.device(device))
     pack.method.train()
@@ -304,7 +305,7 @@ def test_a_pack_with_batches_made_ahead_is_the_same_pack(name, studies, tmp_path
 def test_an_epoch_that_fails_leaves_no_thread(studies, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(engine, "depth", lambda device: 2)
 
-    def fail(self, batch, used_RM, precision):
+    def fail(self, batch, output):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(engine._Pack, "_losses", fail)

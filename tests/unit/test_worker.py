@@ -19,7 +19,7 @@ from mmsweep.record.trial import TrialFolder
 from mmsweep.sweep import worker
 from mmsweep.sweep.board import Board, Posting
 from mmsweep.sweep.train_function import Place
-from mmsweep.training import engine
+from mmsweep.training import slot as trial_slot
 from mmsweep.training.world import World
 
 pytestmark = pytest.mark.long
@@ -149,7 +149,7 @@ def _indifferent(slot):
 @pytest.mark.parametrize("where", ["joining", "training"])
 def test_an_exception_of_one_fails_that_one(where, board, studies, tmp_path, monkeypatch):
     """The pack breaks off, since nobody knows whose it was; each goes on alone until it is cleared."""
-    slot, draw = Warm.slot, engine._Member.draw
+    slot, draw = Warm.slot, trial_slot.Member.draw
 
     def joins(self, study, folder):
         if study.train.seed == 1 and where == "joining":
@@ -162,7 +162,7 @@ def test_an_exception_of_one_fails_that_one(where, board, studies, tmp_path, mon
         return draw(member, step)
 
     monkeypatch.setattr(Warm, "slot", joins)
-    monkeypatch.setattr(engine._Member, "draw", draws)
+    monkeypatch.setattr(trial_slot.Member, "draw", draws)
     folders = post(board, studies, tmp_path)
     serve(board, folders)
     found = errors(folders)
@@ -257,7 +257,7 @@ def no_memory(member, step):
     raise MemoryError("Unable to allocate 3 GiB")
 
 
-DRAW = engine._Member.draw
+DRAW = trial_slot.Member.draw
 
 
 @pytest.mark.parametrize("fault", [full_disk, lost_mount, no_memory])
@@ -270,7 +270,7 @@ def test_a_fault_of_the_environment_fails_no_trial(slots, fault, board, studies,
         second = member.slot.folder.path.name == "0001" and member.done == 1
         return (fault if second else DRAW)(member, step)
 
-    monkeypatch.setattr(engine._Member, "draw", draw)
+    monkeypatch.setattr(trial_slot.Member, "draw", draw)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     folders = post(board, studies, tmp_path / "struck", judged=False)
 
@@ -291,7 +291,7 @@ def test_a_fault_of_the_environment_fails_no_trial(slots, fault, board, studies,
     said = {full_disk: "File too large", lost_mount: "Stale file handle", no_memory: "out of memory"}[fault]
     assert said in board.status.remote()["outage"]
 
-    monkeypatch.setattr(engine._Member, "draw", DRAW)
+    monkeypatch.setattr(trial_slot.Member, "draw", DRAW)
     again = Handle()
     serve(again, post(again, studies, tmp_path / "struck", judged=False))
     fresh = Handle()

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from mmsweep.models.families import FAMILIES
-from mmsweep.models.last_block import LastBlock, wanted_tokens
+from mmsweep.models.last_block import SplitBlock, wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.packing import Packed, PackedLinear, merge, trained
 
@@ -80,7 +80,7 @@ def layer(name: str, last: bool = False) -> nn.Module:
         family, N = FAMILIES["vit" if name == "ViT-B" else "bert"], TOKENS[name]
         wanted = wanted_tokens(N - 1, 1, 1, "last")
         assert wanted is not None
-        return Last(LastBlock(block, family.parts, wanted))
+        return Last(SplitBlock(block, family.parts, wanted))
     return First(block)
 
 

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, RasterFormat, SequenceFormat
 from mmsweep.errors import UserError
-from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens, refuse_compiling
+from mmsweep.models.encoder import (
+    NO_PROMPTS,
+    CompileMode,
+    Encoder,
+    Pool,
+    PromptPlace,
+    Prompts,
+    Tokens,
+    refuse_compiling,
+)
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise, add_lora
 from mmsweep.models.packing import PackedLinear
@@ -184,7 +193,28 @@ class Backbone(nn.Module, ABC):
                     parameter.requires_grad_(True)
 
 
-class EncoderBackbone(Backbone):
+NO_PART_PROMPTS: Mapping[str, Prompts] = MappingProxyType({})
+
+
+class PromptedBackbone(Backbone):
+    """A backbone of transformers that take prompts at any of their blocks."""
+
+    @abstractmethod
+    def prompted(self, place: PromptPlace) -> dict[str, tuple[int, int]]:
+        """Part -> (its blocks, its width). Raises UserError where one of them takes no prompts at that place."""
+
+    @abstractmethod
+    def predict(
+        self, tokens: Mapping[str, Tokens], used_BM: Tensor, prompts: Mapping[str, Prompts] = NO_PART_PROMPTS
+    ) -> Tensor:
+        """As `Backbone.predict`, with prompts by part."""
+
+    @abstractmethod
+    def train_pooler(self) -> None:
+        """Train the pretrained pooler that the prediction is read through, if there is one, with the slot axis."""
+
+
+class EncoderBackbone(PromptedBackbone):
     """A backbone with one encoder a modality and a head on fused class tokens: what CMPT needs.
 
     Attributes:
@@ -199,11 +229,20 @@ class EncoderBackbone(Backbone):
     width: int
 
     @abstractmethod
-    def classes(self, modality: str, tokens: Tokens, extra_SED: Tensor | None, place: str) -> tuple[Tensor, Tensor]:
+    def classes(
+        self,
+        modality: str,
+        tokens: Tokens,
+        extra_SED: Tensor | None = None,
+        place: str = "last",
+        prompts: Prompts = NO_PROMPTS,
+    ) -> tuple[Tensor, Tensor]:
         """Encode one modality: (class token [B, D], the E extra tokens' outputs [B, E, D]) in the common width.
 
         Args:
             extra_SED: each slot's extra tokens, for the rows of that slot.
+            place: of the extra tokens, `last` or `first`.
+            prompts: with a row for each sample.
         """
 
     def encoder(self, modality: str) -> Encoder:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, ImageFormat, VideoFormat
-from mmsweep.models.backbone import Blueprint, EncoderBackbone, draw_linear, without_absent
-from mmsweep.models.encoder import CompileMode, Encoder, Tokens
+from mmsweep.models.backbone import NO_PART_PROMPTS, Blueprint, EncoderBackbone, draw_linear, without_absent
+from mmsweep.models.encoder import NO_PROMPTS, CompileMode, Encoder, Prompt, PromptPlace, Prompts, Tokens
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.packing import PackedLinear, by_slot
 from mmsweep.models.pretrained import PretrainedEncoder
@@ -94,8 +94,20 @@ class DualEncoder(EncoderBackbone):
             tokens[modality] = self.encoder(modality).embed(x)
         return tokens
 
+    def prompted(self, place: PromptPlace) -> dict[str, tuple[int, int]]:
+        return {m: (self.encoder(m).prompted_blocks(place), self.encoder(m).width) for m in self.modalities}
+
+    def train_pooler(self) -> None:
+        for modality in self.modalities:
+            self.encoder(modality).train_pooler()
+
     def classes(
-        self, modality: str, tokens: Tokens, extra_SED: Tensor | None = None, place: str = "last"
+        self,
+        modality: str,
+        tokens: Tokens,
+        extra_SED: Tensor | None = None,
+        place: str = "last",
+        prompts: Prompts = NO_PROMPTS,
     ) -> tuple[Tensor, Tensor]:
         encoder = self.encoder(modality)
         n, extras = tokens.values_BND.shape[1], 0 if extra_SED is None else extra_SED.shape[1]
@@ -106,7 +118,10 @@ class DualEncoder(EncoderBackbone):
             extra_BED = by_slot(embedded_SED, tokens.values_BND.shape[0])
             tokens = tokens.with_extra(extra_BED, where)
         wanted = wanted_tokens(n, encoder.pooled, extras, place)
-        values_BWD = encoder.encode(tokens, wanted)
+        if tokens.sequences > 1:  # every frame of a clip reads its sample's prompts
+            frames = tokens.sequences
+            prompts = {i: Prompt(p.values_BLD.repeat_interleave(frames, 0), p.place) for i, p in prompts.items()}
+        values_BWD = encoder.encode(tokens, wanted, prompts)
         own = values_BWD.shape[1] - extras
         start = extras if place == "first" else 0
         own_BWD = values_BWD[:, start : start + own]
@@ -120,8 +135,11 @@ class DualEncoder(EncoderBackbone):
         project = self.projections[modality]
         return project(class_BD), project(extra_out_BED)
 
-    def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
-        class_BMD = torch.stack([self.classes(m, tokens[m])[0] for m in self.modalities], 1)
+    def predict(
+        self, tokens: Mapping[str, Tokens], used_BM: Tensor, prompts: Mapping[str, Prompts] = NO_PART_PROMPTS
+    ) -> Tensor:
+        found = [self.classes(m, tokens[m], prompts=prompts.get(m, NO_PROMPTS))[0] for m in self.modalities]
+        class_BMD = torch.stack(found, 1)
         return self.head(fuse(class_BMD, used_BM))
 
 

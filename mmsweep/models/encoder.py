@@ -11,11 +11,13 @@ Encoders run in evaluation mode for ever: their own dropout is off, adapters bri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsweep.data.formats import Format
@@ -24,6 +26,7 @@ from mmsweep.errors import UserError
 Pool = Literal["auto", "cls", "mean", "pooler"]
 CompileMode = Literal["off", "default", "reduce-overhead"]
 """`train.compile` (compilation.py)."""
+PromptPlace = Literal["input", "attention"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,31 @@ class Tokens:
         return replace(self, values_BND=torch.cat(parts, 1), mask_BN=mask_BN)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Learned vectors that enter a block of a transformer, a set for each row.
+
+    Args:
+        values_BLD: L vectors of the network's width.
+        place: `input`: they join the sequence before the block and stay in it, so later blocks see them too;
+            `attention`: the first half are keys and the second half values that the block's attention reads beside its
+            own.
+    """
+
+    values_BLD: Tensor
+    place: PromptPlace
+
+    def joined(self, values_BND: Tensor, mask: Tensor | None, seen: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """The sequence with these tokens at its end, and its mask [B, 1, 1, N] with `seen` for them."""
+        whole_BND = torch.cat([values_BND, self.values_BLD.to(values_BND.dtype)], 1)
+        return whole_BND, mask if mask is None else F.pad(mask, (0, self.values_BLD.shape[1]), value=seen)
+
+
+Prompts = Mapping[int, Prompt]
+"""Block, counted from 0 -> what enters it."""
+NO_PROMPTS: Prompts = MappingProxyType({})
+
+
 class Encoder(nn.Module, ABC):
     """One modality's network. Attributes: `width` (D), `format` (how a raw value becomes its input)."""
 
@@ -68,8 +96,15 @@ class Encoder(nn.Module, ABC):
         """Bring tokens that are learned outside the encoder to where `embed` ends (B7, B8): [..., E, D] as it is."""
 
     @abstractmethod
-    def encode(self, tokens: Tokens, wanted: Sequence[slice] | None = None) -> Tensor:
-        """Blocks and final norm: [B, N, D], or of the wanted tokens alone [B, W, D]."""
+    def encode(self, tokens: Tokens, wanted: Sequence[slice] | None = None, prompts: Prompts = NO_PROMPTS) -> Tensor:
+        """Blocks and final norm: [B, N, D], or of the wanted tokens alone [B, W, D]. Prompts' outputs are left out."""
+
+    def prompted_blocks(self, place: PromptPlace) -> int:
+        """How many blocks take prompts. Raises UserError where the architecture takes none at that place."""
+        raise refuse_prompts(place)
+
+    def train_pooler(self) -> None:
+        """Train the pooler that `pool` reads through, where there is one, with the slot axis (packing.py)."""
 
     @property
     @abstractmethod
@@ -102,6 +137,10 @@ class Encoder(nn.Module, ABC):
     def train(self, mode: bool = True) -> Encoder:
         # Adapters draw their own dropout; a frozen encoder's would make two reads of one input differ.
         return super().train(False)
+
+
+def refuse_prompts(place: PromptPlace) -> UserError:
+    return UserError("this network takes no prompts there", key="method.place", found=place, expected="input")
 
 
 def refuse_compiling(mode: CompileMode, what: str) -> None:

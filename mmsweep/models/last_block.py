@@ -1,9 +1,9 @@
-"""The last block of an encoder, computed only at the tokens that somebody reads.
+"""A block run by its parts: with learned keys and values beside its own, or only at the tokens that somebody reads.
 
-What stands for an input is one token (CLS) and a few learned ones (proxies) of many. The queries, the output projection
-and the feed-forward part of all others would be computed, differentiated and thrown away; keys and values are needed of
-every token. Of the 12 D² products that a block of width D takes for a token, 10 are saved: 7 % of an encoder of 12
-blocks, 40 % of one of 2. What is read is what the whole block gives.
+The latter is for an encoder's last block. What stands for an input is one token (CLS) and a few learned ones (proxies)
+of many. The queries, the output projection and the feed-forward part of the others would be computed, differentiated
+and thrown away; keys and values are needed of every token. Of the 12 D² products that a block of width D takes for a token,
+10 are saved: 7 % of an encoder of 12 blocks, 40 % of one of 2. What is read is what the whole block gives.
 """
 
 from __future__ import annotations
@@ -41,26 +41,41 @@ class BlockParts:
     after: Callable[[Tensor, Tensor], Tensor]
 
 
-class LastBlock(nn.Module):
-    """A block that gives some tokens' outputs alone, in the order in which they are named.
+class SplitBlock(nn.Module):
+    """A block that may give some tokens' outputs alone, in the order in which they are named.
 
     Args:
         block: the whole one.
         parts: takes it apart.
-        wanted: the tokens.
+        wanted: the tokens; None: all of them.
     """
 
-    def __init__(self, block: nn.Module, parts: Callable[[Any], BlockParts | None], wanted: Sequence[slice]) -> None:
+    def __init__(
+        self, block: nn.Module, parts: Callable[[Any], BlockParts | None], wanted: Sequence[slice] | None
+    ) -> None:
         super().__init__()
-        self.block, self.parts, self.wanted = block, parts, tuple(wanted)
+        self.block, self.parts = block, parts
+        self.wanted = (slice(None),) if wanted is None else tuple(wanted)
 
-    def forward(self, values_BND: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, W, D]; mask: bool, broadcastable to [B, heads, W, N], False where nothing is attended to."""
+    def forward(self, values_BND: Tensor, mask: Tensor | None, learned_BLD: Tensor | None = None) -> Tensor:
+        """[B, W, D].
+
+        Args:
+            mask: broadcastable to [B, heads, W, N]; bool, False where nothing is attended to, or what is added to the
+                logits.
+            learned_BLD: L / 2 keys and L / 2 values more, all attended to.
+        """
         parts = self.parts(self.block)
         assert parts is not None
         read_BND = parts.before(values_BND)
         query_BHWD = _by_head(parts.query(take(read_BND, self.wanted)), parts.heads)
-        key_BHND, value_BHND = (_by_head(project(read_BND), parts.heads) for project in (parts.key, parts.value))
+        key_BND, value_BND = parts.key(read_BND), parts.value(read_BND)
+        if learned_BLD is not None:
+            more = learned_BLD.to(key_BND.dtype).chunk(2, 1)
+            key_BND, value_BND = (torch.cat(pair, 1) for pair in zip((key_BND, value_BND), more, strict=True))
+            if mask is not None:
+                mask = F.pad(mask, (0, more[0].shape[1]), value=float(mask.dtype == torch.bool))
+        key_BHND, value_BHND = (_by_head(x_BND, parts.heads) for x_BND in (key_BND, value_BND))
         seen_BHWD = F.scaled_dot_product_attention(query_BHWD, key_BHND, value_BHND, attn_mask=mask)
         return parts.after(seen_BHWD.transpose(1, 2).flatten(2), take(values_BND, self.wanted))
 

@@ -70,6 +70,14 @@ class PackedLinear(Packed):
         self.weight = nn.Parameter(torch.empty(1, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(1, out_features))
 
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Self:
+        """A copy of a linear map, of one slot, that is trained."""
+        packed = cls(linear.in_features, linear.out_features)
+        packed.weight = nn.Parameter(linear.weight.detach().clone()[None])
+        packed.bias = nn.Parameter(linear.bias.detach().clone()[None])
+        return packed
+
     def forward(self, x: Tensor) -> Tensor:
         """[S * B, ..., I] to [S * B, ..., O]."""
         x_SNI = x.reshape(self.weight.shape[0], -1, self.in_features)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from mmsweep.errors import UserError
 from mmsweep.models.compilation import BlockCompiler, block_compiler
-from mmsweep.models.encoder import CompileMode, Encoder, Pool, Tokens
+from mmsweep.models.encoder import NO_PROMPTS, CompileMode, Encoder, Pool, PromptPlace, Prompts, Tokens, refuse_prompts
 from mmsweep.models.few_rows import steady
 from mmsweep.models.input_formats import FormatOptions
-from mmsweep.models.last_block import LastBlock, take
+from mmsweep.models.last_block import SplitBlock, take
+from mmsweep.models.packing import PackedLinear
 from mmsweep.models.timm_family import Timm
 from mmsweep.models.weights import locate
 
@@ -89,17 +90,26 @@ class PretrainedEncoder(Encoder):
     def embed_extra(self, extra_ED: Tensor) -> Tensor:
         return self.family.extra(self.network, extra_ED)
 
-    def encode(self, tokens: Tokens, wanted: Sequence[slice] | None = None) -> Tensor:
+    def encode(self, tokens: Tokens, wanted: Sequence[slice] | None = None, prompts: Prompts = NO_PROMPTS) -> Tensor:
         values_BND = self.family.before(self.network, tokens.values_BND)
+        count = values_BND.shape[1]
         mask = None if tokens.mask_BN is None else tokens.mask_BN[:, None, None, :]
-        *blocks, last = self.family.blocks(self.network)[1]
-        for block in blocks:
-            values_BND = self._run(block, values_BND, mask)
-        if wanted is None or self.family.parts(last) is None:
-            values_BND = self._run(last, values_BND, mask)
-            values_BND = values_BND if wanted is None else take(values_BND, wanted)
-        else:
-            values_BND = self._run_at(wanted, last, values_BND, mask)
+        blocks = self.family.blocks(self.network)[1]
+        for i, block in enumerate(blocks):
+            learned_BLD, prompt = None, prompts.get(i)
+            if prompt is not None and prompt.place == "input":
+                values_BND, mask = prompt.joined(values_BND, mask)
+            elif prompt is not None:
+                learned_BLD = prompt.values_BLD
+            some = wanted if i == len(blocks) - 1 and self.family.parts(block) is not None else None
+            if some is None and learned_BLD is None:
+                values_BND = self._run(block, values_BND, mask)
+            else:
+                values_BND = self._run_split(some, block, values_BND, mask, learned_BLD)
+        if wanted is None:
+            values_BND = values_BND[:, :count]
+        elif self.family.parts(blocks[-1]) is None:
+            values_BND = take(values_BND, wanted)
         return self.family.after(self.network, values_BND)
 
     def _run(self, block: Any, values_BND: Tensor, mask: Tensor | None) -> Tensor:
@@ -108,13 +118,30 @@ class PretrainedEncoder(Encoder):
             return block(*inputs)
         return self.compiler(block, self.family.projections, *inputs)
 
-    def _run_at(self, wanted: Sequence[slice], block: Any, values_BND: Tensor, mask: Tensor | None) -> Tensor:
-        last = LastBlock(block, self.family.parts, wanted)
+    def _run_split(
+        self,
+        wanted: Sequence[slice] | None,
+        block: Any,
+        values_BND: Tensor,
+        mask: Tensor | None,
+        learned_BLD: Tensor | None,
+    ) -> Tensor:
+        split = SplitBlock(block, self.family.parts, wanted)
         if self.compiler is None:
-            return last(values_BND, mask)
-        some = take(values_BND.detach(), wanted)  # q and o read these alone
+            return split(values_BND, mask, learned_BLD)
+        some = take(values_BND.detach(), split.wanted)  # q and o read these alone
         linears = tuple(f"block.{name}" for name in self.family.projections)
-        return self.compiler(last, linears, values_BND, mask, read=(some, values_BND, values_BND, some))
+        return self.compiler(split, linears, values_BND, mask, learned_BLD, read=(some, values_BND, values_BND, some))
+
+    def prompted_blocks(self, place: PromptPlace) -> int:
+        blocks = self.family.blocks(self.network)[1]
+        if place == "attention" and self.family.parts(blocks[0]) is None:
+            raise refuse_prompts(place)
+        return len(blocks)
+
+    def train_pooler(self) -> None:
+        if self._pool == "pooler":
+            self.network.pooler.dense = PackedLinear.of(self.network.pooler.dense)
 
     @property
     def pooled(self) -> int | None:

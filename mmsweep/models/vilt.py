@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, TextFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Backbone, Blueprint, draw_linear, without_absent
+from mmsweep.models.backbone import NO_PART_PROMPTS, Blueprint, PromptedBackbone, draw_linear, without_absent
 from mmsweep.models.compilation import BlockCompiler, block_compiler
-from mmsweep.models.encoder import CompileMode, Tokens
+from mmsweep.models.encoder import NO_PROMPTS, CompileMode, PromptPlace, Prompts, Tokens
 from mmsweep.models.families import load_whole
 from mmsweep.models.few_rows import steady
 from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format, text_format
+from mmsweep.models.last_block import BlockParts, SplitBlock
 from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import find, has_pooler
 
@@ -41,7 +42,7 @@ _LINEARS = (*(f"attention.attention.{p}" for p in ("query", "key", "value")), "a
 """Of a block, what LoRA adapts, in the order in which it is called."""
 
 
-class ViLT(Backbone):
+class ViLT(PromptedBackbone):
     """Args:
     network: the whole network; frozen here, thawed by `adapt` (B25).
     kinds: modality -> `text` or `image`, one of each, in the dataset's order.
@@ -119,6 +120,13 @@ class ViLT(Backbone):
     def compile_blocks(self, mode: CompileMode) -> None:
         self.compiler = block_compiler(mode)
 
+    def prompted(self, place: PromptPlace) -> dict[str, tuple[int, int]]:
+        return {"backbone": (self.network.config.num_hidden_layers, self.network.config.hidden_size)}
+
+    def train_pooler(self) -> None:
+        if self.network.pooler is not None:
+            self.network.pooler.dense = PackedLinear.of(self.network.pooler.dense)
+
     def reset(self, generator: torch.Generator) -> None:
         draw_linear(self.head, generator)
         if not self.pretrained:
@@ -155,7 +163,9 @@ class ViLT(Backbone):
                 tokens[modality] = self._embed_text(without_absent(x["ids"], present_B), x["mask"])
         return tokens
 
-    def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
+    def predict(
+        self, tokens: Mapping[str, Tokens], used_BM: Tensor, prompts: Mapping[str, Prompts] = NO_PART_PROMPTS
+    ) -> Tensor:
         text, image = tokens[self.text], tokens[self.image]
         has_text_B, has_image_B = (used_BM[:, self.modalities.index(m)] for m in (self.text, self.image))
         assert text.mask_BN is not None
@@ -169,13 +179,26 @@ class ViLT(Backbone):
         mask_BN = torch.cat([text_mask_BN, image_mask_BN], 1)
         values_BND = torch.where(mask_BN[..., None], values_BND, torch.zeros_like(values_BND))  # weight 0, times NaN
         bias_BN = torch.zeros_like(mask_BN, dtype=values_BND.dtype).masked_fill(~mask_BN, float("-inf"))
-        for layer in self.network.encoder.layer:
-            inputs = values_BND, bias_BN[:, None, None]
-            out = layer(*inputs) if self.compiler is None else self.compiler(layer, _LINEARS, *inputs)
-            values_BND = out[0]
-        values_BND = self.network.layernorm(values_BND)
+        values_BND = self.network.layernorm(self._encode(values_BND, bias_BN, prompts.get("backbone", NO_PROMPTS)))
         class_BD = values_BND[:, 0] if self.network.pooler is None else self.network.pooler(values_BND)
         return self.head(class_BD)
+
+    def _encode(self, values_BND: Tensor, bias_BN: Tensor, prompts: Prompts) -> Tensor:
+        """The blocks over one sequence; input prompts stay at its end, behind the text and the picture."""
+        bias: Tensor | None = bias_BN[:, None, None]
+        for i, block in enumerate(self.network.encoder.layer):
+            prompt = prompts.get(i)
+            if prompt is not None and prompt.place == "input":
+                values_BND, bias = prompt.joined(values_BND, bias, seen=0.0)
+            if prompt is None or prompt.place == "input":
+                inputs = values_BND, bias
+                out = block(*inputs) if self.compiler is None else self.compiler(block, _LINEARS, *inputs)
+                values_BND = out[0]
+                continue
+            split, given = SplitBlock(block, _parts, None), (values_BND, bias, prompt.values_BLD)
+            linears = tuple(f"block.{name}" for name in _LINEARS)
+            values_BND = split(*given) if self.compiler is None else self.compiler(split, linears, *given)
+        return values_BND
 
     def _embed_text(self, ids_BN: Tensor, mask_BN: Tensor | None = None) -> Tokens:
         embeddings = self.network.embeddings
@@ -193,6 +216,18 @@ class ViLT(Backbone):
         class_B1D = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(x_BCHW), -1, -1)
         values_BND = torch.cat([class_B1D, (patches_BDhw + place_1DSS).flatten(2).transpose(1, 2)], 1)
         return Tokens(values_BND + embeddings.token_type_embeddings.weight[1], None, grid)
+
+
+def _parts(block: Any) -> BlockParts:
+    attention = block.attention.attention
+
+    def after(seen_BND: Tensor, own_BND: Tensor) -> Tensor:
+        own_BND = block.attention.output(seen_BND, own_BND) + own_BND
+        return block.output(block.intermediate(block.layernorm_after(own_BND)), own_BND)
+
+    return BlockParts(
+        attention.num_attention_heads, block.layernorm_before, attention.query, attention.key, attention.value, after
+    )
 
 
 def _image_format(config: Any, folder: Path | None, inputs: FormatOptions) -> ImageFormat:

@@ -133,16 +133,18 @@ class PackedAdamW:
         for steps_T, moved_T in zip(self.steps, moved_ST, strict=True):
             steps_T[:] = map(operator.add, steps_T, moved_T)
         (b1, b2), eps = self.specs[0].betas, self.specs[0].eps
-        new, old, square = 1 - b1, b2, 1 - b2  # type: Tensor | float
+        new: Tensor | float = 1 - b1
+        old: Tensor | float = b2
+        square: Tensor | float = 1 - b2
         if self.moved_ST is None and all(len(set(steps_T)) == 1 for steps_T in self.steps):
             keep, size, root = self._sent(self._numbers([steps_T[:1] for steps_T in self.steps], lr_S))
         else:
             by_tensor = self._numbers(self.steps, lr_S) + [
                 [[rate if moved else still for moved in moved_T] for moved_T in moved_ST]
-                for rate, still in ((new, 0.0), (old, 1.0), (square, 0.0))
+                for rate, still in ((1 - b1, 0.0), (b2, 1.0), (1 - b2, 0.0), (1.0, 0.0))
             ]
-            keep, size, root, new, old, square = self._sent(by_tensor)[..., self._tensor_N]
-            keep, size = torch.where(new > 0, keep, 1.0), torch.where(new > 0, size, 0.0)  # what stays has new = 0
+            keep, size, root, new, old, square, moves = self._sent(by_tensor)[..., self._tensor_N]
+            keep, size = torch.where(moves > 0, keep, 1.0), size * moves
         self.values_SN[:, : self._decayed] *= keep[:, : self._decayed]
         # No fused multiply-add (lerp, addcmul): a vector's end would round otherwise than its middle.
         self.mean_SN += (self.gradient_SN - self.mean_SN).mul_(new)

@@ -57,16 +57,10 @@ class ModalityDropout(Method):
                 return super().predict_patterns(batch, patterns_PM)
             tokens = backbone.embed(batch)
             return torch.stack([backbone.predict(tokens, batch.present_BM & pattern_M) for pattern_M in patterns_PM])
-        class_BMD = _classes(backbone, batch)
+        class_BMD = backbone.class_tokens(batch)
         substitute_BMD = None
         if feeds:
             nothing_BM = torch.zeros_like(batch.present_BM)
-            substitute_BMD = _classes(backbone, batch.with_placeholders(nothing_BM, backbone.modalities))
+            substitute_BMD = backbone.class_tokens(batch.with_placeholders(nothing_BM, backbone.modalities))
         used_PBM = patterns_PM[:, None] & batch.present_BM
         return torch.stack([backbone.head(fuse(class_BMD, used_BM, substitute_BMD)) for used_BM in used_PBM])
-
-
-def _classes(backbone: EncoderBackbone, batch: Batch) -> Tensor:
-    """Every modality's class token [B, M, D]."""
-    tokens = backbone.embed(batch)
-    return torch.stack([backbone.classes(m, tokens[m], None, "last")[0] for m in backbone.modalities], 1)

@@ -245,6 +245,16 @@ class EncoderBackbone(PromptedBackbone):
             prompts: with a row for each sample.
         """
 
+    def class_tokens(self, batch: Batch) -> Tensor:
+        """Every modality's class token [B, M, D] in the common width."""
+        tokens = self.embed(batch)
+        return torch.stack([self.classes(m, tokens[m])[0] for m in self.modalities], 1)
+
+    @staticmethod
+    def belongs(name: str, modality: str) -> bool:
+        """Whether the parameter of a name is of a modality's own: its encoder's, adapters included, or projection's."""
+        return name.startswith((f"encoders.{modality}.", f"projections.{modality}."))
+
     def encoder(self, modality: str) -> Encoder:
         encoder = self.encoders[modality]
         assert isinstance(encoder, Encoder)

@@ -2,8 +2,8 @@
 
 The latter is for an encoder's last block. What stands for an input is one token (CLS) and a few learned ones (proxies)
 of many. The queries, the output projection and the feed-forward part of the others would be computed, differentiated
-and thrown away; keys and values are needed of every token. Of the 12 D² products that a block of width D takes for a token,
-10 are saved: 7 % of an encoder of 12 blocks, 40 % of one of 2. What is read is what the whole block gives.
+and thrown away; keys and values are needed of every token. Of the 12 D² products that a block of width D takes for a
+token, 10 are saved: 7 % of an encoder of 12 blocks, 40 % of one of 2. What is read is what the whole block gives.
 """
 
 from __future__ import annotations

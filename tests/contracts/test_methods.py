@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,7 +63,13 @@ def make_batch(modalities, rows=ROWS, seed=0):
             shape = {"image": (3, 16, 16), "audio": (36, 26), "clip": (3, 3, 16, 16)}[m]
             inputs[m] = torch.randn(rows, *shape, generator=g)
     target = torch.randint(0, CLASSES, (rows, *SCENE) if "rgb" in modalities else (rows,), generator=g)
-    return Batch(inputs, torch.ones(rows, len(modalities), dtype=torch.bool), target, torch.arange(rows))
+    present = torch.ones(rows, len(modalities), dtype=torch.bool)
+    stand_ins = {m: x for m, x in placeholders(KINDS).items() if m in modalities}
+    return Batch(inputs, present, target, torch.arange(rows), placeholders=stand_ins)
+
+
+def some_rows(batch, inputs, rows):
+    return replace(batch, inputs=inputs, present_BM=batch.present_BM[rows], target=batch.target[rows])
 
 
 def placeholders(modalities):
@@ -92,6 +100,16 @@ CASES = pytest.mark.parametrize(("name", "backbone", "M"), [(n, b, M) for n, b i
 ALL = pytest.mark.parametrize(("name", "backbone"), PAIRS)
 FROZEN = ("backbone.encoders.", "backbone.network.", "backbone.hub.", "backbone.extras.")
 RESTORING = {"mmp", "linear_projection"}
+ALWAYS_FED = {"missing_aware_prompts"}  # placeholders, whatever the study says
+OWN = {name: {"projector"} for name in RESTORING} | {
+    "cmpt": {"proxies"},
+    "mmlora": {"heads"},
+    "mla": {"projection"},
+    "missing_aware_prompts": {"prompts"},
+}
+"""What a method brings, beside the backbone."""
+STILL = {"mmlora": "backbone.head.", "mla": "projection."}
+"""What does not train, though it is no pretrained part."""
 
 
 def total(method, batch, used):
@@ -136,7 +154,7 @@ def test_what_is_absent_is_never_read(name, backbone, M, make):
             else:
                 inputs[m] = torch.where(gone.view(-1, *[1] * (x.dim() - 1)), fill, x)
         method.zero_grad(set_to_none=True)
-        filled = Batch(inputs, present, batch.target, batch.index)
+        filled = replace(batch, inputs=inputs, present_BM=present)
         loss = total(method, filled, present)
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
@@ -184,7 +202,10 @@ def test_a_row_does_not_depend_on_its_batch_mates(name, backbone, M, make):
                 for m, x in batch.inputs.items()
             }
             alone = method(
-                Batch(one, batch.present_BM[row : row + 1], batch.target[row : row + 1]), used[row : row + 1]
+                replace(
+                    batch, inputs=one, present_BM=batch.present_BM[row : row + 1], target=batch.target[row : row + 1]
+                ),
+                used[row : row + 1],
             ).prediction
             torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-5 * size(together))
 
@@ -203,13 +224,16 @@ def test_gradients_reach_exactly_what_is_trained(natural, name, backbone, M, mak
     moved = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
     assert moved == trained
-    assert all("lora_" not in n and n.startswith(FROZEN) for n in frozen)
+    still = (STILL[name],) if name in STILL else ()
+    assert all("lora_" not in n and n.startswith((*FROZEN, *still)) for n in frozen)
     own = {n for n, _ in method.named_parameters() if not n.startswith("backbone.")}
-    head = {n for n, _ in method.named_parameters() if n.startswith("backbone.head.")}
-    assert {n for n in trained if "lora_" not in n} == head | own and head
-    assert {n.split(".")[0] for n in own} == (
-        {"proxies"} if name == "cmpt" else {"projector"} if name in RESTORING else set()
-    )
+    head = {n for n, _ in method.named_parameters() if n.startswith(("backbone.head.", "heads."))}
+    pooler = {n for n in trained if ".pooler." in n}
+    assert {n for n in trained if "lora_" not in n} == {
+        n for n in head | own | pooler if not n.startswith(still)
+    } and head
+    assert bool(pooler) == (name == "missing_aware_prompts" and backbone == "vilt")
+    assert {n.split(".")[0] for n in own} == OWN.get(name, set())
 
 
 @CASES
@@ -227,13 +251,13 @@ def test_what_is_not_used_changes_no_prediction(name, backbone, M, make):
             inputs[m] = torch.where(gone.view(-1, *[1] * (x.dim() - 1)), other.inputs[m], x)
     with torch.no_grad():
         expected = method(batch, used).prediction
-        found = method(Batch(inputs, batch.present_BM, batch.target, batch.index), used).prediction
+        found = method(replace(batch, inputs=inputs), used).prediction
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @ALL
 def test_dropout_comes_from_the_trial_s_own_generator(name, backbone, make):
-    method, batch = make(name, 2, backbone, dropout=0.5)
+    method, batch = make(name, 2, backbone, dropout=0.5, **({"adapters": True} if name in ALWAYS_FED else {}))
 
     def run(seed):
         torch.rand(3)
@@ -261,7 +285,7 @@ def test_dropout_masks_do_not_depend_on_the_ranks(name, backbone, make):
         part = {
             m: {k: v[rows] for k, v in x.items()} if isinstance(x, dict) else x[rows] for m, x in batch.inputs.items()
         }
-        return method(Batch(part, batch.present_BM[rows], batch.target[rows]), used[rows]).prediction.detach()
+        return method(some_rows(batch, part, rows), used[rows]).prediction.detach()
 
     whole = run(slice(0, ROWS))
     parts = torch.cat([run(slice(0, 2)), run(slice(2, ROWS))])

@@ -78,7 +78,10 @@ def test_initial_values_are_drawn_on_the_cpu_wherever_the_network_lies(tiny_stud
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("method", ["cmpt", "linear_projection", "modality_dropout", "plain"])
+@pytest.mark.parametrize(
+    "method",
+    ["cmpt", "linear_projection", "modality_dropout", "plain", "missing_aware_prompts", "ogm_ge", "mla", "mmlora"],
+)
 def test_resuming_equals_never_having_stopped(method, tiny_study, tmp_path):
     study = tiny_study.with_values({"method.name": method, "train.epochs": 3})
     whole = run(study, tmp_path / "whole")

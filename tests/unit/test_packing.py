@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -95,7 +96,10 @@ def same(a, b):
     return True
 
 
-@pytest.mark.parametrize("name", ["cmpt", "mmp", "linear_projection", "modality_dropout"])
+@pytest.mark.parametrize(
+    "name",
+    ["cmpt", "mmp", "linear_projection", "modality_dropout", "missing_aware_prompts", "ogm_ge", "mla", "mmlora"],
+)
 def test_a_slot_equals_its_pack_of_one(name, studies, tmp_path):
     """Bitwise, whatever its neighbours are; one of them leaves half-way, and another joins then."""
     studies = [study.with_values({"method.name": name}) for study in studies]
@@ -277,7 +281,8 @@ def test_merged_and_selected_packs_say_what_their_slots_say(backbone, name, make
     pack = merge(ones)
     inputs = {m: {k: torch.cat([b.inputs[m][k] for b in batches]) for k in x} if isinstance(x, dict)
               else torch.cat([b.inputs[m] for b in batches]) for m, x in batches[0].inputs.items()}  # fmt: skip
-    whole = type(batches[0])(inputs, *(torch.cat([getattr(b, n) for b in batches]) for n in ("present_BM", "target")))
+    joined = {n: torch.cat([getattr(b, n) for b in batches]) for n in ("present_BM", "target")}
+    whole = dataclasses.replace(batches[0], inputs=inputs, **joined)
     used = torch.tensor([[True, True], [True, False], [False, True]]).repeat(2 * 3, 1)
     with torch.no_grad():
         found = pack(whole, used).prediction.view(3, ROWS, -1)
@@ -291,7 +296,7 @@ def test_merged_and_selected_packs_say_what_their_slots_say(backbone, name, make
         twice = batches[0].repeated(2)
         expected = torch.cat([ones[s](batches[0], used[:ROWS]).prediction for s in (2, 0)])
         torch.testing.assert_close(part(twice, used[: 2 * ROWS]).prediction, expected)
-    frozen = [{n: p for n, p in m.named_parameters() if not p.requires_grad} for m in (ones[0], pack, part)]
+    frozen = [{t.name: t.parameter for t in trained(m, frozen=True) if t.owner is None} for m in (ones[0], pack, part)]
     assert all(p.data_ptr() == frozen[0][n].data_ptr() for some in frozen[1:] for n, p in some.items())
 
 

@@ -18,6 +18,7 @@ from mmsweep.compatibility import (
     check_method_options,
     check_name,
     check_prediction,
+    check_task,
 )
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.registry import DatasetCard
@@ -106,11 +107,13 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
                 else "a val/scenario/metric of the listed scenarios",
                 hint=f"Did you mean {near[0]!r}?" if near else None,
             )
-    if "model.backbone.name" not in study.search:
-        backbone = study.model.backbone.name
-        check_method(study.method.name, "method.name", backbone)
-        for name in study.search["method.name"].choices if "method.name" in study.search else []:
-            check_method(str(name), "search.method.name", backbone)
+    methods = [("method.name", study.method.name)]
+    if "method.name" in study.search:
+        methods += [("search.method.name", str(name)) for name in study.search["method.name"].choices]
+    for key, method in methods:
+        check_task(method, key, card.target.task)
+        if "model.backbone.name" not in study.search:
+            check_method(method, key, study.model.backbone.name)
     check_method_options(study)
     check_masking(study, modalities)
     check_fill(study)

@@ -90,7 +90,7 @@ def _variants(study: Study) -> Iterator[tuple[str | None, Any, Study]]:
     """The study as it stands, and with each searched value that decides what is built."""
     yield None, None, study
     for key, dimension in study.search.items():
-        if key.startswith(("data.", "model.", "method.")):
+        if key.startswith(("data.", "model.", "method.", "train.epochs")):  # phases may need more epochs
             for value in dimension.edges():
                 yield key, value, study.with_values({**met(study, key), key: value})
 
@@ -100,7 +100,7 @@ def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:
     check_method(study.method.name, "method.name", study.model.backbone.name)
     if card.target is not None:
         check_prediction(study, card.target.task)
-        check_task(study.method.name, card.target.task)
+        check_task(study.method.name, "method.name", card.target.task)
     key = warm_key(study)
     if key not in built:
         with torch.device("meta"):
@@ -110,13 +110,14 @@ def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:
 
 
 def check_phases(study: Study, phases: list[Phase]) -> None:
-    """Refuse ASHA where it would judge trials before the method's last phase has begun. Raises UserError."""
+    """Refuse a scheduler that would judge trials before the method's last phase has begun. Raises UserError."""
     *before, last = phases
     epochs, scheduler = sum(phase.epochs for phase in before), study.sweep.scheduler
-    if before and scheduler.name == "asha" and scheduler.grace_epochs <= epochs:
+    if scheduler.name != "none" and before and scheduler.grace_epochs <= epochs:
         raise UserError(
-            f"trials would be judged before the phase {last.name!r} of method {study.method.name} has begun",
+            f"{scheduler.name} would judge trials of method {study.method.name} before its phase {last.name!r} begins",
             key="sweep.scheduler.grace_epochs", found=scheduler.grace_epochs, expected=f"more than {epochs}",
+            hint=f"Set sweep.scheduler.grace_epochs above {epochs}, or sweep.scheduler.name to none.",
         )  # fmt: skip
 
 

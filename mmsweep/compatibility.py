@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import product
 from typing import Any
@@ -80,13 +81,13 @@ def check_method_options(study: Study) -> None:
                 )  # fmt: skip
 
 
-def check_task(method: str, task: str) -> None:
+def check_task(method: str, key: str, task: str) -> None:
     """Refuse a method on a task that it is not made for. Raises UserError."""
     tasks = METHODS[method].tasks
     if tasks is not None and task not in tasks:
         raise UserError(
             f"method {method} does not know the task {task}",
-            key="method.name",
+            key=key,
             found=method,
             expected=f"a dataset whose task is {' or '.join(sorted(tasks))}",
         )
@@ -143,10 +144,9 @@ def check_fill(study: Study) -> None:
     """Refuse fill values that nothing reads, or that no network can read. Raises UserError."""
     if {"method", "data"} & set(study.search):
         return  # whole sections are searched: each trial brings its own
-    try:
-        asked = "placeholder" in _possible(study, "method.absent", {})
-    except KeyError:  # no method of the study feeds placeholders
-        asked = False
+    asked = any(METHODS[name].always_feeds for name in _possible(study, "method.name", {}))
+    with suppress(KeyError):  # no method of the study has the option
+        asked = asked or "placeholder" in _possible(study, "method.absent", {})
     fill = "search.data.fill" if "data.fill" in study.search else "data.fill"
     fills = _possible(study, "data.fill", {})
     if asked and "nan" in fills:
@@ -157,7 +157,8 @@ def check_fill(study: Study) -> None:
         raise UserError(
             "this option has no effect: no network reads the placeholder of an absent input", key=fill,
             found="searched" if fill.startswith("search") else fills[0], expected="no such key",
-            hint=f"method.absent: placeholder feeds it ({' and '.join(METHODS.with_option('absent'))}).",
+            hint=f"method.absent: placeholder feeds it ({' and '.join(METHODS.with_option('absent'))}); "
+            f"{' and '.join(name for name, method in METHODS.items() if method.always_feeds)} does in any case.",
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from mmsweep.data.registry import DatasetCard, dataset_card, datasets
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
+from mmsweep.methods.options import METHODS
 from mmsweep.study import Study
 
 
@@ -134,12 +135,15 @@ def _cuts(facts: Facts) -> bool:
 
 
 def _adapts(facts: Facts) -> bool:
-    """Whether some pretrained part of the network is frozen: only there are adapters added."""
+    """Whether some pretrained part of the network is frozen, and a method trains adapters in it."""
     backbone, encoders = facts.study.model.backbone.name, facts.study.model.encoders
     if backbone == "mult":
         return False
     keys = [f"model.encoders.{m}.trainable" for m in encoders] if encoders else ["model.backbone.trainable"]
-    return any(value is False for key in keys for value in facts.values(key))
+    if not any(value is False for key in keys for value in facts.values(key)):
+        return False
+    choosing = METHODS.with_option("adapters")
+    return any(name not in choosing for name in facts.values("method.name")) or True in facts.values("method.adapters")
 
 
 def _warms_up(facts: Facts) -> bool:
@@ -155,7 +159,7 @@ def _loads(facts: Facts) -> bool:
 
 _PICTURES = _kind("image", "video")
 _WARMUP = Reader("train.schedule.warmup_epochs or warmup_steps", _warms_up)
-_FROZEN = Reader("a pretrained part that is frozen", _adapts)
+_FROZEN = Reader("a pretrained part that is frozen, with a method that trains adapters", _adapts)
 _SAMPLERS = _value("sweep.sampler.name", "tpe", "random", "gp", "nsgaii")
 
 _TRIALS = Reader(

@@ -105,10 +105,11 @@ class Method(Packed, ABC):
         options: what the study says of it.
         masking: removal drawn anew at every step, or None. A trial's own, as `weights`: the engine asks each trial's.
         weights: name of an own loss -> its weight.
-        extra_tokens: how many tokens it adds to each encoder's sequence.
+        extra_tokens: how many tokens it adds for each modality to the sequences that blocks read, at most.
         noise: where dropout masks come from; the engine sets it.
         phases_S: the phase of each slot, set by the engine for every epoch of training; empty in evaluation.
         updates: how many updates `steps` asks for with each batch.
+        always_feeds: whether an absent modality's placeholder is read without an option `absent` that asks for it.
         tasks: the tasks that it is made for; None: all of them.
         memory: parameters that are not trained but change while training: checkpoints hold them for resuming.
     """
@@ -117,6 +118,7 @@ class Method(Packed, ABC):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     accepts: ClassVar[type[Any]] = Backbone
     masks_gaps: ClassVar[bool] = True
+    always_feeds: ClassVar[bool] = False
     undecayed: ClassVar[tuple[str, ...]] = ()
     tasks: ClassVar[frozenset[str] | None] = None
     memory: ClassVar[frozenset[str]] = frozenset()
@@ -189,6 +191,9 @@ class Method(Packed, ABC):
 
     def after_backward(self, updates: Sequence[Update], total: Callable[[Tensor], Tensor]) -> None:
         """Change gradients before they are clipped; called on every rank for each update, also on one without rows.
+
+        It comes after the ranks' gradients were summed, and not right after `backward`, so that what it computes from
+        them (a spread, a projection) is of the whole batch, and a trial does not depend on the number of workers.
 
         Args:
             updates: of each slot.

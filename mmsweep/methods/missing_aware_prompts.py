@@ -11,7 +11,7 @@ training a row's pattern is what it uses, in evaluation the pattern that is aske
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -36,8 +36,9 @@ class MissingAwarePrompts(Method):
     class Options(MaskingMethodOptions):
         place: PromptPlace = Field("input", description="Whether prompts are tokens, or keys and values of attention.")
         length: int = Field(16, ge=1, description="Vectors of each prompt; of attention half are keys, half values.")
-        layers: tuple[int, ...] = Field(
+        layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
             (0, 1, 2, 3, 4, 5),
+            min_length=1,
             description="Blocks that get prompts, from 0; a shallower network leaves out the others.",
         )
         init: Literal["indicator", "normal"] = Field(
@@ -50,13 +51,16 @@ class MissingAwarePrompts(Method):
         )
 
         @model_validator(mode="after")
-        def _halves(self) -> MissingAwarePrompts.Options:
+        def _fits_together(self) -> MissingAwarePrompts.Options:
             if self.place == "attention" and self.length % 2:
                 raise misfit(f"a length of {self.length} does not divide into keys and values", "an even length")
+            if len(set(self.layers)) < len(self.layers):
+                raise misfit("a block gets prompts twice", "each number once", "layers", list(self.layers))
             return self
 
     accepts = PromptedBackbone
-    masks_gaps = False
+    masks_gaps = False  # gaps of scenarios.train are the paper's setting
+    always_feeds = True
     backbone: PromptedBackbone
     options: Options
 
@@ -70,7 +74,7 @@ class MissingAwarePrompts(Method):
         device = next(backbone.parameters()).device
         P = 2 ** len(backbone.modalities) - 1
         for part, (blocks, width) in backbone.prompted(options.place).items():
-            self.layers[part] = [layer for layer in options.layers if 0 <= layer < blocks]
+            self.layers[part] = [layer for layer in options.layers if layer < blocks]
             if not self.layers[part]:
                 raise UserError(
                     "no block of the network gets prompts", key="method.layers", found=list(options.layers),
@@ -85,6 +89,9 @@ class MissingAwarePrompts(Method):
                     for p in range(P):
                         half[p, :, p % half.shape[2]] = 1.0
             self.prompts[part] = nn.Parameter(start[None].to(device))
+        if options.place == "input":  # a part is a modality's encoder, or a network that all modalities share
+            added = sum(options.length * len(layers) for layers in self.layers.values())
+            self.extra_tokens = added // len(backbone.modalities)
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
         used_BM = sent(used_BM, batch.present_BM.device)

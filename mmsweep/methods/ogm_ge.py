@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from mmsweep.components import register
+from mmsweep.components import misfit, register
 from mmsweep.data.dataset import Batch
 from mmsweep.methods.method import Method, Output, Update
 from mmsweep.methods.options import MethodOptions
@@ -39,6 +39,14 @@ class OGMGE(Method):
         noise: bool = Field(True, description="Whether noise is added (GE); false is OGM alone.")
         first_epoch: int = Field(0, ge=0, description="The first epoch with modulation, counted from 0.")
         last_epoch: int | None = Field(None, ge=0, description="The last epoch with modulation; null: the run's last.")
+
+        @model_validator(mode="after")
+        def _in_order(self) -> OGMGE.Options:
+            if self.last_epoch is not None and self.last_epoch < self.first_epoch:
+                raise misfit(
+                    "modulation ends before it begins", "first_epoch or later", "last_epoch", self.last_epoch
+                )  # fmt: skip
+            return self
 
     accepts = EncoderBackbone
     tasks = frozenset({"single_label", "multi_label"})

@@ -36,7 +36,8 @@ class MaskingOptions(Section):
     with_training_gaps: bool | None = Field(
         None,
         description="Whether masking stays on where scenarios.train leaves gaps of its own (B3). null follows the "
-        "method: cmpt stops masking there, as its paper's Table 6 suggests; the other methods go on.",
+        "method: cmpt stops masking there, as its paper's Table 6 suggests, and so does missing_aware_prompts, whose "
+        "paper trains on such gaps; the other methods go on.",
     )
 
 

@@ -100,7 +100,7 @@ CASES = pytest.mark.parametrize(("name", "backbone", "M"), [(n, b, M) for n, b i
 ALL = pytest.mark.parametrize(("name", "backbone"), PAIRS)
 FROZEN = ("backbone.encoders.", "backbone.network.", "backbone.hub.", "backbone.extras.")
 RESTORING = {"mmp", "linear_projection"}
-ALWAYS_FED = {"missing_aware_prompts"}  # placeholders, whatever the study says
+ALWAYS_FED = {name for name, method in METHODS.items() if method.always_feeds}
 OWN = {name: {"projector"} for name in RESTORING} | {
     "cmpt": {"proxies"},
     "mmlora": {"heads"},

@@ -9,14 +9,19 @@ import torch
 
 from mmsweep.assembly import Warm
 from mmsweep.availability import pattern_rows
+from mmsweep.check import check_sweep
 from mmsweep.errors import UserError
+from mmsweep.jobs import pack_key
+from mmsweep.methods import METHODS
 from mmsweep.methods.method import Update
 from mmsweep.methods.mla import weighted
 from mmsweep.methods.ogm_ge import coefficients, true_probability
 from mmsweep.models.last_block import SplitBlock
 from mmsweep.models.packing import values_of
 from mmsweep.models.vilt import _parts
-from mmsweep.training.checkpoint import TrialFolder
+from mmsweep.record.trial import TrialFolder
+from mmsweep.search_space import SearchSpace
+from mmsweep.study import Study
 from mmsweep.training.engine import EvaluationPlan, _Pack
 from mmsweep.training.slot import Member
 from mmsweep.training.world import World
@@ -41,6 +46,52 @@ def moved(pack, steps=1):
     for step in range(steps):
         pack._step(step, pack._share(step))
     return {n for n, v in values_of(pack.method).items() if not torch.equal(v, before[n])}
+
+
+# ---- what a study says
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("ogm_ge", {"alpha": 0.3, "noise": False, "first_epoch": 1, "last_epoch": 2}),
+        ("mla", {"epsilon": 0.5, "orthogonal": False}),
+        ("mmlora", {"unimodal_epochs": 1}),
+        ("missing_aware_prompts", {"place": "attention", "length": 4, "layers": [0], "init": "normal"}),
+    ],
+)
+def test_a_study_sets_the_options(name, given, tiny_study):
+    values = {**tiny_study.resolved(), "method": {"name": name, **given}, "search": {}}
+    values["train"]["epochs"] = 3
+    if name == "missing_aware_prompts":
+        values["model"]["lora"] = None
+    study = Study.parse(values)
+    check_sweep(study)
+    assert {key: study.resolved()["method"][key] for key in given} == given
+    method = Warm("cpu", World()).slot(study, NOWHERE).method
+    assert method.options == METHODS.options(name, **given)
+    for key in given:  # each may be searched; trials that differ in it train apart
+        searched = Study.parse({**values, "search": {f"method.{key}": {"choice": [given[key]]}}})
+        assert list(SearchSpace(searched).dimensions) == [f"method.{key}"]
+        default = study.with_values({f"method.{key}": METHODS.options(name).model_dump(mode="json")[key]})
+        assert pack_key(study) != pack_key(default)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("ogm_ge", {"first_epoch": 3, "last_epoch": 2}, r"last_epoch: modulation ends before it begins; found 2"),
+        ("ogm_ge", {"masking": {"probability": 0.5}}, "masking: unknown key"),
+        ("mmlora", {"unimodal_epochs": 0}, "unimodal_epochs: wrong value; found 0"),
+        ("missing_aware_prompts", {"place": "attention", "length": 3}, "length of 3 does not divide"),
+        ("missing_aware_prompts", {"layers": [1, 1]}, r"layers: a block gets prompts twice; found \[1, 1\]"),
+        ("missing_aware_prompts", {"layers": []}, "layers: wrong value"),
+        ("missing_aware_prompts", {"layers": [-1]}, "layers.0: wrong value; found -1"),
+    ],
+)
+def test_what_no_method_can_do_is_refused(name, given, words, tiny_study):
+    with pytest.raises(UserError, match=f"method.*{words}"):
+        Study.parse({**tiny_study.resolved(), "method": {"name": name, **given}, "search": {}})
 
 
 # ---- OGM-GE

@@ -98,6 +98,7 @@ METHOD = {"method.name": {"choice": EVERY}}
 P = {"method.masking.probability": {"uniform": [0, 0.9]}}
 GRAIN = {"method.masking.granularity": {"choice": ["sample", "batch"]}}
 PLAIN, GAPPED = {"method.name": "plain"}, {"scenarios.train": GAPS}
+FED = {"method.name": "missing_aware_prompts", "model.lora": None}  # placeholders, always
 
 
 def searching(study, search=None, **values):
@@ -170,6 +171,7 @@ def test_searched_training_scenarios_are_read_before_anything_starts(tiny_study)
         ({}, {**PLAIN, "method.absent": "placeholder", "data.fill": "nan"}, "data.fill", "NaN"),
         ({}, {**PLAIN, "data.fill": "ones"}, "data.fill", "no effect"),
         ({}, {"data.fill": "mean"}, "data.fill", "no effect"),
+        ({}, {**FED, "data.fill": "nan"}, "data.fill", "NaN"),
         ({"data.fill": {"choice": ["zeros", "ones"]}}, PLAIN, "search.data.fill", "no effect"),
     ],
 )
@@ -200,10 +202,74 @@ def test_what_a_method_does_not_know_is_refused(method, option, value, tiny_stud
         ({**METHOD, "method.absent": {"choice": ["drop", "placeholder"], "when": {"method.name": EVERY[:2]}}}, {}),
         (METHOD, {"method.absent": "placeholder", "data.fill": "ones"}),
         ({}, {"data.fill": "nan"}),
+        ({}, {**FED, "data.fill": "ones"}),
+        ({"data.fill": {"choice": ["zeros", "ones"]}}, FED),
     ],
 )
 def test_placeholders_that_a_method_feeds_are_not(search, values, tiny_study):
     check(searching(tiny_study, search, **values))
+
+
+# ---- what a method can serve
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "fits"),
+    [
+        ("regression", "ogm_ge", False),
+        ("regression", "mla", False),
+        ("regression", "mmlora", True),
+        ("regression", "missing_aware_prompts", True),
+        ("multi_label", "ogm_ge", True),
+        ("multi_label", "mla", True),
+    ],
+)
+def test_a_task_that_a_method_is_not_made_for_is_refused(task, method, fits, tiny_tasks):
+    alone = searching(tiny_tasks[task], **{"method.name": method, "model.lora": {"rank": 1}})
+    searched = searching(tiny_tasks[task], {"method.name": {"choice": ["cmpt", method]}})
+    for study, key in ((alone, "method.name"), (searched, "search.method.name")):
+        if fits:
+            check(study)
+        else:
+            expected = rf"{key}: method {method} does not know the task regression; .*multi_label or single_label"
+            with pytest.raises(UserError, match=expected):
+                check(study)
+
+
+@pytest.mark.parametrize(
+    ("study", "method"),
+    [
+        ("mmp_sequences", "mmlora"),
+        ("mmp_sequences", "missing_aware_prompts"),
+        ("mmp_earth", "missing_aware_prompts"),
+        ("mmp_earth", "mmlora"),
+    ],
+)
+def test_a_backbone_that_a_method_cannot_serve_is_refused(study, method):
+    with pytest.raises(UserError, match=f"method.name: method {method} does not work on backbone .*found '{method}'"):
+        check(Study.load(ROOT / "search_spaces" / f"{study}.yaml", [f"method={{name: {method}}}", "search={}"]))
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_no_scheduler_judges_a_trial_before_its_last_phase(scheduler, tiny_study):
+    """Six epochs of mmlora on two modalities: two for each modality, two for both."""
+
+    def study(grace, search=None, **values):
+        rule = {"name": scheduler, "grace_epochs": grace}
+        return searching(tiny_study, search, **{"train.epochs": 6, "sweep.scheduler": rule, **values})
+
+    MMLORA = {"method.name": "mmlora"}
+    check_sweep(study(5, **MMLORA))
+    with pytest.raises(UserError, match=rf"grace_epochs: {scheduler} would judge .*'joint' begins.*found 4; .*than 4"):
+        check_sweep(study(4, **MMLORA))
+    check_sweep(study(3, **MMLORA, **{"method.unimodal_epochs": 1}))
+    with pytest.raises(UserError, match=r"found 2; expected more than 2"):
+        check_sweep(study(2, **MMLORA, **{"method.unimodal_epochs": 1}))
+    check_sweep(study(2, **MMLORA, **{"sweep.scheduler": {"name": "none"}}))
+    with pytest.raises(UserError, match=r"search.method.name: .*'joint' begins.*found 'mmlora'.*grace_epochs above 4"):
+        check_sweep(study(2, {"method.name": {"choice": ["cmpt", "mmlora"]}}))
+    with pytest.raises(UserError, match=r"search.train.epochs: .*leave none for the joint phase.*found 2"):
+        check_sweep(study(5, {"train.epochs": {"choice": [2, 6]}}, **MMLORA))
 
 
 # ---- networks

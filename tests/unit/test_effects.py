@@ -57,6 +57,7 @@ def refused(study: Study) -> str:
         ("quickstart", "scenarios.thresholds=tuned", "task is multi_label"),
         ("mmp_earth", "model.lora={rank: 4}", "a pretrained part that is frozen"),
         ("mmp_sequences", "model.lora={alpha: 4}", "a pretrained part that is frozen"),
+        ("quickstart", "method={name: missing_aware_prompts}", "a method that trains adapters"),
         ("mmp_earth", "model.backbone.weights=my.safetensors", "model.backbone.pretrained: true"),
         ("cmpt_kinetics_sounds", "train.schedule.warmup_steps=7", "train.schedule.warmup_steps: null"),
         ("quickstart", "sweep.scheduler={name: median, grace_epochs: 2, reduction_factor: 4}", "name: asha or none"),

@@ -57,7 +57,6 @@ def refused(study: Study) -> str:
         ("quickstart", "scenarios.thresholds=tuned", "task is multi_label"),
         ("mmp_earth", "model.lora={rank: 4}", "a pretrained part that is frozen"),
         ("mmp_sequences", "model.lora={alpha: 4}", "a pretrained part that is frozen"),
-        ("quickstart", "method={name: missing_aware_prompts}", "a method that trains adapters"),
         ("mmp_earth", "model.backbone.weights=my.safetensors", "model.backbone.pretrained: true"),
         ("cmpt_kinetics_sounds", "train.schedule.warmup_steps=7", "train.schedule.warmup_steps: null"),
         ("quickstart", "sweep.scheduler={name: median, grace_epochs: 2, reduction_factor: 4}", "name: asha or none"),
@@ -136,6 +135,15 @@ def test_an_option_of_another_method_on_the_command_line_is_refused(name: str, o
     with pytest.raises(UserError, match=f"unknown key; .*It is an option of method {owner}.") as problem:
         shipped(name, override)
     assert problem.value.file == "command line" and override.startswith(str(problem.value.key))
+
+
+def test_adapters_that_no_method_trains_are_refused(tiny_study: Study) -> None:
+    assert tiny_study.model.lora is not None and tiny_study.model.lora.rank == 2
+    prompts = Study.parse({**tiny_study.resolved(), "method": {"name": "missing_aware_prompts"}, "search": {}})
+    assert refused(prompts) == "model.lora.rank"
+    check(prompts.with_values({"model.lora": None}))
+    check(prompts.with_values({"method.adapters": True}))
+    check(Study.parse({**prompts.resolved(), "search": {"method.name": {"choice": ["cmpt"]}}}))
 
 
 def test_the_tasks_own_options(tiny_study: Study, tiny_tasks: dict[str, Study]) -> None:

@@ -110,9 +110,15 @@ def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:
 
 
 def check_phases(study: Study, phases: list[Phase]) -> None:
-    """Refuse a scheduler that would judge trials before the method's last phase has begun. Raises UserError."""
+    """Refuse a warm-up that fills a phase, and a scheduler that judges trials before the last one. Raises UserError."""
     *before, last = phases
     epochs, scheduler = sum(phase.epochs for phase in before), study.sweep.scheduler
+    shortest, schedule = min(phase.epochs for phase in phases), study.train.schedule
+    if before and schedule.warmup_steps is None and 0 < shortest <= schedule.warmup_epochs:
+        raise UserError(
+            f"the warm-up, which each phase of method {study.method.name} begins with, would not end in one of them",
+            key="train.schedule.warmup_epochs", found=schedule.warmup_epochs, expected=f"less than {shortest}",
+        )  # fmt: skip
     if scheduler.name != "none" and before and scheduler.grace_epochs <= epochs:
         raise UserError(
             f"{scheduler.name} would judge trials of method {study.method.name} before its phase {last.name!r} begins",

@@ -219,6 +219,8 @@ def test_a_row_reads_the_prompts_of_its_pattern_and_no_others(backbone, place, m
         for prompt in method.prompts.values():
             touched = prompt.grad[0].flatten(1).abs().sum(1) > 0
             assert touched.tolist() == [q == p for q in range(3)]
+    added = sum(p.shape[2] * p.shape[3] for p in method.prompts.values()) if place == "input" else 0
+    assert method.extra_tokens == added / 2  # of each of two modalities; a dry run counts them
     trained = method.trainable()
     assert not any("lora_" in n or ".encoder.layer" in n for n in trained)
     with pytest.raises(UserError, match="no block"):

@@ -20,9 +20,9 @@ def test_equation_2_and_3_one_sequence_per_modality(make):  # noqa: F811
     for modality in method.backbone.modalities:
         encoder = method.backbone.encoder(modality)
         original = encoder.encode
-        encoder.encode = lambda tokens, wanted=None, original=original: (
+        encoder.encode = lambda tokens, *more, original=original: (
             lengths.append(tokens.values_BND.shape[1]),
-            original(tokens, wanted),
+            original(tokens, *more),
         )[1]
     class_BMD, proxy_BSTD = parts(method, batch)
     assert lengths == [4 + 1 + 1, 7 + 1]
@@ -106,9 +106,9 @@ def test_all_patterns_cost_one_encoder_pass(make):  # noqa: F811
     for modality in method.backbone.modalities:
         encoder = method.backbone.encoder(modality)
         original = encoder.encode
-        encoder.encode = lambda tokens, wanted=None, original=original, modality=modality: (
+        encoder.encode = lambda tokens, *more, original=original, modality=modality: (
             passes.append(modality),
-            original(tokens, wanted),
+            original(tokens, *more),
         )[1]
     method.predict_patterns(batch, torch.from_numpy(pattern_rows(method.backbone.modalities)))
     assert sorted(passes) == sorted(method.backbone.modalities)

@@ -218,10 +218,11 @@ class Choice:
         section, shared = self._known(name, "name"), {}
         own = {key: value for key, value in values.items() if key in section.model_fields}
         for key in [key for key in values if key not in own]:
-            if any(key in other.model_fields for other in others):
-                shared[key] = values[key]
-            elif not self._is_a_default(key, values[key]):
+            if self._is_a_default(key, values[key]):
+                continue  # whoever reads it has this value anyway
+            if not any(key in other.model_fields for other in others):
                 raise self._unknown(key, name, section, others)
+            shared[key] = values[key]
         for other in others:
             known = {key: value for key, value in values.items() if key in other.model_fields}
             other.model_validate({**known, "name": name})

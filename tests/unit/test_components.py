@@ -61,6 +61,17 @@ def test_a_method_is_one_file(toy_method: type[Any], tiny_study: Study) -> None:
         Study.parse({**values, "search": search, "method": {"name": "cmpt", "temperature": 0}})
 
 
+def test_defaults_of_other_choices_change_no_study(tiny_study: Study) -> None:
+    """A sweep that an older version began lists the options of all methods in its study, and is resumed all the same."""
+    search = {"method.name": {"choice": ["cmpt", "plain"]}, "train.optimizer.lr": {"choice": [0.001, 0.01]}}
+    values = {**tiny_study.resolved(), "search": search}
+    plainly = Study.parse({**values, "method": {"name": "cmpt"}})
+    listed = Study.parse({**values, "method": {"name": "cmpt", "absent": "drop", "aggregated_tokens": 8}})
+    assert listed.resolved() == plainly.resolved()
+    other = Study.parse({**values, "method": {"name": "cmpt", "absent": "placeholder"}})
+    assert other.with_values({"method.name": "plain"}).method.absent == "placeholder"
+
+
 def test_two_components_cannot_share_a_name(toy_method: type[Any]) -> None:
     with pytest.raises(ValueError, match="two components of one name: method cmpt"):
         register("cmpt")(toy_method)

@@ -62,7 +62,7 @@ def test_a_method_is_one_file(toy_method: type[Any], tiny_study: Study) -> None:
 
 
 def test_defaults_of_other_choices_change_no_study(tiny_study: Study) -> None:
-    """A sweep that an older version began lists the options of all methods in its study, and is resumed all the same."""
+    """A sweep that an older version began lists the options of all methods in its study; it is resumed all the same."""
     search = {"method.name": {"choice": ["cmpt", "plain"]}, "train.optimizer.lr": {"choice": [0.001, 0.01]}}
     values = {**tiny_study.resolved(), "search": search}
     plainly = Study.parse({**values, "method": {"name": "cmpt"}})

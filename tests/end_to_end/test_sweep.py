@@ -207,7 +207,12 @@ def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: 
         kill_one("RayTrainWorker")
         hold(4)  # which all reach only if its host starts again
         wait_for_epoch(thread, folder, 4, trials=4)
+        ranks = {process.pid for process in processes("RayTrainWorker")}
         kill_one("Keeper")
+        until = time.monotonic() + 60
+        while ranks <= {process.pid for process in processes("RayTrainWorker")}:  # its rank still lives, and may die
+            assert time.monotonic() < until  # between a line of trained.log and the report if it were let go on now
+            time.sleep(0.05)
     thread.join(300)
     assert outcomes == ["finished"]
     assert trained(folder) == {f"trials/000{n}": list(range(1, 9)) for n in range(4)}

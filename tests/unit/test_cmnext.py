@@ -19,6 +19,8 @@ from mmsweep.models.cmnext_weights import load_published, published_names
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
 
+pytestmark = pytest.mark.long
+
 CHANNELS = {"rgb": 3, "height": 1, "relief": 3, "night": 1}
 
 

@@ -28,6 +28,8 @@ from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.errors import UserError
 from tests.data.files import WORDS, write_picture, write_tokenizer
 
+pytestmark = pytest.mark.long
+
 
 class Rows(DatasetBuilder):
     """Splits that a test hands in."""

@@ -27,6 +27,8 @@ from mmsweep.sweep.summary import summary_of
 from mmsweep.tasks.classification import MultiLabel, SingleLabel
 from tests.unit import report_factory as factory
 
+pytestmark = pytest.mark.long
+
 FIGURES = {"share_available", "scenarios", "per_class", "history", "curves", "parallel"}
 
 

@@ -128,7 +128,7 @@ def _count(method: Method) -> dict[str, Any]:
 
 
 def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:
-    """Tokens of one sequence of each modality, those that the method adds included."""
+    """How long each modality's token sequence is, with the tokens that the method adds."""
     return {m: n + method.extra_tokens for m, (n, _) in method.backbone.token_shapes().items()}
 
 

@@ -97,8 +97,8 @@ class Method(Packed, ABC):
     A batch is S * B rows ordered by slot, and every tensor that a method brings has a leading slot axis (packing.py).
 
     Attributes:
-        Options: its options. Those that derive from MaskingMethodOptions say that it removes modalities at random while
-            training; an option `absent` says that it can feed placeholders.
+        Options: the class of its options. If it derives from MaskingMethodOptions, the method hides modalities at
+            random while training; if it has an option `absent`, the method can be fed placeholders.
         accepts: the kind of backbone it works on.
         masks_gaps: whether it goes on masking where scenarios.train leaves gaps of its own (B3).
         undecayed: what the names of its parameters without weight decay start with; biases and norms need no mention.

@@ -90,7 +90,7 @@ class Summary:
         name: the sweep's.
         digest: of the resolved study.
         dataset, task: what is learned from; the task where the dataset offers several.
-        modalities: those that have an encoder; empty for a backbone of its own.
+        modalities: those with an encoder; empty where one network reads all of them.
         epochs: of a trial, unless they are searched.
         seeds: of everything that is drawn: split, scenarios, training, sampler.
         search: by dotted key.

@@ -175,7 +175,7 @@ class SweepRecord:
 
 
 def trial_folders(root: Path) -> list[TrialFolder]:
-    """All trials of a sweep, its final runs, and those that were put aside."""
+    """A sweep's trials, its final runs, and the final runs that newer ones have replaced."""
     paths = [*sorted((root / "trials").glob("[0-9]*")), *sorted((root / "final").glob("*/seed-*"))]
     return [*map(TrialFolder, paths), *superseded_folders(root)]
 

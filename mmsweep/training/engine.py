@@ -149,6 +149,7 @@ def rehearse(slots: Sequence[Slot], data: PreparedData, device: torch.device, wo
                 yield
     finally:
         pack.method.noise.off()
+        pack.method.phases_S = ()
 
 
 class _Pack:

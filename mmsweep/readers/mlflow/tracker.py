@@ -105,7 +105,7 @@ class Tracker:
         self._summary: Summary
         self._runs: dict[str, _Run] | None = None  # by trial; None: to be asked for
         self._agreed: dict[Path, tuple[object, ...]] = {}  # a trial's folder -> as it was when MLflow agreed with it
-        self._late: set[Path] = set()  # folders of which something could not be brought, to be tried again at the end
+        self._late: set[Path] = set()  # folders with something left to send, at the end
         self._away = False  # the store did not answer last time
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

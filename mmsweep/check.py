@@ -50,6 +50,13 @@ def check_sweep(study: Study) -> None:
     check_networks(study, card)
 
 
+def check_training(study: Study) -> None:
+    """Refuse what can be known to fail of the one configuration that `mmsweep train` trains. Raises UserError."""
+    card = card_of(study)
+    check(study, card)
+    check_networks(study.configured({"sweep.scheduler": {"name": "none"}}), card)  # nobody judges a single training
+
+
 def check(study: Study, card: DatasetCard | None = None) -> None:
     """Refuse what can be known to fail of one configuration: scenarios, objectives, method, modalities.
 

@@ -91,8 +91,17 @@ def _variants(study: Study) -> Iterator[tuple[str | None, Any, Study]]:
     yield None, None, study
     for key, dimension in study.search.items():
         if key.startswith(("data.", "model.", "method.", "train.epochs")):  # phases may need more epochs
-            for value in dimension.edges():
-                yield key, value, study.with_values({**met(study, key), key: value})
+            for values in _beside(study, key):
+                for value in dimension.edges():
+                    yield key, value, study.with_values({**values, key: value})
+
+
+def _beside(study: Study, key: str) -> list[dict[str, Any]]:
+    """Values of other searched keys beside which a key is tried: of epochs each method's, whose phases share them."""
+    values, methods = met(study, key), study.search.get("method.name")
+    if key != "train.epochs" or methods is None or "method.name" in values:
+        return [values]
+    return [{"method.name": name, **values} for name in methods.choices]
 
 
 def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:

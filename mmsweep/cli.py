@@ -118,7 +118,7 @@ def train(
 ) -> None:
     """Train a study's own configuration once and evaluate it on test."""
     from mmsweep.assembly import facts, prepare_data
-    from mmsweep.check import check
+    from mmsweep.check import check_training
     from mmsweep.check_network import require_weights
     from mmsweep.sweep.start import train_one
 
@@ -126,7 +126,7 @@ def train(
         folder = out_folder or Path("sweeps") / f"{study.name}-train"
         if resume:
             study = _as_it_began(study, folder, overrides)
-        check(study)
+        check_training(study)
         require_weights(study)
         outcome = train_one(
             study,

@@ -273,6 +273,10 @@ def test_no_scheduler_judges_a_trial_before_its_last_phase(scheduler, tiny_study
         check_sweep(study(5, **MMLORA, **{"train.schedule.warmup_epochs": 2}))
     with pytest.raises(UserError, match=r"search.train.epochs: .*leave none for the joint phase.*found 2"):
         check_sweep(study(5, {"train.epochs": {"choice": [2, 6]}}, **MMLORA))
+    both = {"method.name": {"choice": ["cmpt", "mmlora"]}, "train.epochs": {"choice": [2, 6]}}
+    with pytest.raises(UserError, match=r"search.train.epochs: .*leave none for the joint phase.*found 2"):
+        check_sweep(study(5, both))
+    check_sweep(study(5, both | {"train.epochs": {"choice": [2, 6], "when": {"method.name": "cmpt"}}}))
 
 
 # ---- networks

@@ -338,3 +338,17 @@ def test_as_a_process(study: Callable[..., Path], place: Path) -> None:
 @pytest.mark.parametrize("arguments", [["tnue"], ["tune"], ["tune", "a.yaml", "--no-such-option"], ["show", "a", "b"]])
 def test_a_wrong_command_line(arguments: list[str], say: Say) -> None:
     assert say(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": {"name": "mmlora"}, "train": {"epochs": 2}}, "leave none for the joint phase"),
+        ({"method": {"name": "missing_aware_prompts", "layers": [7]}}, "no block of the network gets prompts"),
+    ],
+)
+def test_train_refuses_a_network_that_cannot_be_trained_before_anything_starts(
+    study: Callable[..., Path], place: Path, say: Say, changes: dict[str, Any], words: str
+) -> None:
+    assert words in say("train", study({"search": {}, **changes}))
+    assert not (place / "sweeps").exists()

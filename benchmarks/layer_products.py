@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from mmsweep.models.families import FAMILIES
+from mmsweep.models.families.family import FAMILIES
 from mmsweep.models.last_block import SplitBlock, wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.packing import Packed, PackedLinear, merge, trained

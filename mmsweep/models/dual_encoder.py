@@ -16,7 +16,6 @@ from mmsweep.models.encoder import NO_PROMPTS, CompileMode, Encoder, Prompt, Pro
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.packing import PackedLinear, by_slot
 from mmsweep.models.pretrained import PretrainedEncoder
-from mmsweep.models.timm_family import Timm
 from mmsweep.models.weights import locate
 
 
@@ -170,7 +169,7 @@ def _format(blueprint: Blueprint, modality: str) -> Format:
     """
     given = blueprint.encoders[modality]
     architecture = locate(given.source, given.name, _key(modality), blueprint.files)
-    if architecture.family is not Timm and given.layers is None and given.pool == "auto":
+    if architecture.family.described and given.layers is None and given.pool == "auto":
         return architecture.format(blueprint.inputs)
     with torch.device("meta"):
         return _encoder(blueprint, modality, load=False).format

@@ -14,7 +14,6 @@ from mmsweep.models.few_rows import steady
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.last_block import SplitBlock, take
 from mmsweep.models.packing import PackedLinear
-from mmsweep.models.timm_family import Timm
 from mmsweep.models.weights import locate
 
 
@@ -50,20 +49,13 @@ class PretrainedEncoder(Encoder):
         network: Any = architecture.network(weights)
         self.network = network
         steady(network)
-        options = options or FormatOptions()
-        if self.family is Timm:
-            self.format = Timm.format_of(network, options)
-            self._token_shape = (network.patch_embed.num_patches + network.num_prefix_tokens, network.embed_dim)
-            self._token_grid = tuple(network.patch_embed.grid_size)
-            self.prefix = network.num_prefix_tokens
-        else:
-            config = network.config
-            self.format = architecture.format(options)
-            self._token_shape = self.family.token_shape(config, self.format)
-            self._token_grid = self.family.token_grid(config, self.format)
-            self.prefix = self.family.prefix
+        config = self.family.config_of(network)
+        self.format = architecture.format(options or FormatOptions(), config)
+        self._token_shape = self.family.token_shape(config, self.format)
+        self._token_grid = self.family.token_grid(config, self.format)
+        self.prefix = self.family.prefix_of(config)
         self.width = self._token_shape[1]
-        self._blocks_name, blocks = self.family.blocks(self.network)
+        blocks = self.blocks
         own = key.removesuffix(".name")
         if layers is not None and layers > len(blocks):
             raise UserError(
@@ -80,6 +72,10 @@ class PretrainedEncoder(Encoder):
         self.compiler: BlockCompiler | None = None
         self.eval()
 
+    @property
+    def blocks(self) -> Any:
+        return self.network.get_submodule(self.family.blocks)
+
     def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens:
         """[B, 3, H, W], [B, frames, mel] or dict(ids, mask [B, L]) to tokens; clips [B, F, 3, H, W] frame by frame."""
         if isinstance(x, Tensor) and x.dim() == 5:
@@ -94,7 +90,7 @@ class PretrainedEncoder(Encoder):
         values_BND = self.family.before(self.network, tokens.values_BND)
         count = values_BND.shape[1]
         mask = None if tokens.mask_BN is None else tokens.mask_BN[:, None, None, :]
-        blocks = self.family.blocks(self.network)[1]
+        blocks = self.blocks
         for i, block in enumerate(blocks):
             learned_BLD, prompt = None, prompts.get(i)
             if prompt is not None and prompt.place == "input":
@@ -113,7 +109,7 @@ class PretrainedEncoder(Encoder):
         return self.family.after(self.network, values_BND)
 
     def _run(self, block: Any, values_BND: Tensor, mask: Tensor | None) -> Tensor:
-        inputs = (values_BND,) if self.family is Timm else (values_BND, mask)
+        inputs = (values_BND, mask) if self.family.masked else (values_BND,)
         if self.compiler is None:
             return block(*inputs)
         return self.compiler(block, self.family.projections, *inputs)
@@ -134,10 +130,9 @@ class PretrainedEncoder(Encoder):
         return self.compiler(split, linears, values_BND, mask, learned_BLD, read=(some, values_BND, values_BND, some))
 
     def prompted_blocks(self, place: PromptPlace) -> int:
-        blocks = self.family.blocks(self.network)[1]
-        if place == "attention" and self.family.parts(blocks[0]) is None:
+        if place == "attention" and self.family.parts(self.blocks[0]) is None:
             raise refuse_prompts(place)
-        return len(blocks)
+        return len(self.blocks)
 
     def train_pooler(self) -> None:
         if self._pool == "pooler":
@@ -168,8 +163,8 @@ class PretrainedEncoder(Encoder):
         return self.family.class_embedding(self.network)
 
     def attention_linears(self) -> list[str]:
-        count = len(self.family.blocks(self.network)[1])
-        return [f"network.{self._blocks_name}.{i}.{p}" for i in range(count) for p in self.family.projections]
+        numbers, family = range(len(self.blocks)), self.family
+        return [f"network.{family.blocks}.{i}.{p}" for i in numbers for p in family.projections]
 
     def token_shape(self) -> tuple[int, int]:
         return self._token_shape

@@ -31,7 +31,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.backbone import NO_PART_PROMPTS, Blueprint, PromptedBackbone, draw_linear, without_absent
 from mmsweep.models.compilation import BlockCompiler, block_compiler
 from mmsweep.models.encoder import NO_PROMPTS, CompileMode, PromptPlace, Prompts, Tokens
-from mmsweep.models.families import load_whole
+from mmsweep.models.families.family import load_whole
 from mmsweep.models.few_rows import steady
 from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format, text_format
 from mmsweep.models.last_block import BlockParts, SplitBlock

@@ -11,17 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from mmsweep.data.formats import Format
 from mmsweep.errors import UserError
-from mmsweep.models.families import FAMILIES, Family
+from mmsweep.models.families.family import FAMILIES, Family
 from mmsweep.models.input_formats import FormatOptions, Preprocessing
-from mmsweep.models.split_qkv import SplitQKV
-from mmsweep.models.timm_family import Timm
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
 
@@ -64,33 +60,37 @@ class Architecture:
     Args:
         family: how to drive it.
         key: the study's key that names it, for messages.
-        config: transformers' configuration, or for timm the model's name.
+        config: transformers' configuration; of timm the model's name.
         folder: where weights, tokenizer and preprocessing lie; None where nothing is on disk.
         pooler: whether the checkpoint holds a pooling layer.
     """
 
-    name: str
     key: str
     family: type[Family]
     config: Any
     folder: Path | None
     pooler: bool = True
 
-    def format(self, options: FormatOptions) -> Format:
-        """How its inputs are made; not of timm's. Raises UserError where it does not read what the study wants."""
-        config = self.family.config(self.config)
+    def format(self, options: FormatOptions, config: Any = None) -> Format:
+        """How its inputs are made. Raises UserError where it does not read what the study wants.
+
+        Args:
+            config: of the network that was built; None: the checkpoint's, of a family that is `described` by it.
+        """
+        config = self.family.config(self.config) if config is None else config
         return self.family.format(config, Preprocessing(self.folder), str(self.folder or ""), options)
 
-    def network(self, weights: bool) -> nn.Module:
+    def network(self, weights: bool) -> Any:
         """The network: loaded, or (for counting, on the current default device) with initial values."""
-        if self.family is Timm:
-            return _timm(self.name, weights, self.key)
-        if not weights:
-            return self.family.build(self.config, self.pooler)
-        assert self.folder is not None
         try:
-            return self.family.load(str(self.folder), self.config, self.pooler)
+            if weights:
+                return self.family.load(str(self.folder), self.config, self.pooler)
+            return self.family.build(self.config, self.pooler)
+        except UserError as problem:
+            raise problem.placed(key=self.key) from problem.__cause__
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            if not weights:
+                raise
             raise UserError(
                 f"the encoder's weights cannot be loaded ({str(error).splitlines()[0]})",
                 file=self.folder,
@@ -111,7 +111,7 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
         UserError: not found; says where it was looked for and how to provide it.
     """
     if source == "timm":
-        return Architecture(name, key, Timm, name, None)
+        return Architecture(key, FAMILIES[source], name, None)
     folder, config = find(source, name, key, files)
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -120,9 +120,9 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
             file=folder,
             key=key,
             found=config.model_type,
-            expected=f"one of {', '.join(sorted(FAMILIES))}, or timm",
+            expected=f"one of {', '.join(FAMILIES)}",
         )
-    return Architecture(name, key, family, config, folder, folder is None or has_pooler(folder))
+    return Architecture(key, family, config, folder, folder is None or has_pooler(folder))
 
 
 def find(source: str, name: str, key: str, files: bool = True) -> tuple[Path | None, Any]:
@@ -141,7 +141,7 @@ def find(source: str, name: str, key: str, files: bool = True) -> tuple[Path | N
     if folder is None and not files and known is not None:
         return None, known()
     if folder is None:
-        folder = _hub(name, looked, key, fetch=files)
+        folder = hub_folder(name, looked, key, fetch=files)
     return folder, _config(folder)
 
 
@@ -158,14 +158,13 @@ def require(source: str, name: str, key: str, fetch: bool) -> None:
     if "${" in name:
         raise UserError("an environment variable is not set", key=key, found=name, hint="It says where weights lie.")
     if source == "timm":
-        import timm
-
-        known = None if name.startswith("local-dir:") else timm.get_pretrained_cfg(name)
-        if known is not None and known.hf_hub_id:
-            _hub(known.hf_hub_id, [], key, fetch)
+        if known := hub_name_of_timm(name):
+            hub_folder(known, [], key, fetch)
         return
     looked: list[str] = []
-    folder = _shipped(name, key) if source == "mmsweep" else _folder(name, looked) or _hub(name, looked, key, fetch)
+    folder = (
+        _shipped(name, key) if source == "mmsweep" else _folder(name, looked) or hub_folder(name, looked, key, fetch)
+    )
     _config(folder)
     if not any(path for ending in (".safetensors", ".bin") for path in folder.glob(f"*{ending}")):
         raise UserError("a network's folder without weights", file=folder, key=key, expected="model.safetensors in it")
@@ -197,7 +196,20 @@ def _folder(name: str, looked: list[str]) -> Path | None:
     return None
 
 
-def _hub(name: str, looked: list[str], key: str, fetch: bool = True) -> Path:
+def hub_name_of_timm(name: str) -> str | None:
+    """Where timm takes a model's weights from; None: from somewhere else than the hub."""
+    import timm
+
+    known = None if name.startswith("local-dir:") else timm.get_pretrained_cfg(name)
+    return known.hf_hub_id if known is not None else None
+
+
+def hub_folder(name: str, looked: list[str], key: str, fetch: bool = True) -> Path:
+    """The folder of a network in the hub's cache, fetched where that is allowed.
+
+    Raises:
+        UserError: it is not there; says where it was `looked` for.
+    """
     from huggingface_hub import constants, snapshot_download
 
     wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -240,37 +252,3 @@ def has_pooler(folder: Path) -> bool:
             return any("pooler." in name for name in tensors.keys())  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as error:
         raise UserError(f"the encoder's weights cannot be read ({error})", file=file) from error
-
-
-def _timm(name: str, weights: bool, key: str) -> nn.Module:
-    import timm
-
-    overlay: dict[str, Any] = {}
-    try:
-        if weights and not name.startswith("local-dir:"):
-            known = timm.get_pretrained_cfg(name)
-            if known is not None and known.hf_hub_id:
-                overlay = {"file": str(_hub(known.hf_hub_id, [], key) / "model.safetensors")}
-        model: Any = timm.create_model(name, pretrained=weights, num_classes=0, pretrained_cfg_overlay=overlay)
-    except UserError:
-        raise
-    except Exception as error:  # timm passes on whatever its readers raise
-        raise UserError(
-            f"timm cannot provide this model ({str(error).splitlines()[0]})",
-            key=key,
-            found=name,
-            expected="one of timm.list_models('vit_*'), or a folder as local-dir:FOLDER",
-        ) from error
-    # Others, with rotary positions or parallel blocks, would fail or mislead in the first forward.
-    fused = isinstance(model, timm.models.VisionTransformer) and all(
-        isinstance(getattr(getattr(block, "attn", None), "qkv", None), nn.Linear) for block in model.blocks
-    )
-    if not fused:
-        raise UserError(
-            "not one of timm's plain vision transformers", key=key, found=name,
-            expected="a name such as vit_base_patch16_224 or deit_small_patch16_224",
-        )  # fmt: skip
-    for block in model.blocks:
-        with torch.device(block.attn.qkv.weight.device):
-            block.attn.qkv = SplitQKV(block.attn.qkv)
-    return model

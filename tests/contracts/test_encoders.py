@@ -14,12 +14,12 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import Blueprint, EncoderOptions
 from mmsweep.models.dual_encoder import DualEncoder
+from mmsweep.models.families.timm import SplitQKV
 from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.packing import values_of
 from mmsweep.models.pretrained import PretrainedEncoder
-from mmsweep.models.split_qkv import SplitQKV
 
 FAMILIES = ["clip", "vit", "dinov2", "ast", "bert", "whisper", "timm"]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from pydantic import Field
 
 from mmsweep.check import check_sweep
@@ -16,9 +18,12 @@ from mmsweep.errors import UserError
 from mmsweep.jobs import company
 from mmsweep.methods.modality_dropout import ModalityDropout
 from mmsweep.methods.options import METHODS, MaskingMethodOptions
+from mmsweep.models.families.family import FAMILIES, PictureFamily
+from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.plan import dry_run
 from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study
+from tests.conftest import WIDTH
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import study_reference
@@ -59,6 +64,30 @@ def test_a_method_is_one_file(toy_method: type[Any], tiny_study: Study) -> None:
     with pytest.raises(UserError, match=r"method.temperature: wrong value; found 0"):  # also of a choice
         search = {"method.name": {"choice": ["cmpt", "toy"]}}
         Study.parse({**values, "search": search, "method": {"name": "cmpt", "temperature": 0}})
+
+
+@pytest.fixture()
+def toy_family() -> Iterator[type[Any]]:
+    @register("deit")
+    class Deit(PictureFamily):
+        model, pooler, blocks, prefix = "DeiTModel", True, "layers", 2
+
+    yield Deit
+    del FAMILIES._components["deit"]
+
+
+def test_an_encoder_family_is_one_file(toy_family: type[Any], tiny_study: Study, tmp_path: Path) -> None:
+    config = transformers.DeiTConfig(image_size=16, patch_size=8, **WIDTH)
+    theirs = transformers.DeiTModel(config, add_pooling_layer=False).eval()
+    theirs.save_pretrained(tmp_path)
+    study = tiny_study.with_values({"model.encoders.image.name": str(tmp_path)})
+    check_sweep(study)
+    encoder, x = PretrainedEncoder("transformers", str(tmp_path)), torch.randn(2, 3, 16, 16)
+    assert dry_run(study)["parameters"]["by_part"]["encoder image"] == sum(p.numel() for p in theirs.parameters())
+    with torch.no_grad():
+        tokens = encoder.embed(x)
+        torch.testing.assert_close(encoder.encode(tokens), theirs(x).last_hidden_state)
+    assert tokens.values_BND.shape[1:] == encoder.token_shape() == (2 + 4, 16) and tokens.grid == (2, 2)
 
 
 def test_defaults_of_other_choices_change_no_study(tiny_study: Study) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mmsweep.data.formats import AudioFormat, ImageFormat
 from mmsweep.errors import UserError
-from mmsweep.models.families import FAMILIES
+from mmsweep.models.families.family import FAMILIES
 from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format, text_format
 
 HALF = (0.5, 0.5, 0.5)

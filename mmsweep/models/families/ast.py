@@ -1,0 +1,57 @@
+"""AST, the audio spectrogram transformer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mmsweep.components import register
+from mmsweep.data.formats import AudioFormat, Format
+from mmsweep.errors import UserError
+from mmsweep.models.encoder import Tokens
+from mmsweep.models.families.family import PictureFamily
+from mmsweep.models.input_formats import FormatOptions, Preprocessing
+
+
+@register("audio-spectrogram-transformer")
+class Ast(PictureFamily):
+    """B12: pooled as the mean of the CLS and distillation tokens."""
+
+    model = "ASTModel"
+    blocks = "layers"
+    prefix = 2
+    default_pool = "mean of prefix"
+
+    @staticmethod
+    def embed(model: Any, x: Tensor) -> Tokens:
+        return Tokens(model.embeddings(x), None, _grid(model.config))
+
+    @classmethod
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> AudioFormat:
+        if options.frames not in (None, config.max_length):  # its positions are learned for this grid
+            raise UserError(
+                "the encoder does not read spectrograms of this length",
+                key="data.audio.frames",
+                found=options.frames,
+                expected=str(config.max_length),
+            )
+        media = preprocessing.media
+        mean, std = media.get("mean", -4.2677393), media.get("std", 4.5689974)
+        if not media.get("do_normalize", True):
+            mean, std = 0.0, 0.5
+        return AudioFormat(media.get("sampling_rate", 16000), config.num_mel_bins, config.max_length, mean, std, "ast")
+
+    @classmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
+        high, wide = _grid(config)
+        return high * wide + cls.prefix, config.hidden_size
+
+    @classmethod
+    def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
+        return _grid(config)
+
+
+def _grid(config: Any) -> tuple[int, int]:
+    high = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+    return high, (config.max_length - config.patch_size) // config.time_stride + 1

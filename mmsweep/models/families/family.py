@@ -1,0 +1,201 @@
+"""The contract of a family: what differs between pretrained architectures, such as how their parts are called.
+
+A family is one class in one file, entered under the `model_type`s of transformers that it drives:
+
+    @register("vit")
+    class Vit(PictureFamily): ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from operator import attrgetter
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from mmsweep.components import Registry
+from mmsweep.data.formats import Format, ImageFormat
+from mmsweep.models.encoder import Tokens
+from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format
+from mmsweep.models.last_block import BlockParts
+
+FAMILIES = Registry("encoder family", "mmsweep.models.families")
+"""The families by the model types that they drive."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Family(ABC):
+    """How to build, read and drive one architecture.
+
+    Where a method takes `config`, it is the configuration of the network; of timm's networks, which have none, it is
+    the network itself.
+
+    Attributes:
+        model: its network's name within transformers, which imports the code, for seconds, when it is first asked for.
+        pooler: whether the network has an optional pooling layer.
+        described: whether its configuration alone tells how its inputs are made.
+        prefix: tokens before the grid's (CLS, distillation).
+        blocks: the name of the list of its blocks.
+        masked: whether a block takes a mask of tokens.
+        projections: the names of q, k, v, o within a block.
+        heads: where a block keeps the number of its heads.
+        norms: the names of what a block applies before attention and before its feed-forward part.
+        scales: the names of what it applies to their results.
+    """
+
+    registry: ClassVar[Registry] = FAMILIES
+    model: ClassVar[str]
+    pooler: ClassVar[bool] = False
+    described: ClassVar[bool] = True
+    prefix: ClassVar[int] = 1
+    blocks: ClassVar[str]
+    masked: ClassVar[bool] = True
+    projections: ClassVar[tuple[str, ...]] = tuple(f"attention.{p}_proj" for p in "qkvo")
+    heads: ClassVar[str] = "attention.num_attention_heads"
+    norms: ClassVar[tuple[str, str]] = ("layernorm_before", "layernorm_after")
+    scales: ClassVar[tuple[str, str] | None] = None
+    default_pool: ClassVar[str] = "cls"
+
+    @classmethod
+    def network(cls) -> Any:
+        """The class of the network."""
+        return attrgetter(cls.model)(transformers)
+
+    @classmethod
+    def config(cls, config: Any) -> Any:
+        """The part of a checkpoint's configuration that concerns this network."""
+        return config
+
+    @classmethod
+    def config_of(cls, model: Any) -> Any:
+        """The `config` of a network."""
+        return model.config
+
+    @classmethod
+    def build(cls, config: Any, pooler: bool = True) -> Any:
+        """The network with initial weights."""
+        return cls.network()(cls.config(config), **({"add_pooling_layer": pooler} if cls.pooler else {}))
+
+    @classmethod
+    def load(cls, folder: str, config: Any, pooler: bool) -> Any:
+        """The network with a checkpoint's weights. Raises ValueError as `load_whole`."""
+        extra = {"add_pooling_layer": pooler} if cls.pooler else {}
+        return load_whole(cls.network(), folder, cls.config(config), **extra)
+
+    @classmethod
+    def parts(cls, block: Any) -> BlockParts | None:
+        """A block taken apart, as a pre-norm block computes; None: it must be run whole."""
+        query, key, value, out = (block.get_submodule(name) for name in cls.projections)
+        before, between = (block.get_submodule(name) for name in cls.norms)
+        scale, scale_fed = map(block.get_submodule, cls.scales) if cls.scales else (nn.Identity(), nn.Identity())
+
+        def after(seen: Tensor, own: Tensor) -> Tensor:
+            own = scale(out(seen)) + own
+            return scale_fed(block.mlp(between(own))) + own
+
+        return BlockParts(attrgetter(cls.heads)(block), before, query, key, value, after)
+
+    @staticmethod
+    @abstractmethod
+    def embed(model: Any, x: Any) -> Tokens: ...
+
+    @staticmethod
+    def before(model: Any, values_BND: Tensor) -> Tensor:
+        """What runs between the embeddings and block 1."""
+        return values_BND
+
+    @staticmethod
+    @abstractmethod
+    def after(model: Any, values_BND: Tensor) -> Tensor:
+        """The final norm."""
+
+    @staticmethod
+    def extra(model: Any, extra_ED: Tensor) -> Tensor:
+        """Tokens that are learned outside the network, brought to where `embed` ends."""
+        return extra_ED
+
+    @staticmethod
+    @abstractmethod
+    def class_embedding(model: Any) -> Tensor: ...
+
+    @classmethod
+    @abstractmethod
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> Format: ...
+
+    @classmethod
+    @abstractmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]: ...
+
+    @classmethod
+    def prefix_of(cls, config: Any) -> int:
+        """`prefix` of one network."""
+        return cls.prefix
+
+    @classmethod
+    def has_class_token(cls, model: Any) -> bool:
+        """Whether the first token is one for the whole input; registers are no such tokens."""
+        return cls.prefix > 0
+
+    @classmethod
+    def own_pool(cls, model: Any) -> str:
+        """The pooling that a network was trained with."""
+        return cls.default_pool
+
+    @classmethod
+    def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
+        """How the tokens after the prefix lie: (h, w) or (n,)."""
+        return (cls.token_shape(config, fmt)[0] - cls.prefix,)
+
+
+class PictureFamily(Family):
+    """Vision transformers: patches of a picture behind a class token; the defaults are those of ViT."""
+
+    mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
+    std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
+
+    @staticmethod
+    def embed(model: Any, x: Tensor) -> Tokens:
+        return Tokens(model.embeddings(x, interpolate_pos_encoding=True), None, PictureFamily.grid(model.config, x))
+
+    @staticmethod
+    def after(model: Any, values_BND: Tensor) -> Tensor:
+        return model.layernorm(values_BND)
+
+    @staticmethod
+    def class_embedding(model: Any) -> Tensor:
+        return model.embeddings.cls_token[0, 0]
+
+    @classmethod
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> Format:
+        return image_format(config, preprocessing, options, cls.mean, cls.std)
+
+    @classmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
+        assert isinstance(fmt, ImageFormat)
+        return (fmt.size // config.patch_size) ** 2 + cls.prefix, config.hidden_size
+
+    @classmethod
+    def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
+        assert isinstance(fmt, ImageFormat)
+        return fmt.size // config.patch_size, fmt.size // config.patch_size
+
+    @staticmethod
+    def grid(config: Any, x_BCHW: Tensor) -> tuple[int, int]:
+        return x_BCHW.shape[-2] // config.patch_size, x_BCHW.shape[-1] // config.patch_size
+
+
+def load_whole(model: Any, folder: str, config: Any, **options: Any) -> Any:
+    """A model of transformers with a checkpoint's weights. Raises ValueError where some are missing or do not fit."""
+    options |= {"ignore_mismatched_sizes": True}  # left alone it refuses them too, but names none
+    network, info = model.from_pretrained(
+        folder, config=config, dtype=torch.float32, output_loading_info=True, **options
+    )
+    if misfits := sorted(info["mismatched_keys"]):
+        name, found, expected = misfits[0]
+        raise ValueError(f"another architecture: {name} is {tuple(found)}, its config.json says {tuple(expected)}")
+    if missing := sorted(k for k in info["missing_keys"] if "mask_token" not in k):
+        raise ValueError(f"the checkpoint lacks {len(missing)} tensors, for example {missing[0]}")
+    return network

@@ -1,0 +1,69 @@
+"""Whisper's encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from mmsweep.components import register
+from mmsweep.data.formats import AudioFormat, Format
+from mmsweep.errors import UserError
+from mmsweep.models.encoder import Tokens
+from mmsweep.models.families.family import Family, load_whole
+from mmsweep.models.input_formats import FormatOptions, Preprocessing
+
+
+@register("whisper")
+class Whisper(Family):
+    """No class token, so the mean of its own tokens stands for the input."""
+
+    model = "models.whisper.modeling_whisper.WhisperEncoder"
+    blocks = "layers"
+    prefix = 0
+    default_pool = "mean"
+    projections = tuple(f"self_attn.{p}" for p in ("q_proj", "k_proj", "v_proj", "out_proj"))
+
+    @classmethod
+    def parts(cls, block: Any) -> None:
+        """All tokens are read: their mean stands for the input."""
+
+    @classmethod
+    def load(cls, folder: str, config: Any, pooler: bool) -> Any:
+        if any(name.startswith("WhisperEncoder") for name in config.architectures or ()):
+            return super().load(folder, config, pooler)
+        return load_whole(transformers.WhisperModel, folder, config).encoder
+
+    @staticmethod
+    def embed(model: Any, x: Tensor) -> Tokens:
+        hidden = F.gelu(model.conv2(F.gelu(model.conv1(x.transpose(1, 2))))).transpose(1, 2)
+        n = hidden.shape[1]
+        return Tokens(hidden + model.embed_positions.weight[:n], None, (n,))
+
+    @staticmethod
+    def after(model: Any, values_BND: Tensor) -> Tensor:
+        return model.layer_norm(values_BND)
+
+    @staticmethod
+    def class_embedding(model: Any) -> Tensor:
+        return model.embed_positions.weight.mean(0)
+
+    @classmethod
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> AudioFormat:
+        most = 2 * config.max_source_positions
+        if options.frames is not None and options.frames > most:
+            raise UserError(
+                "the encoder does not read spectrograms of this length",
+                key="data.audio.frames",
+                found=options.frames,
+                expected=f"at most {most}",
+            )
+        preprocessing.check({"sampling_rate": 16000, "hop_length": 160, "n_fft": 400, "dither": 0.0}, "spectrograms")
+        return AudioFormat(16000, config.num_mel_bins, options.frames or most, kind="whisper")
+
+    @classmethod
+    def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
+        assert isinstance(fmt, AudioFormat)
+        return (fmt.frames + 1) // 2, config.d_model

@@ -51,8 +51,7 @@ from mmsweep.methods.mmp import MMP, AggregatedProjector
 from mmsweep.methods.restoration import Sequence as TokenSequence
 from mmsweep.methods.restoration import TokenShape, token_shapes
 from mmsweep.study import Study
-from mmsweep.tasks import make_task
-from mmsweep.tasks.task import Task
+from mmsweep.tasks.task import Task, task_of
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, scenario_metrics
 from mmsweep.training.world import World
 
@@ -113,7 +112,7 @@ class Setting:
         assert np.asarray(split.natural_NM).all()
         chosen = many_scenarios(backbone.modalities, scenarios)
         size, seed = study.train.rows_at_once, study.scenarios.seed
-        return cls(method, make_task(data.target), split, size, device, seed, chosen)
+        return cls(method, task_of(data.target), split, size, device, seed, chosen)
 
     def mmsweep(self) -> tuple[Predictions, dict[str, float]]:
         predictions = predict(self.method, self.task, self.split, self.rows_at_once, self.device, World())

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
@@ -38,7 +37,7 @@ from mmsweep.record.trial import Report, TrialFolder, deciding_report
 from mmsweep.study import Study
 from mmsweep.study.data import ManifestSplit
 from mmsweep.study.sections import MOST_SLOTS, ScenarioSpec
-from mmsweep.tasks import MultiLabel, TargetScale, make_task
+from mmsweep.tasks.task import TASKS, Target
 from mmsweep.training.capacity import measure
 from mmsweep.training.checkpoint import load_checkpoint, load_weights
 from mmsweep.training.engine import Answer, Ending, EvaluationPlan, fit, rehearse
@@ -235,13 +234,7 @@ class Warm:
         """A trial in this host: its own adapters, head and task on the shared backbone."""
         data, backbone = self.ready(study)
         train = data.splits["train"]
-        balanced = study.train.class_weights == "balanced" and data.target.task != "regression"
-        counted = torch.from_numpy(np.array(train.targets)) if balanced else None
-        # A trial that has a checkpoint takes the scale from there (`Task.restored`).
-        new = study.train.standardize_target and folder.last_checkpoint() is None
-        scale = TargetScale.of(train.targets) if new and data.target.task == "regression" else None
-        loss, hard = study.train.regression_loss, study.train.hard_pixels
-        task = make_task(data.target, counted, loss, hard_pixels=hard, scale=scale)
+        task = TASKS[data.target.task].of(data.target, train.targets, task_options(study, data.target))
         scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
         table = availability_table(scenario, len(train), backbone.modalities, study.scenarios.seed, train.natural_NM)
         objective = study.sweep.objectives[0]
@@ -387,13 +380,18 @@ class Warm:
             size, precision = train.rows_at_once, train.precision
             return predict(slot.method, task, part, size, self.device, self.world, precision, views)
 
-        if study.scenarios.thresholds == "tuned" and isinstance(task, MultiLabel):
+        if study.scenarios.thresholds == "tuned" and "scenarios.thresholds" in task.reads:
             val = of("val")
             task = task.tuned(val.statistics_PN[0], val.target_N)
         predictions = of(split)
         scenarios = make_scenarios(study, backbone.modalities)
         targets, seed = data.splits["train"].targets, study.scenarios.seed
         return evaluation_record(predictions, task, scenarios, seed, split, best.epoch, targets), predictions
+
+
+def task_options(study: Study, target: Target) -> dict[str, Any]:
+    """The options of the study that say how its task is trained."""
+    return {key: study.value(key) for key in TASKS[target.task].reads if key.startswith("train.")}
 
 
 def evaluate_run(path: Path, split: str, device: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario
+from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario, task_options
 from mmsweep.check_network import check_networks
 from mmsweep.compatibility import (
     check_backbone,
@@ -29,7 +29,7 @@ from mmsweep.readers.mlflow.address import resolve_uri
 from mmsweep.search_space import check_search
 from mmsweep.study import Study
 from mmsweep.study.mult import MulTSpec
-from mmsweep.tasks import TargetScale, Task, make_task
+from mmsweep.tasks.task import TASKS, Task, task_of
 from mmsweep.training.initialization import check_first_stage, task_state
 from mmsweep.views import make_augmentation, make_inference
 
@@ -97,11 +97,11 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
             f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
         )
     check_prediction(study, card.target.task)
-    if card.target.task != "segmentation" and study.data.dataset == "manifest":
+    if study.data.dataset == "manifest":
         _check_training_targets(study)
     _check_views(study, card.rasters)
     _check_dropouts(study, modalities)
-    names = metric_names(study, modalities, make_task(card.target))
+    names = metric_names(study, modalities, task_of(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
             near = get_close_matches(objective.metric, names, 1, 0.4)
@@ -135,21 +135,19 @@ def _check_training_targets(study: Study) -> None:
             targets.append(builder.target.encode(sample.target))
         except UserError:  # a bad row, which data.on_bad decides about
             continue
-    if builder.target.task != "regression":
-        if len({np.asarray(target).tobytes() for target in targets}) == 1:
-            several = builder.target.task == "multi_label"
-            own = np.flatnonzero(targets[0]) if several else [int(targets[0])]
-            raise UserError(
-                f"every training row has the same {'labels' if several else 'class'}: there is nothing to learn",
-                key="data.target.column", found=", ".join(builder.target.classes[place] for place in own) or "none",
-            )  # fmt: skip
-    elif study.train.standardize_target:
-        try:
-            scale = TargetScale.of(targets)
-        except UserError as problem:
-            raise problem.placed(key="data.target.column") from None
-        if study.train.init_from is not None:
-            make_task(builder.target, scale=scale).started_from(task_state(study.train.init_from))
+    target, several = builder.target, builder.target.kind == "labels"
+    if target.classes and len({np.asarray(own).tobytes() for own in targets}) == 1:
+        same = np.flatnonzero(targets[0]) if several else [int(targets[0])]
+        raise UserError(
+            f"every training row has the same {'labels' if several else 'class'}: there is nothing to learn",
+            key="data.target.column", found=", ".join(target.classes[place] for place in same) or "none",
+        )  # fmt: skip
+    try:
+        task = TASKS[target.task].of(target, np.array(targets), task_options(study, target))
+    except UserError as problem:
+        raise problem.placed(key="data.target.column") from None
+    if study.train.init_from is not None:
+        task.started_from(task_state(study.train.init_from))
 
 
 def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:

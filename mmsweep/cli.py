@@ -157,7 +157,7 @@ def evaluate(
         return
     from rich.table import Table
 
-    from mmsweep.readers.wording import CONSTANTS
+    from mmsweep.readers.wording import constant_words
 
     metrics = list(record["mean_missing"])
     table = Table(title=f"{run}: {split}, epoch {record['epoch']}")
@@ -172,7 +172,7 @@ def evaluate(
         table.add_row(name, str(entry["rows"]), *(f"{v[m]:.4f}" for m in metrics for v in (entry["metrics"], same)))
     for name in ("mean_missing", "worst_missing"):
         table.add_row(name, "", *(f"{v[m]:.4f}" for m in metrics for v in (record[name], constant[name])))
-    table.caption = f"constant: a predictor that always says {CONSTANTS[record['task']]}, on the same rows"
+    table.caption = f"constant: a predictor that always says {constant_words(record['task'])}, on the same rows"
     out.print(table)
 
 

@@ -13,6 +13,7 @@ from mmsweep.errors import UserError
 from mmsweep.methods.options import METHODS, MaskingOptions
 from mmsweep.models.backbones import BACKBONES
 from mmsweep.study import Study
+from mmsweep.tasks.task import TASKS
 
 
 def check_backbone(study: Study, modalities: Sequence[str]) -> None:
@@ -28,9 +29,9 @@ def check_prediction(study: Study, task: str) -> None:
     Raises:
         UserError: naming the key.
     """
-    name = study.model.backbone.name
-    if BACKBONES[name].dense != (task == "segmentation"):
-        fitting = [n for n, b in BACKBONES.items() if b.dense == (task == "segmentation")]
+    name, dense = study.model.backbone.name, TASKS[task].dense
+    if BACKBONES[name].dense != dense:
+        fitting = [n for n, b in BACKBONES.items() if b.dense == dense]
         raise UserError(
             f"backbone {name} does not predict {task}", key="model.backbone.name", found=name,
             expected=f"one of {', '.join(fitting)}",

@@ -18,6 +18,7 @@ from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
 from mmsweep.methods.options import METHODS
 from mmsweep.study import Study
+from mmsweep.tasks.task import TASKS
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _readers(facts: Facts) -> Iterator[tuple[str, Reader]]:
     """Every option that is not always read, with its reader; an option may have several, all of which it needs."""
     yield from _READERS
+    yield from _task_options()
     cards = {name: dataset_card(name) for name in datasets()}
     for option in sorted(set().union(*(card.reads for card in cards.values()))):
         yield option, _value("data.dataset", *(name for name, card in cards.items() if option in card.reads))
@@ -112,6 +114,12 @@ def _kind(*kinds: str) -> Reader:
 
 def _task(*tasks: str) -> Reader:
     return Reader(f"a dataset whose task is {_or(tasks)}", lambda facts: facts.task in tasks)
+
+
+def _task_options() -> Iterator[tuple[str, Reader]]:
+    """The options that some tasks read."""
+    for option in sorted({option for task in TASKS.values() for option in task.reads}):
+        yield option, _task(*(name for name, task in TASKS.items() if option in task.reads))
 
 
 def _value(key: str, *values: Any) -> Reader:
@@ -179,22 +187,15 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     ("data.augmentation.window", Reader("less than a raster's side, or data.augmentation.scale", _cuts)),
     ("data.augmentation.scale", _kind("raster")),
     ("data.augmentation.scale", Reader("another factor than 1", _enlarges)),
-    ("data.target.separator", _task("multi_label")),
     ("data.split_seed", _value("data.split.seed", None)),
     ("model.lora.rank", _FROZEN),
     ("model.lora.alpha", _FROZEN),
     ("model.lora.dropout", _FROZEN),
     ("model.backbone.weights", Reader("model.backbone.pretrained: true", _loads)),
-    ("train.class_weights", _task("single_label", "multi_label", "segmentation")),
-    ("train.hard_pixels", _task("segmentation")),
-    ("train.regression_loss", _task("regression")),
-    ("train.standardize_target", _task("regression")),
     ("train.schedule.power", _value("train.schedule.name", "polynomial")),
     ("train.schedule.warmup_epochs", _value("train.schedule.warmup_steps", None)),
     ("train.schedule.warmup", _WARMUP),
     ("train.schedule.warmup_ratio", _WARMUP),
-    ("scenarios.thresholds", _task("multi_label")),
-    ("inference", _task("segmentation")),
     ("sweep.trials", _TRIALS),
     ("sweep.sampler.seed", _SAMPLERS),
     ("sweep.start_from", _SAMPLERS),

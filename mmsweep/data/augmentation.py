@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsweep.data.formats import IGNORE, Format, ImageFormat, VideoFormat
+from mmsweep.data.formats import Format, ImageFormat, VideoFormat
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import IGNORE
 from mmsweep.transfer import Resident, sent
 
 KEPT_FRAMES = 8

@@ -18,12 +18,12 @@ import numpy as np
 
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.files import Undecodable
-from mmsweep.data.formats import IGNORE
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.rasters import Window, decode_labels
 from mmsweep.data.registry import build_dataset, datasets
 from mmsweep.data.splitting import repeated
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import IGNORE
 
 _FEW = 5
 """A class with fewer training rows than this is named."""
@@ -93,7 +93,7 @@ def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: s
     for name in SPLITS:
         for sample in splits[name]:
             values = {m: sample.values.get(m) for m in builder.modalities if m not in words}
-            if builder.target.task == "segmentation":
+            if builder.target.kind == "map":
                 values["target"] = sample.target
             for modality, value in values.items():
                 path = value.path if isinstance(value, Window) else value
@@ -136,10 +136,10 @@ def _gaps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterat
 
 def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
     target = builder.target
-    if target.task == "segmentation":
+    if target.kind == "map":
         yield from _maps(builder, splits, grade)
         return
-    if target.task == "regression":
+    if target.kind == "number":
         numbers = [float(sample.target) for sample in splits["train"]]
         if numbers:
             yield f"train: targets from {min(numbers):g} to {max(numbers):g}, mean {sum(numbers) / len(numbers):g}"
@@ -160,7 +160,7 @@ def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade:
         absent = [repr(label) for label in target.classes if not counts[name][label]]
         if absent:
             yield f"warning: {name} has no row of {len(absent)} classes: {_list(absent)}"
-    if target.task == "multi_label":
+    if target.kind == "labels":
         joined = [repr(label) for label in target.classes if re.search(r"[,;|\t]", label)]
         if joined and all(len(sample.target) < 2 for name in SPLITS for sample in splits[name]):
             yield f"warning: no row has two labels; several in one? {_list(joined)} (data.target.separator)"

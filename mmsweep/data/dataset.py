@@ -6,119 +6,21 @@ It reads names, texts and labels; decoding, caching, batching and absence belong
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mmsweep.data.formats import IGNORE, RasterFormat, SequenceFormat
+from mmsweep.data.formats import RasterFormat, SequenceFormat
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 
-TaskName = Literal["single_label", "multi_label", "segmentation", "regression"]
 SPLITS = ("train", "val", "test")
 _SHOWN_ROWS = 20
 MODALITY_KINDS = ("image", "text", "audio", "video", "sequence", "raster")
-
-_LARGEST = float(np.finfo(np.float32).max)
-"""Of a number that is predicted: what is larger would be infinite where it is stored."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is to be predicted.
-
-    Args:
-        task: single_label (one class), multi_label (any number of classes), segmentation (a class a pixel),
-            regression (a number).
-        classes: names in the order of the outputs; empty for regression.
-        label_values: segmentation: (value in the label files, class index or IGNORE) pairs; a value that is not listed
-            is refused. Empty: the values are the indices, and IGNORE is itself.
-        signed: regression: the number's sign means something, as in sentiment from -3 to 3 (its metrics are reported).
-    """
-
-    task: TaskName
-    classes: tuple[str, ...] = ()
-    label_values: tuple[tuple[int, int], ...] = ()
-    signed: bool = False
-
-    def __post_init__(self) -> None:
-        if self.task not in get_args(TaskName):
-            raise UserError("unknown task", key="task", found=self.task, expected=", ".join(get_args(TaskName)))
-        if self.task == "segmentation" and len(self.classes) > IGNORE:
-            raise UserError(f"a label map holds at most {IGNORE} classes", key="classes", found=len(self.classes))
-        if self.signed and self.task != "regression":
-            raise UserError("only a number has a sign", key="signed", found=self.task, expected="regression")
-        if len(set(self.classes)) != len(self.classes):
-            twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
-            raise UserError("a class is listed twice", key="classes", found=twice)
-
-    @property
-    def width(self) -> int:
-        """Number of outputs that a head needs."""
-        return 1 if self.task == "regression" else len(self.classes)
-
-    def encode(self, value: Any) -> Any:
-        """Class name -> index; list of labels -> multi-hot float32 [C]; number -> float.
-
-        A label map is decoded with the rasters that it lies on (`rasters.py`); here it stays what it is.
-
-        Raises:
-            UserError: a label that is not in the list (with the nearest spelling), a value of the wrong type,
-                a number that is not finite.
-        """
-        if self.task == "segmentation":
-            return value
-        if self.task == "single_label":
-            return self._index(value)
-        if self.task == "multi_label":
-            if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
-                raise UserError("the target must be a list of labels", found=value)
-            hot_C = np.zeros(len(self.classes), np.float32)
-            for label in value:
-                hot_C[self._index(label)] = 1.0
-            return hot_C
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise UserError("the target is not a number", found=value) from None
-        if not abs(number) <= _LARGEST:  # NaN too
-            raise UserError("the target must be a finite number of 32 bits", found=value)
-        return number
-
-    def encode_all(self, values: list[Any]) -> np.ndarray:
-        """int64 [N], float32 [N,C] or float32 [N]."""
-        encoded = [self.encode(value) for value in values]
-        if self.task == "multi_label":
-            return np.stack(encoded) if encoded else np.zeros((0, len(self.classes)), np.float32)
-        return np.asarray(encoded, np.int64 if self.task == "single_label" else np.float32)
-
-    def _index(self, label: Any) -> int:
-        lookup = _lookup(self.classes)
-        if not isinstance(label, str) or label not in lookup:
-            near = difflib.get_close_matches(str(label), self.classes, n=1)
-            rest = f", … ({len(self.classes)} in all)" if len(self.classes) > 10 else ""
-            shown = ", ".join(self.classes[:10]) + rest
-            raise UserError(
-                "the label is not in the list of classes",
-                found=label,
-                expected=f"one of {shown}",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
-            )
-        return lookup[label]
-
-
-_LOOKUPS: dict[tuple[str, ...], dict[str, int]] = {}
-
-
-def _lookup(classes: tuple[str, ...]) -> dict[str, int]:
-    if classes not in _LOOKUPS:
-        _LOOKUPS[classes] = {name: index for index, name in enumerate(classes)}
-    return _LOOKUPS[classes]
 
 
 @dataclass(frozen=True)

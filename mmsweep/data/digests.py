@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmsweep.data.dataset import SPLITS, Sample, Target
+from mmsweep.data.dataset import SPLITS, Sample
 from mmsweep.data.formats import Format, SequenceFormat, TextFormat
 from mmsweep.data.rasters import Window
+from mmsweep.tasks.task import Target
 
 CODE_VERSION = 2
 """Raise it when the same input would give other columns: old caches are then left alone."""
@@ -23,7 +24,7 @@ def cache_key(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format],
     Files count by path, size and time of change (reading them all at every start would take minutes).
     """
     digest = _start(formats, target)
-    for sample in _rows(splits, digest, _file_stamp if target.task == "segmentation" else None):
+    for sample in _rows(splits, digest, _file_stamp if target.kind == "map" else None):
         for modality in formats:
             _feed(digest, modality, _stamp(sample.values.get(modality), formats[modality]))
     return digest.hexdigest()[:24]
@@ -32,7 +33,7 @@ def cache_key(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format],
 def content_digest(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
     """The data's fingerprint: equal on every machine that holds the same content, wherever it lies."""
     digest = _start(formats, target)
-    for sample in _rows(splits, digest, _file_content if target.task == "segmentation" else None):
+    for sample in _rows(splits, digest, _file_content if target.kind == "map" else None):
         for modality in formats:
             _feed(digest, modality, _content(sample.values.get(modality), formats[modality]))
     return digest.hexdigest()[:24]

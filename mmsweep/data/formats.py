@@ -15,9 +15,6 @@ from typing import Any, Literal
 
 from mmsweep.errors import UserError
 
-IGNORE = 255
-"""The value of a label map that stands for no class: such pixels count neither in the loss nor in a metric."""
-
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmsweep.data.dataset import MODALITY_KINDS, TaskName
+from mmsweep.data.dataset import MODALITY_KINDS
 from mmsweep.data.modality_names import misnamed
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import TASKS, TargetKind
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TargetColumn:
         signed: regression: the number's sign means something (Target.signed).
     """
 
-    task: TaskName
+    task: str
     column: str
     separator: str = "|"
     classes: tuple[str, ...] | None = None
@@ -60,6 +61,12 @@ class TargetColumn:
     def __post_init__(self) -> None:
         if not self.separator:
             raise UserError("the separator of labels is empty", key="data.target.separator", found=self.separator)
+
+    @property
+    def kind(self) -> TargetKind:
+        """What one cell holds, as `Target.kind`."""
+        kind: TargetKind = TASKS[self.task].target_kind
+        return kind
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class ManifestOptions:
             raise UserError("at least one modality is needed", key="data.modalities")
         if problem := misnamed(list(self.modalities)):
             raise UserError(problem.why, key="data.modalities", found=problem.name, expected=problem.expected)
-        if self.split.stratify and self.target.task != "single_label":
+        if self.split.stratify and self.target.kind != "class":
             raise UserError("only single_label has classes to stratify by", key="data.split.stratify",
                             found=self.target.task, expected="stratify: false, or task: single_label")  # fmt: skip
         clashes = [name for name, modality in self.modalities.items() if modality.column == self.target.column]

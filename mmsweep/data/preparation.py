@@ -27,7 +27,7 @@ import numpy as np
 
 from mmsweep.data.clips import decode_kept_frames, decode_video
 from mmsweep.data.columns import TARGETS, Layout, check_names, column_layout, map_size, training_layout
-from mmsweep.data.dataset import SPLITS, Sample, Target
+from mmsweep.data.dataset import SPLITS, Sample
 from mmsweep.data.decoding import decode_image, decode_whole, sound_decoder
 from mmsweep.data.derived import sequence_decoder
 from mmsweep.data.digests import CODE_VERSION, content_digest, split_digest
@@ -46,6 +46,7 @@ from mmsweep.data.rasters import decode_labels, decode_raster
 from mmsweep.data.texts import Encode, text_encoder
 from mmsweep.data.wholeness import seal
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 
 BadSamples = list[tuple[Sample, str]]
 """Rows that cannot be used, and why."""
@@ -72,7 +73,7 @@ def write_prepared(
     statistics: dict[str, Any] = {}
     for name in SPLITS:
         (folder / name).mkdir(parents=True)
-        maps = target if target.task == "segmentation" else None
+        maps = target if target.kind == "map" else None
         samples, targets = (splits[name], []) if maps else _with_valid_targets(splits[name], target, bad)
         columns = _Columns(folder / name, samples, formats, maps, training=name == "train")
         good = columns.decode(decoders, bad, lambda done, total, name=name: progress and progress(name, done, total))  # type: ignore[misc]
@@ -340,6 +341,4 @@ def _write_rows(folder: Path, samples: list[Sample], formats: Mapping[str, Forma
 
 
 def _write_targets(folder: Path, targets: list[Any], target: Target) -> None:
-    dtype = np.int64 if target.task == "single_label" else np.float32
-    shape = (len(targets), len(target.classes)) if target.task == "multi_label" else (len(targets),)
-    np.save(folder / f"{TARGETS}.npy", np.array(targets, dtype).reshape(shape), allow_pickle=False)
+    np.save(folder / f"{TARGETS}.npy", target.array(targets), allow_pickle=False)

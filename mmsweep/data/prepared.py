@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Target, refusal
+from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, refusal
 from mmsweep.data.digests import cache_key
 from mmsweep.data.formats import KINDS, AudioFormat, Format, SequenceFormat, VideoFormat
 from mmsweep.data.preparation import Progress, write_prepared
@@ -28,6 +28,7 @@ from mmsweep.data.prepared_split import FILLS, PreparedSplit
 from mmsweep.data.wholeness import inspect
 from mmsweep.errors import UserError
 from mmsweep.record.lock import NoLocksError, held
+from mmsweep.tasks.task import Target
 
 log = logging.getLogger("mmsweep.data")
 

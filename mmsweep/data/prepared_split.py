@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsweep.data.augmentation import Augmentation, Draws
 from mmsweep.data.columns import TARGETS, column_layout, map_size, training_layout
-from mmsweep.data.dataset import Batch, Target
+from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import (
     AudioFormat,
     Format,
@@ -25,6 +25,7 @@ from mmsweep.data.formats import (
 )
 from mmsweep.data.raw_batch import Normalisation, RawBatch
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 
 FILLS = ("zeros", "ones", "black", "mean", "nan")
 """What stands in for an absent input, after normalisation: zeros | ones | a black picture | the training set's mean |
@@ -52,7 +53,7 @@ class PreparedSplit:
         self._columns: dict[str, np.ndarray] = {}
         self._longest: dict[str, int] = {}
         self.targets: np.ndarray
-        if target.task == "segmentation":
+        if target.kind == "map":
             self.targets = _map(folder / name / f"{TARGETS}.npy", np.uint8, (len(self.ids), *map_size(self.formats)))
         else:
             self.targets = np.load(folder / name / f"{TARGETS}.npy", allow_pickle=False)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmsweep.data.dataset import Target
 from mmsweep.data.files import Undecodable, name_of, opened, reading
-from mmsweep.data.formats import IGNORE, RasterFormat
+from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import IGNORE, Target
 
 IMAGENET_MEAN = tuple(255 * level for level in (0.485, 0.456, 0.406))
 IMAGENET_STD = tuple(255 * level for level in (0.229, 0.224, 0.225))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmsweep.data.augmentation import Augmentation, Draws
-from mmsweep.data.dataset import Batch, Target
+from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import (
     AudioFormat,
     Format,
@@ -24,6 +24,7 @@ from mmsweep.data.formats import (
     TextFormat,
     VideoFormat,
 )
+from mmsweep.tasks.task import Target
 from mmsweep.transfer import Resident, pinned, sent
 
 
@@ -106,7 +107,7 @@ class Normalisation:
                 values[sent(raw.absent[modality], device)] = fill
             inputs[modality] = {"values": values, "mask": parts["mask"]} if "mask" in parts else values
         target = sent(raw.target, device)
-        if self.target.task == "segmentation":
+        if self.target.kind == "map":
             varied, draws = raw.augmentation, raw.draws
             target = target.long() if varied is None or draws is None else varied.labels(target, draws)
         present_BM, index = sent(raw.present_BM, device), sent(raw.index, device)

@@ -17,10 +17,11 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from mmsweep.data.dataset import DatasetBuilder, Target
+from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.formats import RasterFormat, SequenceFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 
 
 @dataclass(frozen=True)

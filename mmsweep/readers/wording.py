@@ -8,16 +8,15 @@ from typing import Any
 
 from mmsweep.record.objective import metric_of
 from mmsweep.record.results import Cell
+from mmsweep.tasks.task import TASKS, Task
 
 SCENARIOS = {"mean_missing": "mean of missing", "worst_missing": "worst of missing"}
-CONSTANTS = {
-    "single_label": "the most frequent class",
-    "multi_label": "each label's share of the rows",
-    "regression": "the median",
-    "segmentation": "the most frequent class at every pixel",
-}
-"""What the constant predictor says, by task; from the training rows alone."""
 STATES = {"stopped": "stopped early"}
+
+
+def constant_words(task: str) -> str:
+    """What the constant predictor of a task says, which knows the training rows alone."""
+    return TASKS[task].constant_words if task in TASKS else Task.constant_words
 
 
 def metric_name(metric: str) -> str:

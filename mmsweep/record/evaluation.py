@@ -25,7 +25,7 @@ class Score:
         table: digest of the availability table.
         shares: rows by pattern.
         metrics: metric name to value.
-        class_C: score of each class (F1; IoU of maps), where the task has classes.
+        class_C: score of each class (`Task.class_metric`), where the task has classes.
     """
 
     rows: int
@@ -58,7 +58,8 @@ class Evaluation:
     patterns: Mapping[str, Score]
     summaries: Mapping[str, Mapping[str, float]]
     curves: Mapping[str, tuple[CurvePoint, ...]]
-    thresholds_C: tuple[float, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the task itself keeps there (`Task.settings`), among the rest of the file."""
     constants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Metrics of the constant predictor by scenario, pattern and summary; empty in files of earlier versions."""
 
@@ -82,7 +83,7 @@ class Evaluation:
                 patterns={name: _score(value) for name, value in raw.get("patterns", {}).items()},
                 summaries={name: _numbers(raw[name]) for name in SUMMARIES if raw.get(name)},
                 curves={m: tuple(map(_point, points)) for m, points in (raw.get("curves") or {}).items()},
-                thresholds_C=tuple(map(float, raw.get("thresholds") or ())),
+                settings=raw,
                 constants=_constants(raw.get("constant") or {}),
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -109,8 +110,7 @@ def _constants(raw: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _score(raw: Mapping[str, Any]) -> Score:
-    each = raw.get("per_class") or {}
-    class_C = each.get("f1") or each.get("iou") or ()
+    class_C = next(iter((raw.get("per_class") or {}).values()), ())
     shares = {str(name): int(count) for name, count in (raw.get("shares") or {}).items()}
     return Score(
         int(raw["rows"]), str(raw.get("table") or ""), shares, _numbers(raw["metrics"]), tuple(map(_number, class_C))

@@ -1,52 +1,24 @@
-"""Every metric that a task reports (how it is written, its unit, its direction), and what trials are ranked by.
-
-This is the only place that knows which of two scores is the better one.
-"""
+"""Which of two scores is the better one, and what trials are ranked by: the only place that knows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mmsweep.tasks.task import Metric
 
 Mode = Literal["max", "min"]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One metric.
-
-    Args:
-        label: its name in tables, figures and sentences.
-        mode: whether the largest ("max") or the smallest ("min") value is the best.
-        share: it is a share of right answers between 0 and 1, written in percent; others keep their own unit.
-    """
-
-    label: str
-    mode: Mode = "max"
-    share: bool = True
-
-
-METRICS = {
-    "accuracy": Metric("accuracy"),
-    "f1_macro": Metric("F1-macro"),
-    "f1_micro": Metric("F1-micro"),
-    "miou": Metric("mIoU"),
-    "miou_present": Metric("mIoU of present classes"),
-    "pixel_accuracy": Metric("pixel accuracy"),
-    "mae": Metric("MAE", "min", share=False),
-    "correlation": Metric("correlation", share=False),
-    "has0_accuracy": Metric("Has0 accuracy"),
-    "has0_f1_weighted": Metric("Has0 F1"),
-    "non0_accuracy": Metric("Non0 accuracy"),
-    "non0_f1_weighted": Metric("Non0 F1"),
-}
-
-
 def metric_of(name: str) -> Metric | None:
     """The metric of a name, `mae` or `val/complete/mae`; None for a name that no task reports."""
-    return METRICS.get(name.rsplit("/", 1)[-1])
+    from mmsweep.tasks.task import TASKS  # the board's process, which asks for no metric, starts without NumPy
+
+    own = name.rsplit("/", 1)[-1]
+    return next((task.reported[own] for task in TASKS.values() if own in task.reported), None)
 
 
 def direction(name: str) -> Mode:

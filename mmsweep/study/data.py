@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from mmsweep.components import Section, misfit
 from mmsweep.data.cells import BadCell, class_name
 from mmsweep.data.modality_names import misnamed
+from mmsweep.tasks.task import TASKS
 
 
 class ImageOptions(Section):
@@ -73,9 +74,7 @@ class ManifestColumn(Section):
 
 
 class ManifestTarget(Section):
-    task: Literal["single_label", "multi_label", "regression"] = Field(
-        description="What is predicted: one class, any number of labels, or a number."
-    )
+    task: str = Field(description="What is predicted: single_label, multi_label, regression or another task's name.")
     column: str = Field(
         description="Name of the column. single_label: a text or a number, where 1 and 1.0 are the class `1` and the "
         "text `01` is another. multi_label: names joined by the separator, or a list of texts as JSON, Parquet or "
@@ -89,6 +88,14 @@ class ManifestTarget(Section):
         "occur, sorted, numbers by their value.",
     )
     signed: bool = Field(False, description="regression: the sign means something (sentiment): Has0 and Non0 metrics")
+
+    @field_validator("task")
+    @classmethod
+    def _of_one_cell(cls, task: str) -> str:
+        known = [name for name, one in TASKS.items() if one.target_kind != "map"]
+        if task not in known:
+            raise misfit("wrong value", f"one of {', '.join(known)}")
+        return task
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -105,11 +112,12 @@ class ManifestTarget(Section):
 
     @model_validator(mode="after")
     def _options_fit_the_task(self) -> ManifestTarget:
-        if self.signed and self.task != "regression":
+        kind = TASKS[self.task].target_kind
+        if self.signed and kind != "number":
             raise misfit(f"{self.task} has no sign", "signed: false, or task: regression")
-        if self.classes is not None and self.task == "regression":
-            raise misfit("regression has no classes", "no such key, or another task", "classes", self.classes)
-        if self.classes is not None and self.task == "single_label" and len(self.classes) < 2:
+        if self.classes is not None and kind == "number":
+            raise misfit(f"{self.task} has no classes", "no such key, or another task", "classes", self.classes)
+        if self.classes is not None and kind == "class" and len(self.classes) < 2:
             raise misfit("one class leaves nothing to predict", "two classes at least", "classes", self.classes)
         return self
 
@@ -206,7 +214,7 @@ class Data(Section):
             raise misfit(f"{', '.join(extra)}: only for dataset manifest", "dataset: manifest, or no such key")
         if self.split and self.split.problem:
             raise misfit(*self.split.problem, "split", self.split.model_dump(exclude_defaults=True))
-        if self.split and self.split.stratify and self.target and self.target.task != "single_label":
+        if self.split and self.split.stratify and self.target and TASKS[self.target.task].target_kind != "class":
             problem = f"{self.target.task} has no classes to stratify by"
             raise misfit(problem, "stratify: false, or task: single_label", "split.stratify", True)
         return self

@@ -18,22 +18,27 @@ MMP's sentiment table is non0.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from mmsweep.data.dataset import Target
+from mmsweep.components import register
 from mmsweep.errors import UserError
-from mmsweep.tasks.task import Task
+from mmsweep.tasks.classes import f1
+from mmsweep.tasks.task import Array, Metric, Target, Task, doubles, mean, namespace, total
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Loss = Literal["l1", "mse", "smooth_l1"]
-SIGN_METRICS = ("has0_accuracy", "has0_f1_weighted", "non0_accuracy", "non0_f1_weighted")
+SIGN_METRICS = {
+    "has0_accuracy": Metric("Has0 accuracy"),
+    "has0_f1_weighted": Metric("Has0 F1"),
+    "non0_accuracy": Metric("Non0 accuracy"),
+    "non0_f1_weighted": Metric("Non0 F1"),
+}
 
 
 SCALE = "task.target_scale"
@@ -79,6 +84,7 @@ class TargetScale:
         return f"mean {self.mean:g}, SD {self.sd:g}"
 
 
+@register("regression")
 class Regression(Task):
     """The prediction is [B, 1], in SDs from the mean of `scale`.
 
@@ -88,21 +94,52 @@ class Regression(Task):
         scale: what the network's output means.
     """
 
+    reported: ClassVar = {
+        "mae": Metric("MAE", "min", share=False),
+        "correlation": Metric("correlation", share=False),
+        **SIGN_METRICS,
+    }
+    target_kind = "number"
+    constant_words = "the median"
+    reads = ("train.regression_loss", "train.standardize_target")
+
     def __init__(self, target: Target, loss: Loss = "l1", scale: TargetScale | None = None) -> None:
-        self.target = target
+        super().__init__(target)
         self.scale = scale or TargetScale()
-        self.metric_names = ("mae", "correlation", *(SIGN_METRICS if target.signed else ()))
-        self._loss = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[loss]
+        self._loss = loss
+
+    @classmethod
+    def of(cls, target: Target, targets: np.ndarray, options: Mapping[str, Any]) -> Task:
+        scale = TargetScale.of(targets) if options["train.standardize_target"] else None
+        return cls(target, options["train.regression_loss"], scale)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return tuple(name for name in self.reported if self.target.signed or name not in SIGN_METRICS)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        import torch.nn.functional as F
+
         standardised = (target - self.scale.mean) / self.scale.sd
-        return self._loss(prediction[:, 0].float(), standardised, reduction="none")
+        loss = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[self._loss]
+        return loss(prediction[:, 0].float(), standardised, reduction="none")
 
     def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
         """In the target's own unit."""
         return prediction.float() * self.scale.sd + self.scale.mean
 
+    def settings(self) -> dict[str, Any]:
+        return {"target_scale": asdict(self.scale), "signed": self.target.signed}
+
+    @classmethod
+    def recalled(cls, target: Target, settings: Mapping[str, Any]) -> Task:
+        # Older versions wrote the metrics of the sign, and not that there are any.
+        signed = settings.get("signed", "has0_accuracy" in (settings.get("mean_missing") or ()))
+        return cls(replace(target, signed=bool(signed)))
+
     def state(self) -> dict[str, Tensor]:
+        import torch
+
         return {SCALE: torch.tensor([self.scale.mean, self.scale.sd], dtype=torch.float64)}
 
     def restored(self, kept: Mapping[str, Tensor]) -> Regression:
@@ -129,35 +166,48 @@ class Regression(Task):
 
         That changes no other metric and makes it the majority's sign in both conventions.
         """
+        import torch
+
         values_N = np.asarray(targets, np.float64)
         median = float(np.median(values_N)) if len(values_N) else 0.0
         if median == 0 and (values_N > 0).sum() > (values_N < 0).sum():
             median = float(np.finfo(np.float32).tiny)
         return torch.tensor([median], dtype=torch.float32)
 
-    def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:
-        if len(target) == 0:
-            return dict.fromkeys(self.metric_names, math.nan)
-        value, truth = statistics[:, 0].double(), target.double()
-        both = torch.stack([value, truth])
-        constant = len(truth) < 2 or both.std(1).min() == 0
-        # A constant predictor has no correlation; 0 keeps it comparable instead of spoiling every mean.
-        correlation = 0.0 if constant else torch.corrcoef(both)[0, 1].item()
-        found = {"mae": (value - truth).abs().mean().item(), "correlation": correlation}
-        if self.target.signed:
-            polar = truth != 0
-            found["has0_accuracy"], found["has0_f1_weighted"] = _binary(truth >= 0, value >= 0)
-            found["non0_accuracy"], found["non0_f1_weighted"] = _binary(truth[polar] > 0, value[polar] > 0)
-        return found
+    def measure(self, statistics: Array, target: Array, weights_RN: Array | None) -> dict[str, Array]:
+        value_N, truth_N = doubles(statistics[:, 0]), doubles(target)
+        has0 = sign_scores(truth_N >= 0, value_N >= 0, weights_RN)
+        polar_N = truth_N != 0
+        polar_RN = None if weights_RN is None else weights_RN[:, polar_N]
+        non0 = sign_scores(truth_N[polar_N] > 0, value_N[polar_N] > 0, polar_RN)
+        scores = (mean(abs(value_N - truth_N), weights_RN), correlation(value_N, truth_N, weights_RN), *has0, *non0)
+        return dict(zip(self.reported, scores, strict=True))
 
 
-def _binary(truth_N: Tensor, said_N: Tensor) -> tuple[float, float]:
+def correlation(value_N: Array, truth_N: Array, weights_RN: Array | None = None) -> Array:
+    """Pearson's, as `corrcoef` computes it.
+
+    A constant predictor has none; 0 keeps it comparable instead of spoiling every mean.
+    """
+    xp = namespace(value_N)
+    both_2N = xp.stack([value_N, truth_N])
+    weights_N = xp.ones_like(value_N) if weights_RN is None else doubles(weights_RN)[:, None]  # [R, 1, N]
+    n = weights_N.sum(-1)
+    centred_2N = both_2N - ((both_2N * weights_N).sum(-1) / n)[..., None]
+    covariance_22 = (centred_2N * weights_N) @ centred_2N.swapaxes(-1, -2) / (n - 1)[..., None]
+    sd_2 = covariance_22.diagonal(0, -2, -1) ** 0.5
+    found = (covariance_22[..., 0, 1] / sd_2[..., 0] / sd_2[..., 1]).clip(-1, 1)
+    low_2 = xp.amin(xp.where(weights_N > 0, both_2N, xp.inf), -1)
+    high_2 = xp.amax(xp.where(weights_N > 0, both_2N, -xp.inf), -1)
+    return xp.where((low_2 == high_2).any(-1), 0.0, found)
+
+
+def sign_scores(truth_N: Array, said_N: Array, weights_RN: Array | None = None) -> tuple[Array, Array]:
     """Accuracy, and F1 of both answers weighted by how often the truth gives each. No rows: NaN."""
-    if len(truth_N) == 0:
-        return math.nan, math.nan
     weighted = 0.0
     for answer in (True, False):
         is_N, said_so_N = truth_N == answer, said_N == answer
-        hits, either = (is_N & said_so_N).sum().item(), (is_N.sum() + said_so_N.sum()).item()
-        weighted += is_N.double().mean().item() * (2 * hits / either if either else 0.0)
-    return (truth_N == said_N).double().mean().item(), weighted
+        both = doubles(total(is_N & said_so_N, weights_RN))
+        marks = total(is_N, weights_RN) + total(said_so_N, weights_RN)
+        weighted = weighted + mean(is_N, weights_RN) * f1(both, marks)
+    return mean(truth_N == said_N, weights_RN), weighted

@@ -10,16 +10,18 @@ circulate; they differ only where a class occurs neither in truth nor in predict
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from mmsweep.data.dataset import Target
-from mmsweep.data.formats import IGNORE
-from mmsweep.tasks.task import Task
-from mmsweep.transfer import Resident
+from mmsweep.components import register
+from mmsweep.tasks.classes import balanced_classes
+from mmsweep.tasks.task import IGNORE, Array, Metric, Target, Task, doubles, namespace, resident, total
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 HARD_LOSS = -math.log(0.7)
 """OHEM: a pixel is hard where its class has a probability below 0.7 (methods.md §5.2)."""
@@ -28,6 +30,7 @@ LEAST_SHARE = 16
 """OHEM: at least one in so many labelled pixels is learnt from, the hardest first."""
 
 
+@register("segmentation")
 class Segmentation(Task):
     """Predictions [B, C, H, W], label maps [B, H, W] with IGNORE where a pixel has no class.
 
@@ -41,17 +44,35 @@ class Segmentation(Task):
         hard_pixels: OHEM cross entropy instead of the mean over all labelled pixels.
     """
 
-    metric_names = ("miou", "miou_present", "pixel_accuracy")
+    reported: ClassVar = {
+        "miou": Metric("mIoU"),
+        "miou_present": Metric("mIoU of present classes"),
+        "pixel_accuracy": Metric("pixel accuracy"),
+    }
+    class_metric = ("iou", "IoU")
+    target_kind = "map"
     dense = True
+    constant_words = "the most frequent class at every pixel"
+    reads = ("train.class_weights", "train.hard_pixels", "inference")
 
     def __init__(self, target: Target, class_weights: Tensor | None = None, *, hard_pixels: bool = False) -> None:
-        self.target = target
+        super().__init__(target)
         self.class_weights = class_weights
         self.hard_pixels = hard_pixels
-        self._weights = None if class_weights is None else Resident(class_weights)
+        self._weights = resident(class_weights)
+
+    @classmethod
+    def of(cls, target: Target, targets: np.ndarray, options: Mapping[str, Any]) -> Task:
+        import torch
+
+        balanced = options["train.class_weights"] == "balanced"
+        weights = torch.from_numpy(balanced_classes(targets, target.width)) if balanced else None
+        return cls(target, weights, hard_pixels=options["train.hard_pixels"])
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        weights = None if self._weights is None else self._weights.on(prediction.device)
+        import torch.nn.functional as F
+
+        weights = self._weights(prediction.device)
         loss_BHW = F.cross_entropy(prediction.float(), target, weight=weights, ignore_index=IGNORE, reduction="none")
         if self.hard_pixels:
             return hard_mean(loss_BHW, target != IGNORE)
@@ -67,7 +88,9 @@ class Segmentation(Task):
         counts_C = np.zeros(self.outputs, np.int64)
         for map_HW in targets:  # one at a time: all maps of a split may not fit into memory
             counts_C += np.bincount(map_HW.ravel(), minlength=IGNORE + 1)[: self.outputs]
-        return F.one_hot(torch.tensor(int(counts_C.argmax())), self.outputs)
+        import torch
+
+        return torch.eye(self.outputs)[counts_C.argmax()]
 
     def constant_statistics(self, statistics: Tensor, targets: np.ndarray) -> Tensor:
         """The same truth, all of it in the column of one class."""
@@ -80,27 +103,26 @@ class Segmentation(Task):
 
     @property
     def statistics_dtype(self) -> torch.dtype:
+        import torch
+
         return torch.int32
 
     def truth(self, targets: np.ndarray) -> Tensor:
         """Nothing: the matrices hold it."""
+        import torch
+
         return torch.zeros(len(targets), 0)
 
-    def metrics(self, statistics: Tensor, target: Tensor) -> dict[str, float]:
-        if len(statistics) == 0:
-            return dict.fromkeys(self.metric_names, math.nan)
-        whole_CC = statistics.sum(0, dtype=torch.int64)
+    def measure(self, statistics: Array, target: Array, weights_RN: Array | None) -> dict[str, Array]:
+        whole_CC = total(statistics, weights_RN)
+        hits_C = whole_CC.diagonal(0, -2, -1)
         iou_C, present_C = intersection_over_union(whole_CC)
         return {
-            "miou": iou_C.mean().item(),
-            "miou_present": iou_C[present_C].mean().item(),  # NaN where no pixel is labelled at all
-            "pixel_accuracy": (whole_CC.diagonal().sum().double() / whole_CC.sum()).item(),
+            "miou": iou_C.mean(-1),
+            "miou_present": _present_mean(iou_C, present_C),
+            "pixel_accuracy": doubles(hits_C.sum(-1)) / whole_CC.sum((-2, -1)),
+            "iou": iou_C,
         }
-
-    def per_class(self, statistics: Tensor, target: Tensor) -> dict[str, list[float]]:
-        if len(statistics) == 0:
-            return {"iou": [math.nan] * self.outputs}
-        return {"iou": intersection_over_union(statistics.sum(0, dtype=torch.int64))[0].tolist()}
 
 
 def hard_mean(loss_BHW: Tensor, labelled_BHW: Tensor) -> Tensor:
@@ -110,6 +132,8 @@ def hard_mean(loss_BHW: Tensor, labelled_BHW: Tensor) -> Tensor:
     Both means are made for every sample: choosing pixels by their loss would need their number, and so the device's
     answer, in the middle of a step.
     """
+    import torch
+
     loss_BL, labelled_BL = loss_BHW.flatten(1), labelled_BHW.flatten(1)
     hard_BL = labelled_BL & (loss_BL > HARD_LOSS)
     hard_B, labels_B = hard_BL.sum(1), labelled_BL.sum(1)
@@ -124,6 +148,8 @@ def hard_mean(loss_BHW: Tensor, labelled_BHW: Tensor) -> Tensor:
 
 def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     """Pixels of each pair of truth and prediction: [..., H, W] twice -> int32 [..., C, C]; IGNORE counts nowhere."""
+    import torch
+
     shape = predicted.shape[:-2]
     predicted, target = predicted.reshape(-1, *predicted.shape[-2:]), target.reshape(-1, *target.shape[-2:])
     cells = classes * classes
@@ -134,8 +160,17 @@ def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     return counts.to(torch.int32).reshape(*shape, classes, classes)
 
 
-def intersection_over_union(whole_CC: Tensor) -> tuple[Tensor, Tensor]:
+def intersection_over_union(whole_CC: Array) -> tuple[Array, Array]:
     """(IoU of each class, 0 where it occurs nowhere; whether it occurs in truth or prediction)."""
-    hits_C = whole_CC.diagonal()
-    union_C = whole_CC.sum(0) + whole_CC.sum(1) - hits_C
-    return hits_C.double() / union_C.clamp(min=1), union_C > 0
+    hits_C = whole_CC.diagonal(0, -2, -1)
+    union_C = whole_CC.sum(-2) + whole_CC.sum(-1) - hits_C
+    return doubles(hits_C) / namespace(union_C).where(union_C > 0, union_C, 1), union_C > 0
+
+
+def _present_mean(iou_C: Array, present_C: Array) -> Array:
+    """The mean IoU of the classes that occur; NaN where none does, since no pixel is labelled."""
+    if present_C.all():
+        return iou_C.mean(-1)
+    rows = zip(iou_C.reshape(-1, iou_C.shape[-1]), present_C.reshape(-1, iou_C.shape[-1]), strict=True)
+    means = [each[there].sum() / there.sum() for each, there in rows]
+    return namespace(iou_C).stack(means).reshape(iou_C.shape[:-1])

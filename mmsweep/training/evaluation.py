@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from mmsweep.json_text import json_text
 from mmsweep.methods.method import Method
 from mmsweep.record.files import write_whole
 from mmsweep.record.objective import direction, worst_of
-from mmsweep.tasks import MultiLabel, Regression
 from mmsweep.tasks.task import Task
 from mmsweep.training.inference import WHOLE, Inference
 from mmsweep.training.world import World
@@ -214,8 +213,7 @@ def evaluation_record(
         "mean_missing": mean,
         "worst_missing": worst,
         "curves": curves,
-        "thresholds": _thresholds(task),
-        "target_scale": asdict(task.scale) if isinstance(task, Regression) else None,
+        **task.settings(),
         "constant": None
         if train_targets is None
         else _constant_scores(predictions, task, scenarios, seed, train_targets),
@@ -260,12 +258,6 @@ def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predicti
     )
     temporary.replace(folder / "predictions.npz")
     write_whole(folder / "evaluation.json", json_text(record, indent=1))
-
-
-def _thresholds(task: Task) -> list[float]:
-    """Each label's threshold where they were tuned: scores cannot be made again from predictions without them."""
-    tuned = task.thresholds if isinstance(task, MultiLabel) else None
-    return [] if tuned is None else [float(value) for value in tuned]
 
 
 def _whole(pattern: frozenset[str], modalities: Sequence[str]) -> Scenario:

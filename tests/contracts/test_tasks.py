@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mmsweep.data.dataset import IGNORE, Target
-from mmsweep.record.objective import METRICS, is_better
-from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel, Task, make_task
+from mmsweep.record.objective import is_better, metric_of
+from mmsweep.tasks.multi_label import MultiLabel
+from mmsweep.tasks.regression import Regression
+from mmsweep.tasks.segmentation import Segmentation
+from mmsweep.tasks.single_label import SingleLabel
+from mmsweep.tasks.task import IGNORE, Target, Task, task_of
 
 CLASSES = ("a", "b", "c", "d")
 ROWS = 24
@@ -66,9 +71,10 @@ def prediction(case: Case, generator: torch.Generator) -> Tensor:
 
 def test_the_target_decides_the_width(case: Case) -> None:
     assert case.task.outputs == case.task.target.width == case.perfect.shape[1]
-    assert type(make_task(case.task.target)) is type(case.task)
+    assert type(task_of(case.task.target)) is type(case.task)
     assert len(set(case.task.metric_names)) == len(case.task.metric_names) > 0
-    assert set(case.task.metric_names) <= set(METRICS), "say in mmsweep/record/objective.py which direction is better"
+    for name in case.task.metric_names:
+        assert metric_of(f"val/complete/{name}") == case.task.reported[name], "two tasks mean two things by one name"
 
 
 def test_the_loss_is_per_sample(case: Case, prediction: Tensor) -> None:
@@ -130,11 +136,42 @@ def test_metrics_do_not_depend_on_the_order_of_rows(case: Case, prediction: Tens
     assert each.keys() == turned.keys() and all(turned[k] == pytest.approx(each[k]) for k in each)
 
 
+def test_a_row_of_weight_k_counts_like_k_rows(case: Case, prediction: Tensor, generator: torch.Generator) -> None:
+    """Which is what a resample is. Some classes and rows are drawn by none of them."""
+    statistics = case.task.statistics(prediction, case.target).numpy()
+    truth = case.task.truth(case.target.numpy()).numpy()
+    weights_RN = torch.randint(0, 3, (6, ROWS), generator=generator).numpy()
+    weights_RN[4], weights_RN[5] = np.arange(ROWS) == 3, 0
+    scores, each = (f(statistics, truth, weights_RN) for f in (case.task.metrics, case.task.per_class))
+    for r, weights_N in enumerate(weights_RN):
+        rows = np.repeat(np.arange(ROWS), weights_N)
+        repeated = case.task.metrics(statistics[rows], truth[rows])
+        assert {name: values[r] for name, values in scores.items()} == pytest.approx(repeated, nan_ok=True, abs=1e-12)
+        assert case.task.metrics(statistics, truth, weights_N) == pytest.approx(repeated, nan_ok=True, abs=1e-12)
+        for name, values in case.task.per_class(statistics[rows], truth[rows]).items():
+            assert each[name][r] == pytest.approx(values, nan_ok=True, abs=1e-12)
+
+
+def test_arrays_score_as_tensors_do(case: Case, prediction: Tensor) -> None:
+    """The report, which reads arrays, and training, which holds tensors, score by one definition."""
+    statistics, truth = case.task.statistics(prediction, case.target), case.task.truth(case.target.numpy())
+    found, arrays = case.task.metrics(statistics, truth), case.task.metrics(statistics.numpy(), truth.numpy())
+    assert arrays == pytest.approx(found, abs=1e-6)
+
+
+def test_settings_bring_the_metrics_back(case: Case, prediction: Tensor) -> None:
+    settings = json.loads(json.dumps(case.task.settings()))
+    again = type(case.task).recalled(Target(case.task.target.task, case.task.target.classes), settings)
+    statistics = case.task.statistics(prediction, case.target).numpy()
+    truth = case.task.truth(case.target.numpy()).numpy()
+    assert again.metrics(statistics, truth) == case.task.metrics(statistics, truth)
+
+
 def test_a_perfect_prediction_scores_best(case: Case, prediction: Tensor) -> None:
     best = case.task.metrics(case.task.statistics(case.perfect, case.target), case.target)
     other = case.task.metrics(case.task.statistics(prediction, case.target), case.target)
     for name in case.task.metric_names:
-        smaller = METRICS[name].mode == "min"
+        smaller = case.task.reported[name].mode == "min"
         assert best[name] == pytest.approx(0.0 if smaller else 1.0, abs=1e-6)
         assert other[name] > best[name] if smaller else other[name] < best[name]
     for values in case.task.per_class(case.task.statistics(case.perfect, case.target), case.target).values():
@@ -153,7 +190,7 @@ def test_a_prediction_without_information_scores_as_the_constant_predictor(case:
     truth = task.truth(targets)
     best, found = task.metrics(statistics, truth), task.metrics(constant, truth)
     assert list(found) == list(best)
-    assert all(not is_better(found[name], best[name], METRICS[name].mode) for name in found)
+    assert all(not is_better(found[name], best[name], task.reported[name].mode) for name in found)
     both = task.constant_statistics(torch.stack([statistics, statistics]), targets)
     assert torch.equal(both[1], constant)  # patterns before rows
 

@@ -12,12 +12,12 @@ import optuna
 import torch
 
 from mmsweep.availability import Scenario, pattern_rows
-from mmsweep.data.dataset import Target
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep.summary import summary_of
-from mmsweep.tasks.classification import MultiLabel, SingleLabel
-from mmsweep.tasks.task import Task
+from mmsweep.tasks.multi_label import MultiLabel
+from mmsweep.tasks.single_label import SingleLabel
+from mmsweep.tasks.task import Target, Task
 from mmsweep.training.evaluation import Predictions, evaluation_record, write_evaluation
 
 MODALITIES = ("image", "text")

@@ -16,8 +16,8 @@ ROOT = Path(mmsweep.__file__).parent
 # Bottom to top. A part may import the floors below its own, and parts of its own floor as long as no circle closes.
 FLOORS = [
     {"__init__", "components", "ending", "environment_faults", "errors", "json_text", "transfer"},
-    {"availability", "record"},
-    {"data", "models", "tasks"},
+    {"availability", "record", "tasks"},  # tasks below data: a dataset says which task its target is for
+    {"data", "models"},
     {"readers"},  # DESIGN §3 has them above assembly; so low they import no study, and `check` may ask for an address
     {"methods"},
     {"study"},

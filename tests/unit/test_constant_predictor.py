@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from mmsweep.availability import Scenario
-from mmsweep.data.dataset import IGNORE, Target
 from mmsweep.readers import tables
 from mmsweep.readers.mlflow.content import scores_on_test
 from mmsweep.readers.report.page import write_report
@@ -19,7 +18,11 @@ from mmsweep.readers.report.sentences import headline, rivals, shortfall
 from mmsweep.record.evaluation import Evaluation
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.record.trial import Report, TrialFolder
-from mmsweep.tasks import MultiLabel, Regression, Segmentation, SingleLabel
+from mmsweep.tasks.multi_label import MultiLabel
+from mmsweep.tasks.regression import Regression
+from mmsweep.tasks.segmentation import Segmentation
+from mmsweep.tasks.single_label import SingleLabel
+from mmsweep.tasks.task import IGNORE, Target
 from mmsweep.training.evaluation import Predictions, evaluation_record
 from tests.unit import report_factory as factory
 
@@ -111,7 +114,7 @@ def sweep(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         factory.write_final(final, made, seed, said, task, train_targets=train)
         if not request.param:
             raw = json.loads((final / "evaluation.json").read_text())
-            del raw["constant"], raw["target_scale"]
+            del raw["constant"]
             (final / "evaluation.json").write_text(json.dumps(raw))
     folder.joinpath("known").touch() if request.param else None
     return folder

@@ -14,22 +14,24 @@ from PIL import Image
 from mmsweep.assembly import Job, Warm, warm_key
 from mmsweep.check import check
 from mmsweep.data import registry
-from mmsweep.data.dataset import DatasetBuilder, Sample, Target
+from mmsweep.data.dataset import DatasetBuilder, Sample
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
-from mmsweep.readers.report.bootstrap import MAP_METRICS, Bootstrap, Predicted
+from mmsweep.readers.report.bootstrap import Bootstrap, Predicted
 from mmsweep.readers.report.maps import coloured
 from mmsweep.readers.report.page import write_report
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep.summary import summary_of
+from mmsweep.tasks.task import Target, task_of
 from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.world import World
 
 SIDE, ROWS = 32, {"train": 6, "val": 3, "test": 5}
 TARGET = Target("segmentation", ("left", "right", "never"))
+TASK = task_of(TARGET)
 RASTERS = {"rgb": RasterFormat((SIDE, SIDE)), "height": RasterFormat((SIDE, SIDE), 1, "uint16", (0.0,), (65535.0,))}
 
 
@@ -125,7 +127,7 @@ def test_a_final_run_is_evaluated_under_every_pattern(sweep: Path) -> None:
     record = json.loads((folder / "evaluation.json").read_text())
     assert record["task"] == "segmentation" and set(record["patterns"]) == {"complete", "missing-rgb", "missing-height"}
     for entry in record["patterns"].values():
-        assert set(entry["metrics"]) == set(MAP_METRICS) and len(entry["per_class"]["iou"]) == 3
+        assert set(entry["metrics"]) == set(TASK.metric_names) and len(entry["per_class"]["iou"]) == 3
         assert entry["metrics"]["miou"] <= entry["metrics"]["miou_present"]
     with np.load(folder / "predictions.npz", allow_pickle=False) as file:
         assert file["confusions_PNCC"].shape == (3, 5, 3, 3)
@@ -162,19 +164,19 @@ def test_intervals_stand_on_the_matrices(sweep: Path) -> None:
     predicted = Predicted.read(folder / "predictions.npz")
     record = json.loads((folder / "evaluation.json").read_text())
     tables = {"complete": np.ones((5, 2), bool), "missing-rgb": np.tile([False, True], (5, 1))}
-    bootstrap = Bootstrap({"a": [predicted]}, tables, resamples=50)
+    bootstrap = Bootstrap({"a": [(predicted, TASK)]}, tables, resamples=50)
     for scenario in tables:
-        for metric in MAP_METRICS:
+        for metric in TASK.metric_names:
             interval = bootstrap.interval("a", scenario, metric)
             assert interval.value == pytest.approx(record["patterns"][scenario]["metrics"][metric])
             assert interval.low <= interval.high
     draws = next(iter(list(bootstrap._weights())[1:]))[:3]
-    matrices = predicted.scores_PNC[0].astype(float)
+    matrices = predicted.statistics_PN[0].astype(float)
     for r, weights_N in enumerate(draws):
         sum_CC = sum(w * m for w, m in zip(weights_N, matrices, strict=True))
         hits = np.diag(sum_CC)
         iou = hits / np.maximum(sum_CC.sum(0) + sum_CC.sum(1) - hits, 1)
-        assert bootstrap._all["a", "complete"][0][1 + r] == pytest.approx(iou.mean())
+        assert bootstrap._all["a", "complete"]["miou"][1 + r] == pytest.approx(iou.mean())
 
 
 def test_no_class_is_drawn_pale() -> None:

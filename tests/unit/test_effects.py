@@ -9,7 +9,7 @@ import pytest
 
 from mmsweep.__main__ import main
 from mmsweep.check import check
-from mmsweep.effects import _READERS
+from mmsweep.effects import _READERS, _task_options
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
 from mmsweep.methods import METHODS
@@ -47,7 +47,7 @@ def refused(study: Study) -> str:
         ("mmp_sequences", "data.text.length=9", "kind text"),
         ("mmp_earth", "data.image.size=32", "kind image or video"),
         ("mmp_earth", "data.augmentation.scale=[1.0, 1.0]", "another factor than 1"),
-        ("mmp_sequences", "train.class_weights=balanced", "single_label, multi_label or segmentation"),
+        ("mmp_sequences", "train.class_weights=balanced", "multi_label, segmentation or single_label"),
         ("quickstart", "train.regression_loss=mse", "task is regression"),
         ("quickstart", "train.standardize_target=false", "task is regression"),
         ("quickstart", "train.hard_pixels=true", "task is segmentation"),
@@ -244,7 +244,7 @@ def test_the_refusal_names_file_line_and_key(tmp_path: Path, capsys: pytest.Capt
 def test_every_option_of_the_table_is_a_key_of_the_study() -> None:
     study = shipped("quickstart").resolved()
     study["data"]["target"] = {"separator": ";"}
-    for option, _ in _READERS:
+    for option, _ in (*_READERS, *_task_options()):
         found: Any = study
         for part in option.split("."):
             found = found[part]

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from mmsweep.availability import Scenario, availability_table, pattern_name, patterns, table_digest
-from mmsweep.data.dataset import Batch, Target
+from mmsweep.data.dataset import Batch
 from mmsweep.models.lora import Noise
-from mmsweep.tasks import MultiLabel, Regression, SingleLabel, Task
+from mmsweep.tasks.multi_label import MultiLabel
+from mmsweep.tasks.regression import Regression
+from mmsweep.tasks.single_label import SingleLabel
+from mmsweep.tasks.task import Target, Task
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, scenario_metrics, write_evaluation
 from mmsweep.training.world import World
 

@@ -14,16 +14,16 @@ import torch
 import yaml
 
 from mmsweep.availability import Scenario, pattern_rows
-from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
 from mmsweep.readers.report.sentences import headline, selection
-from mmsweep.record.objective import METRICS, Objective, best_of, direction, is_better, worst_of
+from mmsweep.record.objective import Objective, best_of, direction, is_better, worst_of
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
 from mmsweep.sweep.progress import Progress
 from mmsweep.sweep.summary import summary_of
-from mmsweep.tasks import Regression
+from mmsweep.tasks.regression import Regression
+from mmsweep.tasks.task import TASKS, Target
 from mmsweep.training.evaluation import Predictions, missing_summary, scenario_metrics
 from tests.unit import report_factory as factory
 
@@ -33,6 +33,9 @@ ERRORS = factory.study(
     search={"train.optimizer.lr": {"log_uniform": [1e-4, 1e-2]}},
     sweep={"trials": 2, "objective": {"metric": MAE}, "final": {"seeds": 1}},
 )
+
+
+METRICS = sorted({name for task in TASKS.values() for name in task.reported})
 
 
 def written(tmp_path: Path, objective: Any) -> Path:

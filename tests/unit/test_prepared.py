@@ -20,12 +20,13 @@ from PIL import Image
 
 from mmsweep.data import wholeness
 from mmsweep.data.clips import decode_video, natural_key, uniform_frames
-from mmsweep.data.dataset import DatasetBuilder, Sample, Target
+from mmsweep.data.dataset import DatasetBuilder, Sample
 from mmsweep.data.decoding import decode_image, sound_decoder
 from mmsweep.data.files import Undecodable
 from mmsweep.data.formats import AudioFormat, Format, ImageFormat, SequenceFormat, TextFormat, VideoFormat
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 from tests.data.files import WORDS, write_picture, write_tokenizer
 
 pytestmark = pytest.mark.long

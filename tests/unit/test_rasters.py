@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from mmsweep.data.augmentation import Augmentation
-from mmsweep.data.dataset import IGNORE, DatasetBuilder, Sample, Target
+from mmsweep.data.dataset import DatasetBuilder, Sample
 from mmsweep.data.files import Undecodable
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.rasters import Window, decode_labels, decode_raster, raster_format
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import IGNORE, Target
 
 H, W = 12, 16
 TARGET = Target("segmentation", ("land", "water", "ice"))

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
 from mmsweep.readers import tables, wording
 from mmsweep.readers.report.page import write_report
@@ -24,7 +23,9 @@ from mmsweep.record.packing import FILE, PackEpoch, Packing
 from mmsweep.record.sweep import SweepRecord, group_name
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.sweep.summary import summary_of
-from mmsweep.tasks.classification import MultiLabel, SingleLabel
+from mmsweep.tasks.multi_label import MultiLabel
+from mmsweep.tasks.single_label import SingleLabel
+from mmsweep.tasks.task import Target
 from tests.unit import report_factory as factory
 
 pytestmark = pytest.mark.long

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from mmsweep.availability import BoolArray, Scenario, availability_table
-from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
-from mmsweep.readers.report.bootstrap import METRICS, Bootstrap, Predicted
+from mmsweep.readers.report.bootstrap import Bootstrap, Predicted
 from mmsweep.readers.report.leaderboard import Leaderboard
 from mmsweep.record.sweep import SweepRecord
-from mmsweep.tasks.classification import MultiLabel, SingleLabel
-from mmsweep.tasks.task import Task
+from mmsweep.tasks.multi_label import MultiLabel
+from mmsweep.tasks.single_label import SingleLabel
+from mmsweep.tasks.task import Target, Task
 from mmsweep.training.evaluation import Predictions
 from tests.unit import report_factory as factory
 
@@ -38,19 +38,20 @@ def invented(
     return groups, tables
 
 
-def predicted(made: Predictions) -> Predicted:
-    return Predicted(made.statistics_PN.numpy(), made.target_N.numpy(), made.natural_NM, made.ids)
+def predicted(made: Predictions, task: Task = SINGLE) -> tuple[Predicted, Task]:
+    return Predicted(made.statistics_PN.numpy(), made.target_N.numpy(), made.natural_NM, made.ids), task
 
 
 @pytest.mark.parametrize("task", [SINGLE, MULTI], ids=["single_label", "multi_label"])
 @pytest.mark.parametrize("natural", [None, {"text": 0.3}], ids=["whole", "gaps"])
 def test_equals_a_loop_over_resamples(task: Task, natural: Mapping[str, float] | None) -> None:
     groups, tables = invented(task, natural)
-    bootstrap = Bootstrap({name: [predicted(p) for p in made] for name, made in groups.items()}, tables, resamples=60)
+    read = {name: [predicted(p, task) for p in made] for name, made in groups.items()}
+    bootstrap = Bootstrap(read, tables, resamples=60)
     weights_RN = np.concatenate(list(bootstrap._weights()))[1:].astype(int)
     assert (weights_RN.sum(1) == ROWS).all()
     for scenario, table in tables.items():
-        for metric in METRICS:
+        for metric in task.metric_names:
             draws: dict[str, list[float]] = {"a": [], "b": []}
             for weights_N in weights_RN:
                 drawn = np.repeat(np.arange(ROWS), weights_N)
@@ -91,8 +92,8 @@ def test_same_seed_same_intervals_and_a_group_equals_itself() -> None:
 
 def test_other_rows_are_refused() -> None:
     groups, tables = invented(SINGLE, None)
-    one, other = predicted(groups["a"][0]), predicted(groups["b"][0])
-    shifted = Predicted(other.scores_PNC, other.targets, other.natural_NM, other.ids[::-1])
+    one, (other, task) = predicted(groups["a"][0]), predicted(groups["b"][0])
+    shifted = Predicted(other.statistics_PN, other.targets, other.natural_NM, other.ids[::-1]), task
     with pytest.raises(UserError, match="different test rows"):
         Bootstrap({"a": [one], "b": [shifted]}, tables)
 

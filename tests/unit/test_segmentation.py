@@ -13,12 +13,11 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from torch import Tensor
 
 from mmsweep.availability import Scenario, availability_table, pattern_rows, patterns
-from mmsweep.data.dataset import IGNORE, Batch, Target
+from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
 from mmsweep.models.lora import Noise
-from mmsweep.tasks import make_task
-from mmsweep.tasks.classification import balanced_weights
 from mmsweep.tasks.segmentation import Segmentation, confusion
+from mmsweep.tasks.task import IGNORE, Target
 from mmsweep.training.evaluation import missing_summary, predict, scenario_metrics, write_evaluation
 from mmsweep.training.inference import WHOLE, Inference
 from mmsweep.training.world import World
@@ -76,9 +75,9 @@ def test_at_least_a_sixteenth_of_the_pixels_is_learnt_from() -> None:
 
 def test_balanced_weights_count_pixels() -> None:
     target = torch.tensor([[[0, 0, 0, 1], [IGNORE, 3, 3, IGNORE]]])
-    torch.testing.assert_close(balanced_weights(TARGET, target), torch.tensor([6 / 12, 6 / 4, 1.0, 6 / 8]))
-    task = make_task(TARGET, target, hard_pixels=True)
+    task = Segmentation.of(TARGET, target.numpy(), {"train.class_weights": "balanced", "train.hard_pixels": True})
     assert isinstance(task, Segmentation) and task.hard_pixels and task.class_weights is not None
+    torch.testing.assert_close(task.class_weights, torch.tensor([6 / 12, 6 / 4, 1.0, 6 / 8]))
 
 
 # ---- metrics

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmsweep.assembly import Warm, make_scenarios
 from mmsweep.data.augmentation import Augmentation
-from mmsweep.data.dataset import Target
 from mmsweep.data.formats import ImageFormat, RasterFormat
 from mmsweep.data.raw_batch import Normalisation, RawBatch
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
+from mmsweep.tasks.task import Target
 from mmsweep.training import batches, engine, evaluation, slot
 from mmsweep.training.batches import made_ahead
 from mmsweep.training.checkpoint import load_checkpoint

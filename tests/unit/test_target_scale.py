@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from mmsweep.assembly import Warm, evaluate_run
 from mmsweep.check import check
-from mmsweep.data.dataset import Target
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job, warm_key
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
-from mmsweep.tasks import Regression, SingleLabel, TargetScale, make_task
-from mmsweep.tasks.regression import SCALE
+from mmsweep.tasks.regression import SCALE, Regression, TargetScale
+from mmsweep.tasks.single_label import SingleLabel
+from mmsweep.tasks.task import Target, task_of
 from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.world import World
 
@@ -52,7 +52,7 @@ def test_small_and_large_targets_have_one(values: list[float]) -> None:
 
 
 def test_without_a_scale_everything_is_as_it_was() -> None:
-    plain, task = make_task(Target("regression")), Regression(Target("regression"), "l1", TargetScale())
+    plain, task = task_of(Target("regression")), Regression(Target("regression"), "l1", TargetScale())
     prediction, target = torch.randn(9, 1), torch.randn(9)
     assert torch.equal(plain.loss(prediction, target), (prediction[:, 0] - target).abs())
     assert torch.equal(task.statistics(prediction, target), prediction)

@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from torch import Tensor
 
-from mmsweep.data.dataset import Target
-from mmsweep.tasks import MultiLabel, Regression, SingleLabel, make_task
+from mmsweep.tasks.multi_label import MultiLabel
+from mmsweep.tasks.regression import Regression
+from mmsweep.tasks.single_label import SingleLabel
+from mmsweep.tasks.task import Target
 
 LETTERS = tuple("abcdefgh")
+BALANCED = {"train.class_weights": "balanced"}
 
 
 def single(classes: int) -> Target:
@@ -134,22 +137,22 @@ def test_f1_by_hand() -> None:
 
 def test_balanced_class_weights() -> None:
     target = torch.tensor([0] * 6 + [1] * 3 + [2])
-    task = make_task(single(4), target)
+    task = SingleLabel.of(single(4), target.numpy(), BALANCED)
     assert isinstance(task, SingleLabel) and task.class_weights is not None
     torch.testing.assert_close(task.class_weights, torch.tensor([10 / 24, 10 / 12, 10 / 4, 1.0]))  # d does not occur
     share = [task.class_weights[target][target == c].sum().item() for c in range(3)]
     assert share == pytest.approx([10 / 4] * 3)  # each class weighs alike
-    whole = make_task(single(3), target)
+    whole = SingleLabel.of(single(3), target.numpy(), BALANCED)
     assert isinstance(whole, SingleLabel) and whole.class_weights is not None
     assert whole.class_weights[target].mean().item() == pytest.approx(1.0)
-    plain = make_task(single(4))
+    plain = SingleLabel.of(single(4), target.numpy(), {"train.class_weights": "none"})
     assert isinstance(plain, SingleLabel) and plain.class_weights is None
 
 
 def test_balanced_label_weights() -> None:
     target = torch.zeros(100, 4)
     target[:50, 0], target[:20, 1], target[:1, 2] = 1, 1, 1
-    task = make_task(multi(4), target)
+    task = MultiLabel.of(multi(4), target.numpy(), BALANCED)
     assert isinstance(task, MultiLabel) and task.label_weights is not None
     torch.testing.assert_close(task.label_weights, torch.tensor([1.0, 4.0, 20.0, 20.0]))  # at most 20
 
@@ -252,7 +255,7 @@ def test_only_neutral_rows_have_no_sign() -> None:
 
 @pytest.mark.parametrize(("name", "torch_s"), [("l1", F.l1_loss), ("mse", F.mse_loss), ("smooth_l1", F.smooth_l1_loss)])
 def test_regression_losses(name: str, torch_s: Callable[..., Tensor], generator: torch.Generator) -> None:
-    task = make_task(Target("regression"), regression_loss=name)  # type: ignore[arg-type]
+    task = Regression(Target("regression"), name)  # type: ignore[arg-type]
     prediction, truth = 3 * torch.randn(20, 1, generator=generator), torch.randn(20, generator=generator)
     torch.testing.assert_close(task.loss(prediction, truth).mean(), torch_s(prediction[:, 0], truth))
 

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample, Target
+from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.files import first_line
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.rasters import IMAGENET_MEAN, IMAGENET_STD, Window, window_of
 from mmsweep.data.registry import DatasetCard, register_dataset
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 
 SHIPPED = Path(__file__).parents[2] / "assets" / "earth"
 FILES = {"rgb": "rgb.jpg", "height": "topo_plus12000.png", "relief": "relief.jpg", "night": "night.png"}

@@ -6,9 +6,10 @@ the numbers of CMPT's paper (research/methods.md §2.1, B18). The classes are ET
 
 from __future__ import annotations
 
-from mmsweep.data.dataset import DatasetBuilder, Target
+from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.tasks.task import Target
 
 _NAMES = """
 apple_pie baby_back_ribs baklava beef_carpaccio beef_tartare beet_salad beignets bibimbap bread_pudding

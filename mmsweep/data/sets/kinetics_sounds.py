@@ -7,9 +7,10 @@ the classes 0 to 30 and do not name them.
 
 from __future__ import annotations
 
-from mmsweep.data.dataset import DatasetBuilder, Target
+from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.tasks.task import Target
 
 CARD = DatasetCard(
     name="kinetics_sounds",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mmsweep.data.cells import BadCell, class_name, file_of, labels_of, number_of, shown, text_of
 from mmsweep.data.clips import natural_key
-from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, Target, refusal
+from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, refusal
 from mmsweep.data.decoding import first_line
 from mmsweep.data.formats import SequenceFormat
 from mmsweep.data.options import DatasetOptions, ManifestOptions
@@ -23,6 +23,7 @@ from mmsweep.data.registry import DatasetCard, register_dataset
 from mmsweep.data.splitting import carve, carve_stratified, repeated
 from mmsweep.data.tables import Row, read_table
 from mmsweep.errors import UNSET, UserError
+from mmsweep.tasks.task import Target
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 CARVED_VALIDATION = 0.1
@@ -129,12 +130,12 @@ class Manifest(DatasetBuilder):
     def _target(self, row: Row) -> Any:
         target = self.options.target
         readers: dict[str, Callable[[Any], Any]] = {
-            "single_label": class_name,
-            "multi_label": partial(labels_of, separator=target.separator),
-            "regression": number_of,
+            "class": class_name,
+            "labels": partial(labels_of, separator=target.separator),
+            "number": number_of,
         }
-        value = _cell(row, target.column, readers[target.task])
-        if value is None and target.task == "multi_label":
+        value = _cell(row, target.column, readers[target.kind])
+        if value is None and target.kind == "labels":
             value = []  # no label at all is a legitimate answer: the row counts as negative for every class
         if value is None:
             raise BadCell(f"{target.column}: the target is empty")
@@ -167,11 +168,11 @@ class Manifest(DatasetBuilder):
         return id
 
     def _found_target(self, targets: Iterable[Any]) -> Target:
-        task = self.options.target.task
+        own = self.options.target
         names = {name for target in targets for name in (target if isinstance(target, list) else [target])}
-        if len(names) < (2 if task == "single_label" else 1):
-            raise self._too_little("the target column holds too few classes", self.options.target.column, sorted(names))
-        return Target(task, tuple(sorted(names, key=natural_key)))
+        if len(names) < (2 if own.kind == "class" else 1):
+            raise self._too_little("the target column holds too few classes", own.column, sorted(names))
+        return Target(own.task, tuple(sorted(names, key=natural_key)))
 
     def _too_little(self, problem: str, key: str | None, found: Any = UNSET, hint: str | None = None) -> UserError:
         """A refusal that may follow from bad rows, which are then told first."""
@@ -219,8 +220,8 @@ class Manifest(DatasetBuilder):
 
     @property
     def _stratified(self) -> bool:
-        rule, task = self.options.split, self.options.target.task
-        return task == "single_label" if rule.stratify is None else rule.stratify
+        stratify = self.options.split.stratify
+        return self.options.target.kind == "class" if stratify is None else stratify
 
     @property
     def _within(self) -> str:
@@ -260,8 +261,8 @@ def _reason(error: Exception) -> str:
 def _declared_target(options: ManifestOptions) -> Target | None:
     """The target, where the study says enough; None where the file tells the classes."""
     own = options.target
-    if own.task == "regression":
-        return Target("regression", signed=own.signed)
+    if own.kind == "number":
+        return Target(own.task, signed=own.signed)
     return Target(own.task, tuple(own.classes)) if own.classes is not None else None
 
 

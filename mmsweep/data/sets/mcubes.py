@@ -5,10 +5,11 @@ Counts and layout: research/methods.md §A.7 (the left 192 columns are dropped; 
 
 from __future__ import annotations
 
-from mmsweep.data.dataset import DatasetBuilder, Target
+from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.tasks.task import Target
 
 _NAMES = """
 asphalt concrete metal road_marking fabric_leather glass plaster plastic rubber sand gravel ceramic cobblestone

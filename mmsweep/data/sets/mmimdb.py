@@ -6,9 +6,10 @@ Counts are those of the distributed split.json; the order of genres is by freque
 
 from __future__ import annotations
 
-from mmsweep.data.dataset import DatasetBuilder, Target
+from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.tasks.task import Target
 
 GENRES = (
     "Drama", "Comedy", "Romance", "Thriller", "Crime", "Action", "Adventure", "Horror", "Documentary", "Mystery",

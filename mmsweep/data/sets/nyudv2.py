@@ -5,10 +5,11 @@ Counts, size and label rule: research/methods.md §A.6 (0 is "no class", 1 to 40
 
 from __future__ import annotations
 
-from mmsweep.data.dataset import IGNORE, DatasetBuilder, Target
+from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.tasks.task import IGNORE, Target
 
 _NAMES = """
 wall floor cabinet bed chair sofa table door window bookshelf picture counter blinds desk shelves curtain dresser

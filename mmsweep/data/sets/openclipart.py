@@ -12,8 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample, Target
+from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 
 ARCHIVE = Path(__file__).parents[2] / "assets" / "openclipart.zip"
 RECORDS = "records.jsonl"
@@ -53,7 +54,7 @@ class OpenClipart(DatasetBuilder):
         if task not in FIELDS:
             raise UserError("unknown task of openclipart", key="data.task", found=task, expected=" or ".join(FIELDS))
         self.modalities = {"image": "image", "text": "text"}
-        self.target = Target(task, CLASSES[task])  # type: ignore[arg-type]  # checked above
+        self.target = Target(task, CLASSES[task])
         self.expected = EXPECTED[task]
         self.archive = archive
 

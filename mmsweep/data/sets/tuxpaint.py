@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mmsweep.data.dataset import DatasetBuilder, Sample, Target
+from mmsweep.data.dataset import DatasetBuilder, Sample
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.registry import DatasetCard, register_dataset
 from mmsweep.data.splitting import carve_by_class
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 
 CLASSES = (
     "animals", "clothes", "food", "hobbies", "household", "military", "people", "plants", "seasonal", "space", "sports",

@@ -14,12 +14,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mmsweep.data.dataset import DatasetBuilder, Sample, Target
+from mmsweep.data.dataset import DatasetBuilder, Sample
 from mmsweep.data.formats import SequenceFormat
 from mmsweep.data.options import DatasetOptions
 from mmsweep.data.registry import DatasetCard, register_dataset
 from mmsweep.data.sets.tuxpaint import EXPECTED, GET, LANGUAGE, TuxPaint
 from mmsweep.errors import UserError
+from mmsweep.tasks.task import Target
 
 ALIVE = {
     "animals": 3.0, "people": 2.4, "plants": 1.8, "food": 0.8, "seasonal": 0.4, "hobbies": 0.0, "sports": 0.0,

@@ -49,7 +49,7 @@ Found = dict[tuple[str, str], Agreement]
 def agreement(predicted: Predicted, modalities: Sequence[str], classes: Sequence[str] = ()) -> Found:
     """Of the scores of complete rows; classes without such a row are left out."""
     complete_N = predicted.natural_NM.all(1)
-    scores_PNC = predicted.scores_PNC[:, complete_N].astype(np.float64)
+    scores_PNC = predicted.statistics_PN[:, complete_N].astype(np.float64)
     whole_NC = scores_PNC[0]
     cosine_MN, mse_MN = [], []
     for column in range(len(modalities)):

@@ -18,6 +18,7 @@ from mmsweep.readers.report.maps import predicted_maps
 from mmsweep.readers.report.style import COLOURS, GREY, INK, MARKERS, figure
 from mmsweep.record.results import Cell
 from mmsweep.record.sweep import SweepRecord
+from mmsweep.tasks.task import TASKS
 
 MOST_CLASSES = 32  # of more, those that lose most are shown
 
@@ -139,7 +140,8 @@ def per_class(record: SweepRecord, path: Path) -> Path | None:
         panel.grid(visible=False, axis="y")
         panel.set_ylim(len(order) - 0.4, -0.6)
         panel.set_xlim(0, 100)
-        panel.set_xlabel(f"test {'IoU' if evaluation.task == 'segmentation' else 'F1'} of the class (%)")
+        label = (TASKS[evaluation.task].class_metric or ("", "score"))[1] if evaluation.task in TASKS else "score"
+        panel.set_xlabel(f"test {label} of the class (%)")
         panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(cells)))
     return path
 

@@ -9,8 +9,10 @@ from itertools import combinations
 
 from mmsweep.availability import BoolArray, Scenario, availability_table, table_digest
 from mmsweep.errors import UserError
-from mmsweep.readers.report.bootstrap import MAP_METRICS, METRICS, Bootstrap, Interval, Predicted
+from mmsweep.readers.report.bootstrap import Bootstrap, Interval, Predicted
+from mmsweep.record.evaluation import Evaluation
 from mmsweep.record.sweep import SweepRecord
+from mmsweep.tasks.task import TASKS, Target, Task
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,6 @@ class Leaderboard:
         groups = [group for group in record.groups if group.evaluations]
         if not groups:
             return cls(name, {}, (), "no final run has ended")
-        known = METRICS + MAP_METRICS
-        if name not in known:
-            return cls(name, {}, (), f"intervals are made for {', '.join(known)}, not for {name}")
         try:
             bootstrap, rows = _bootstrap(record)
         except UserError as error:
@@ -68,14 +67,14 @@ def _bootstrap(record: SweepRecord) -> tuple[Bootstrap, dict[str, int]]:
     Raises:
         UserError: predictions are missing, or do not give the scores that the evaluation wrote.
     """
-    groups: dict[str, list[Predicted]] = {}
+    groups: dict[str, list[tuple[Predicted, Task]]] = {}
     for group in record.groups:
         for run in group.runs:
             if run.evaluation is not None:
-                read = Predicted.read(run.folder / "predictions.npz", run.evaluation.thresholds_C)
-                groups.setdefault(group.name, []).append(read)
+                read = Predicted.read(run.folder / "predictions.npz")
+                groups.setdefault(group.name, []).append((read, _task(run.evaluation)))
     evaluation = next(group.evaluations[0] for group in record.groups if group.evaluations)
-    modalities, natural_NM = evaluation.modalities, next(iter(groups.values()))[0].natural_NM
+    modalities, natural_NM = evaluation.modalities, next(iter(groups.values()))[0][0].natural_NM
     missing = evaluation.missing_patterns()
     listed = [Scenario.parse(spec, modalities) for spec in record.summary.scenarios.evaluate]
     scenarios = {s.name: s for s in listed if s.name in evaluation.scenarios}
@@ -93,10 +92,20 @@ def _bootstrap(record: SweepRecord) -> tuple[Bootstrap, dict[str, int]]:
     return bootstrap, {name: rows[name] for name in [*evaluation.scenarios, *means] if name in rows}
 
 
+def _task(evaluation: Evaluation) -> Task:
+    """The task that an evaluation was made with, for its metrics. Raises UserError where there is no such task."""
+    target = Target(evaluation.task, evaluation.classes)
+    try:
+        task: Task = TASKS[evaluation.task].recalled(target, evaluation.settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"evaluation.json does not say how its task {evaluation.task} decides ({error})") from error
+    return task
+
+
 def _check(record: SweepRecord, bootstrap: Bootstrap) -> None:
     for group in record.groups:
         for scenario in bootstrap.tables if group.name in bootstrap.groups else ():
-            for metric in bootstrap.metrics:
+            for metric in group.metrics():
                 written = group.cell(scenario, metric)
                 if written is None or math.isnan(written.mean):
                     continue

@@ -12,10 +12,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from mmsweep.data.formats import IGNORE
 from mmsweep.readers.report.arrays import read_arrays
 from mmsweep.readers.report.style import COLOURS, FAINT, figure, grid
 from mmsweep.record.sweep import SweepRecord
+from mmsweep.tasks.task import IGNORE
 
 SCENES = 3
 ACROSS = 8

@@ -98,7 +98,7 @@ def render(
 def _constant(group: FinalGroup | None) -> str:
     """What the constant predictor says; "" where it was not scored."""
     evaluation = group.first() if group else None
-    return wording.CONSTANTS.get(evaluation.task, "") if evaluation and evaluation.constants else ""
+    return wording.constant_words(evaluation.task) if evaluation and evaluation.constants else ""
 
 
 def _digests(record: SweepRecord) -> list[tuple[str, str, str]]:

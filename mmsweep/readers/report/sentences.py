@@ -37,7 +37,7 @@ def shortfall(record: SweepRecord, group: FinalGroup) -> str:
     lost = [s for s, beats in judged.items() if not beats]
     if evaluation is None or not lost:
         return ""
-    said = wording.CONSTANTS.get(evaluation.task, "the same of every row")
+    said = wording.constant_words(evaluation.task)
     told = [
         f"{wording.scenario_label(s)} ({wording.number(metric, cells[s].mean)} against "
         f"{wording.number(metric, cells[s].constant)})"

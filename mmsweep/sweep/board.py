@@ -98,6 +98,7 @@ class _Entry:
 @dataclass
 class _Host:
     token: int = 0
+    placement_group: str | None = None
     key: str | None = None
     jobs: list[str] = field(default_factory=list)
     slots: int | None = None  # of the pack that it trains or trained last; None: it has not found that out yet
@@ -117,7 +118,6 @@ class Board:
         self._entries: dict[str, _Entry] = {}
         self._queue: list[str] = []  # ids of waiting postings, first come first
         self._hosts: dict[str, _Host] = {}
-        self._reserved: dict[str, str] = {}  # placement group's id -> host
         self._packing = Packing()
         self._changed = asyncio.Condition()
         self._closed = False
@@ -197,7 +197,7 @@ class Board:
 
     # ------------------------------------------------------------------ a host's rank 0
 
-    async def register(self, name: str) -> int:
+    async def register(self, name: str, placement_group: str | None = None) -> int:
         """A host's worker group (re)started. Its unfinished trials go back to the front of the queue.
 
         Each of them may be what ended it. One that was there too often goes on without neighbours, and is failed where
@@ -205,11 +205,13 @@ class Board:
 
         Args:
             name: the host.
+            placement_group: the id of Ray's, in which the worker group runs.
 
         Returns:
             A token for the other calls; it makes those of the replaced group fail.
         """
         host = self._hosts.setdefault(name, _Host())
+        host.placement_group = placement_group
         host.token += 1
         host.fruitless_starts += 1
         if host.trying is not None:  # it was measuring: its trial did not end it
@@ -415,18 +417,9 @@ class Board:
         self._outage = self._outage or reason
         await self._notify()
 
-    async def reserve(self, name: str, placement_group: str) -> None:
-        """Remember what Ray was asked to reserve for a host (called by Ray Train's controllers)."""
-        self._reserved[placement_group] = name
-
-    async def reserved(self, names: Sequence[str]) -> list[str]:
-        """The placement groups of hosts."""
-        return [group for group, name in self._reserved.items() if name in names]
-
-    async def removed(self, placement_groups: Sequence[str]) -> None:
-        """They are reserved no more."""
-        for group in placement_groups:
-            self._reserved.pop(group, None)
+    async def placement_groups(self) -> dict[str, str]:
+        """The ids of those that Ray reserved for hosts, by host."""
+        return {name: host.placement_group for name, host in self._hosts.items() if host.placement_group is not None}
 
     def _host(self, name: str, token: int) -> _Host:
         host = self._hosts[name]

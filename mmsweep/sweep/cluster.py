@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 from urllib.parse import urlsplit
@@ -65,6 +65,11 @@ def own_ray() -> bool:
     return os.environ.get("RAY_ADDRESS", "") in ("", "local") and JOB not in os.environ
 
 
+def sole_user() -> bool:
+    """Whether nobody else uses the Ray that this process is connected to: `connecting` has started it."""
+    return own_ray() and _begun is not None
+
+
 @dataclass
 class _Start:
     """A start of Ray in the background, and when (of `time.monotonic`) it is given up."""
@@ -73,12 +78,19 @@ class _Start:
     until: float
 
 
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    started: str  # a pid that is used again has another starting time
+    name: str = field(compare=False)  # which a process may change
+
+
 _begun: _Start | None = None
 """What `connect` waits for; None outside of `connecting`."""
 _left_behind = False
 _kept_open: list[contextlib.ExitStack] = []
-_beside: dict[int, str] = {}
-"""Processes of a Ray of our own that are not our children, with their starting times."""
+_beside: set[_Process] = set()
+"""Processes of a Ray of our own that are not our children."""
 
 
 class ClusterGoneError(EnvironmentFaultError):
@@ -223,6 +235,7 @@ class Liveness:
         known = _place("" if own_ray() else os.environ.get("RAY_ADDRESS", ""))
         self._place = known or _place(str(ray.get_runtime_context().gcs_address))
         self._probed, self._missed = time.monotonic(), 0
+        self._servers = _ray_servers()
 
     def exposed(self) -> str | None:
         """What to say where a Ray of our own can be reached from other machines; None where it cannot."""
@@ -232,11 +245,9 @@ class Liveness:
 
     def gone(self) -> str | None:
         """What became of it; None while it is there. Cheap."""
-        with contextlib.suppress(Exception):  # Ray's own list of the processes that it started
-            node: Any = ray._private.worker._global_node
-            for kind, _ in node.dead_processes():
-                if kind in ("raylet", "gcs_server"):
-                    return f"Ray's process {kind} ended"
+        for server in self._servers:
+            if not _runs(server):
+                return f"Ray's process {server.name} ended"
         if self._place and time.monotonic() - self._probed > PROBE_SECONDS:
             problem = _probe(self._place, PROBE_SECONDS)
             self._missed = self._missed + 1 if problem else 0
@@ -314,34 +325,48 @@ def _leave_ray() -> None:
         _left_behind = True
         _let_ray_print(False)
         atexit.unregister(ray.shutdown)
-        with contextlib.suppress(Exception):  # asks the cluster
+        with contextlib.suppress(Exception):  # asks the cluster, and has no public name; without it the exit may wait
             atexit.unregister(sys.modules["ray.tune.registry"]._unregister_all)
         atexit.register(_end_own_ray)
 
 
 def _let_ray_print(on: bool) -> None:
-    """Ray prints, on stdout, why its processes ended; at the end that would stand among our last words."""
-    module: Any = ray._private.worker
-    module._worker_logs_enabled = on
+    """Ray prints, on stdout, why its processes ended; at the end that would stand among our last words.
+
+    No public switch stops what a thread of Ray's prints later on. Where Ray names it otherwise, the lines are shown.
+    """
+    with contextlib.suppress(AttributeError):
+        module: Any = ray._private.worker
+        module._worker_logs_enabled = on
 
 
-def _children(parents: Collection[int]) -> dict[int, str]:
-    """Processes that others have started, by their number, with the times at which they were started (on Linux)."""
-    found: dict[int, str] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[1]) in parents:
-                found[int(path.parent.name)] = fields[19]
-    return found
+def _running(pid: int | str) -> tuple[_Process, int] | None:
+    """A process and its parent's pid (on Linux); None where it has ended."""
+    with contextlib.suppress(OSError):
+        before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        state, parent, *fields = after.split()
+        return None if state in "ZX" else (_Process(int(pid), fields[17], before.partition("(")[2]), int(parent))
+    return None
 
 
-def _under_raylet() -> dict[int, str]:
+def _runs(process: _Process) -> bool:
+    found = _running(process.pid)
+    return found is not None and found[0] == process
+
+
+def _children(parents: Collection[int]) -> set[_Process]:
+    running = (_running(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return {found[0] for found in running if found and found[1] in parents}
+
+
+def _ray_servers() -> set[_Process]:
+    """The raylet and the GCS of a Ray that this process has started."""
+    return {process for process in _children({os.getpid()}) if process.name in ("raylet", "gcs_server")}
+
+
+def _under_raylet() -> set[_Process]:
     """What a raylet of our own has started."""
-    with contextlib.suppress(Exception):
-        node: Any = ray._private.worker._global_node
-        return _children({info.process.pid for info in node.all_processes["raylet"]})
-    return {}
+    return _children({process.pid for process in _ray_servers() if process.name == "raylet"})
 
 
 def _end_own_ray() -> None:
@@ -352,28 +377,28 @@ def _end_own_ray() -> None:
     """
     _beside.update(_under_raylet())
     if _beside:
-        command = f"sleep 1; kill -9 {' '.join(map(str, _beside))}"
+        command = f"sleep 1; kill -9 {' '.join(str(process.pid) for process in _beside)}"
         quiet = subprocess.DEVNULL
         subprocess.Popen(["sh", "-c", command], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 def _end_beside() -> None:
     """End what a raylet of our own has left: its agents stay for a minute where it was killed."""
-    for pid, started in _beside.items():
+    for process in filter(_runs, _beside):
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19] == started:
-                os.kill(pid, signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)
     _beside.clear()
 
 
 def _end_log_monitor() -> None:
     """End the process that would show the workers' output here (`log_to_driver` is off), for more than 1 % of a core.
 
-    `ray start` has an option for it, `ray.init` does not. Where Ray names this otherwise, the process stays.
+    `ray start` has an option for it, `ray.init` does not. Where Ray names its program otherwise, the process stays.
     """
-    with contextlib.suppress(Exception):
-        node: Any = ray._private.worker._global_node
-        node.kill_log_monitor(check_alive=False)
+    for process in _children({os.getpid()}):
+        with contextlib.suppress(OSError):
+            if b"log_monitor.py" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                os.kill(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

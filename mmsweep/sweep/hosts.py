@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -18,15 +19,14 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray import PlacementGroupID
-from ray.train.v2.api.callback import UserCallback
-from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray import PlacementGroupID, train
+from ray.train import UserCallback
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from mmsweep.environment_faults import EnvironmentFaultError
 from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
-from mmsweep.sweep.cluster import ClusterGoneError, Liveness, left_behind, logged_to  # sets Ray's switches
+from mmsweep.sweep.cluster import ClusterGoneError, Liveness, left_behind, logged_to, sole_user  # sets Ray's switches
 from mmsweep.sweep.lean_train import host_trainer
 from mmsweep.sweep.train_function import Place, serve
 
@@ -35,6 +35,7 @@ from mmsweep.sweep.train_function import Place, serve
 LIGHT_TRIAL = {"CPU": 0.0001}
 CPU_FOR_TRIALS = 0.02
 MAX_RUNS = 20  # Ray Train's runs of one host under one keeper, and keepers
+PLAIN = "MMSWEEP_PLAIN_TRAINER"  # set in the environment: no lean trainers
 
 log = logging.getLogger("mmsweep.hosts")
 
@@ -135,7 +136,7 @@ class HostPool:
     ) -> None:
         self.board, self.storage, self.logs, self._liveness = board, storage, logs, liveness
         self.names = [f"host-{i}" for i in range(count)]
-        self._made_of = (board, size, self.names, warm, storage, logs)
+        self._made_of = (board, size, self.names, warm, storage, logs, sole_user(), PLAIN not in os.environ)
         self._keeper: Any = None
         self._kept: Any = None
         self._keepers = 0
@@ -160,7 +161,7 @@ class HostPool:
         ray.kill(self._keeper)  # it may only have been out of reach
         for name in self.names:
             self.board.trouble.remote(name, "the process that keeps the hosts was killed or out of reach")
-        _free(self.board, self.names)
+        _free(self.board, self.names, sole_user())
         self.start()
 
     def check(self) -> None:
@@ -230,7 +231,7 @@ class HostPool:
             log.info("closing the hosts: %s", error)
         try:
             ray.kill(self._keeper)
-            _free(self.board, self.names)  # where Ray itself goes on, it would be reserved for ever
+            _free(self.board, self.names, sole_user())  # where Ray itself goes on, it would be reserved for ever
         except Exception as error:
             log.info("ending the hosts: %s", error)
 
@@ -243,11 +244,14 @@ class Keeper:
     ("The core worker has already been shutdown"), before reports are written. This process ends with Ray; where it dies
     before, its hosts do too, and `HostPool` starts another.
 
-    Args: as HostPool's; names: of the hosts.
+    Args: as HostPool's; names: of the hosts; sole: see `_free`; lean: see `host_trainer`.
     """
 
-    def __init__(self, board: Any, size: HostSize, names: list[str], warm: str, storage: Path, logs: Path) -> None:
+    def __init__(
+        self, board: Any, size: HostSize, names: list[str], warm: str, storage: Path, logs: Path, sole: bool, lean: bool
+    ) -> None:
         self.board, self.size, self.names, self.warm, self.storage, self.logs = board, size, names, warm, storage, logs
+        self.sole, self.lean = sole, lean
         self._closing = threading.Event()
         self._fatal: str | None = None
 
@@ -272,9 +276,12 @@ class Keeper:
                 self._fit(name)
             except Exception as error:
                 log.warning("%s: Ray Train's run ended: %s", name, error)
+                if self.lean:  # a name may mean something else in this Ray
+                    log.warning("hosts that start from now on are plain TorchTrainer runs")
+                    self.lean = False
                 self.board.trouble.remote(name, _last_line(error))
                 if not self._closing.is_set():
-                    _free(self.board, [name])
+                    _free(self.board, [name], self.sole)
             if self._closing.is_set():
                 return
             time.sleep(1.0)
@@ -282,37 +289,40 @@ class Keeper:
 
     def _fit(self, name: str) -> None:
         place = Place(self.board, name, self.warm, math.floor(self.size.cpus), self.size.gpus, str(self.logs))
-        # ray.train's stubs still show the classes of Train V1; V2 takes only its own.
-        config: Any = RunConfig(
+        api: Any = train  # whose stubs still show the classes of Train V1
+        config = api.RunConfig(
             name=f"{name}-{uuid4().hex[:6]}",  # a name that was used before would make Ray Train resume that run
             storage_path=str(self.storage),
-            failure_config=FailureConfig(max_failures=-1),  # the board counts, and knows about progress
+            failure_config=api.FailureConfig(max_failures=-1),  # the board counts, and knows about progress
             callbacks=[_Trouble(self.board, name)],
-            logging_config=LoggingConfig(log_level="WARNING"),  # of the ranks; this process: `keep`
+            logging_config=api.LoggingConfig(log_level="WARNING"),  # of the ranks; this process: `keep`
         )
         host_trainer(
+            self.lean,
             self.size.workers > 1 or self.size.gpus > 0,
-            lambda group: self.board.reserve.remote(name, group),
             train_loop_per_worker=serve,
             train_loop_config={"place": place},
-            scaling_config=ScalingConfig(
+            scaling_config=api.ScalingConfig(
                 num_workers=self.size.workers, use_gpu=self.size.gpus > 0, resources_per_worker=self.size.per_worker
             ),
             run_config=config,
         ).fit()
 
 
-def _free(board: Any, names: Sequence[str]) -> None:
-    """Give back what hosts reserved whose runs are over, or the next ones would wait for it for ever.
+def _free(board: Any, names: Sequence[str], sole: bool) -> None:
+    """Remove the placement groups of hosts whose runs are over, or the next ones would wait for ever.
 
     Ray's own cleaner cannot be relied on: it asks the State API, which fails without the dashboard, and where two
     Rays run on a machine ("Found multiple active Ray instances").
+
+    Args:
+        sole: nobody but the sweep uses this Ray: groups that no host has reported belong to one that died starting.
     """
     try:
-        groups = ray.get(board.reserved.remote(names), timeout=5)
-        for id in groups:
+        reported = ray.get(board.placement_groups.remote(), timeout=5)
+        unreported = {*placement_group_table()} - {*reported.values()} if sole else set()
+        for id in {*(id for name, id in reported.items() if name in names), *unreported}:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(id))))
-        board.removed.remote(groups)
     except ray.exceptions.RayError as error:
         log.warning("%s: placement groups: %s", ", ".join(names), error)
 

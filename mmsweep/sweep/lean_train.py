@@ -1,39 +1,95 @@
-"""Ray Train with no more processes than a host needs: what of it runs where, and what is left out.
+"""The trainer of a host: Ray Train's `TorchTrainer`, or the same with fewer processes where this Ray allows it.
 
-Each of the others takes seconds to start, before a rank can, and its share of the CPUs for as long as the host lives.
-The only file that knows names of Ray Train's own; tests/unit/test_start.py says which ones a new Ray has changed.
+`TorchTrainer` starts a controller, a synchronisation actor and a cleaner of placement groups for each host, and a
+coordinator for all. Each takes seconds to start before a rank can, and a share of the CPUs as long as the host lives
+(docs/results/trial_start.md). A lean trainer does without them, by names of Ray Train that are not public. `PRIVATE`
+lists all of them; where this Ray lacks one, hosts are plain `TorchTrainer` runs, and so they are where the environment
+sets MMSWEEP_PLAIN_TRAINER.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import importlib
+import logging
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+INTERNAL = "ray.train.v2._internal.execution"
+GROUP = f"{INTERNAL}.worker_group.worker_group"
+TRAINER = "ray.train.v2.api.data_parallel_trainer"
+PRIVATE = (
+    f"{TRAINER}:DataParallelTrainer._create_default_callbacks",
+    f"{TRAINER}:DataParallelTrainer._initialize_and_run_controller",
+    f"{INTERNAL}.controller:TrainController.run",
+    f"{INTERNAL}.controller:TrainController.get_result",
+    f"{INTERNAL}.scaling_policy:ScalingPolicy.after_controller_start",
+    f"{INTERNAL}.scaling_policy:ScalingPolicy._maybe_send_resource_request",
+    f"{GROUP}:SynchronizationActor",
+)
 # Callbacks with a process each: one serves Ray Datasets, of which there are none, and one asks the dashboard every
-# second whether the controller lives (hosts.py, `_free`, says why that cannot be relied on, and does it instead).
-USELESS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+# second whether the controller lives (`hosts._free` says why that cannot be relied on, and does it instead).
+UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+
+log = logging.getLogger("mmsweep.hosts")
 
 
-class _Scaling(FixedScalingPolicy):
-    """A host has the workers it was given, and asks nobody for them but through its placement group.
+@cache
+def lean_works() -> bool:
+    """Whether this Ray has every name of `PRIVATE`; if not, a line in the log says which one is missing."""
+    for name in PRIVATE:
+        module, _, path = name.partition(":")
+        try:
+            attrgetter(path)(importlib.import_module(module))
+        except (ImportError, AttributeError):
+            log.warning("Ray %s has no %s: hosts are plain TorchTrainer runs", ray.__version__, name)
+            return False
+    return True
 
-    Ray Train also announces them to Ray Data's coordinator of clusters that grow, which is one more process to wait
-    for, and of no use where no Ray Data asks for the same nodes: a placement group that waits makes a cluster grow.
+
+def host_trainer(lean: bool, joined: bool, **arguments: Any) -> Any:
+    """Ray Train's trainer for a host; its `fit` blocks until the host ends.
+
+    Args:
+        lean: do without the processes that a host has no use for, if this Ray allows it.
+        joined: whether there are several ranks or GPUs, which `TorchTrainer` joins. Without them, the process of a lean
+            trainer imports no torch.
+        arguments: TorchTrainer's.
     """
+    lean = lean and lean_works()
+    if lean and not joined:
+        base: Any = importlib.import_module(TRAINER).DataParallelTrainer
+        return _lean(base)(**arguments)
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
+    config = TorchConfig(backend=None if arguments["scaling_config"].use_gpu else "gloo")
+    return (_lean(TorchTrainer) if lean else TorchTrainer)(torch_config=config, **arguments)
 
-    def _maybe_send_resource_request(self) -> None:
-        pass
+
+def _lean(base: Any) -> Any:
+    """A trainer class whose controller runs in the calling process, without the callbacks that hosts do not use."""
+    controllers: Any = importlib.import_module(f"{INTERNAL}.controller")
+    groups: Any = importlib.import_module(GROUP)
+
+    class LeanTrainer(base):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED_CALLBACKS]
+
+        def _initialize_and_run_controller(self, **made_of: Any) -> Any:
+            if not isinstance(groups.SynchronizationActor, _Unstarted):  # in the whole process, which is the keeper's
+                groups.SynchronizationActor = _Unstarted(groups.SynchronizationActor)
+            # A host has the workers it was given. Ray Train also announces them to Ray Data's coordinator of clusters
+            # that grow: another process, of no use without Ray Data. A placement group that waits makes a cluster grow.
+            policy = made_of["scaling_policy"]
+            policy.after_controller_start = policy._maybe_send_resource_request = lambda *_: None
+            controller = controllers.TrainController(**made_of)
+            asyncio.run(controller.run())
+            return controller.get_result()
+
+    return LeanTrainer
 
 
 class _Unstarted:
@@ -53,57 +109,3 @@ class _Unstarted:
         handle = self._actor.remote(*arguments, **named)
         ray.kill(handle)
         return handle
-
-
-class LeanTrainer(DataParallelTrainer):
-    """A trainer without the callbacks that hosts have no use for, whose controller runs in the process that calls it.
-
-    Args:
-        reserved: told the id of every placement group as soon as it is asked for.
-        arguments: DataParallelTrainer's.
-    """
-
-    def __init__(self, reserved: Callable[[str], Any], **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._reserved = reserved
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in USELESS]
-
-    def _initialize_and_run_controller(self, **made_of: Any) -> Any:
-        reserved = self._reserved
-
-        class Group(WorkerGroup):
-            def _create_placement_group(self, *arguments: Any, **named: Any) -> Any:
-                handle = super()._create_placement_group(*arguments, **named)
-                reserved(handle.placement_group.id.hex())
-                return handle
-
-        module: Any = worker_group  # in the whole process, which is the keeper's
-        module.SynchronizationActor = _Unstarted(SynchronizationActor)
-        config: Any = self.scaling_config  # ray.train's stubs show the class of Train V1
-        controller = TrainController(**{**made_of, "scaling_policy": _Scaling(config)})
-        controller.worker_group_cls = Group
-        asyncio.run(controller.run())
-        return controller.get_result()
-
-
-def host_trainer(joined: bool, reserved: Callable[[str], Any], **arguments: Any) -> LeanTrainer:
-    """Ray Train's trainer for a host; its `fit` blocks until the host ends.
-
-    Args:
-        joined: whether there are ranks or GPUs to join, which `TorchTrainer` does. Without it, the process that runs
-            this imports no torch.
-        reserved: see LeanTrainer.
-        arguments: DataParallelTrainer's.
-    """
-    if not joined:
-        return LeanTrainer(reserved, **arguments)
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    class LeanTorch(LeanTrainer, TorchTrainer):  # type: ignore[misc]  # ray.train's stubs show the classes of Train V1
-        pass
-
-    lean: Any = LeanTorch
-    backend = None if arguments["scaling_config"].use_gpu else "gloo"
-    return lean(reserved, torch_config=TorchConfig(backend=backend), **arguments)  # type: ignore[no-any-return]

@@ -24,7 +24,6 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from mmsweep.errors import UserError
 from mmsweep.record.objective import Objective
@@ -87,7 +86,7 @@ def tell(study: optuna.Study, folder: TrialFolder, objectives: Sequence[Objectiv
     asked = study.get_trials(deepcopy=False)[folder.trial()["optuna"] if number is None else number]
     if state == TrialState.RUNNING or asked.state.is_finished():
         return
-    live = optuna.trial.Trial(study, asked._trial_id)
+    live = _live(study, asked)
     if len(objectives) == 1 and state != TrialState.FAIL:  # Optuna refuses intermediate values of several objectives
         epochs = [report.metrics for report in folder.reports()]
         for n, report in enumerate(folder.reports(), 1):
@@ -96,19 +95,26 @@ def tell(study: optuna.Study, folder: TrialFolder, objectives: Sequence[Objectiv
     study.tell(live, scores, state)
 
 
+def _live(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.trial.Trial:
+    """A running trial of the storage as one that can be asked and told.
+
+    Optuna hands these out for new trials only, and tells a trial's id in its storage by no public name.
+    """
+    return optuna.trial.Trial(study, trial._trial_id)
+
+
 Post = Callable[[TrialFolder, Study | None], None]
 FROM_SAMPLER = 5  # repeats in a row after which the next configuration is drawn from those that were not tried
 MOST_REPEATS = 1000  # of a space that is too large to list
 REPEATS = "mmsweep_repeats"  # Optuna user attribute of a suggestion that was not trained: the trial that it repeats
 
 
-class TrialSearch(OptunaSearch):
+class TrialSearch(Searcher):
     """Ray Tune's searcher: serves the trials that have a folder, then asks Optuna.
 
     A trial's folder exists before Tune hears of the trial, and `post` puts it on the board at once, so an idle host
-    starts while Tune still prepares the light trial. Of OptunaSearch the asking is used; its telling is replaced,
-    because it would tell a stopped trial as COMPLETE with a low-fidelity value and would leave a NaN trial RUNNING
-    for ever.
+    starts while Tune still prepares the light trial. Tune's own OptunaSearch is not used, because it would tell Optuna
+    that a stopped trial is COMPLETE, with a low-fidelity value, and would leave a NaN trial RUNNING for ever.
 
     Args:
         study: the study.
@@ -127,9 +133,6 @@ class TrialSearch(OptunaSearch):
     that are trained. When every configuration was tried, the search ends early.
     """
 
-    _ot_study: Any  # OptunaSearch declares None
-    _space: Any  # and one of the many forms that it takes, of which ours is the function
-
     def __init__(
         self,
         study: Study,
@@ -142,8 +145,8 @@ class TrialSearch(OptunaSearch):
         room: Callable[[], int] = lambda: sys.maxsize,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        super().__init__(space=None, metric=OBJECTIVE, mode=study.sweep.objectives[0].mode)
-        self._space, self._ot_study = SearchSpace(study), optuna_study
+        super().__init__(metric=OBJECTIVE, mode=study.sweep.objectives[0].mode)
+        self._space, self._optuna = SearchSpace(study), optuna_study
         self._study, self._folder, self._post, self._ended = study, folder, post, ended
         self._to_serve, self._total, self._most, self._room = deque(served), total, total, room
         self._losses: Counter[str] = Counter()
@@ -187,7 +190,7 @@ class TrialSearch(OptunaSearch):
         if self._to_serve:
             folder = self._at(self._to_serve.popleft())
             self._post(folder, self._study.with_values(folder.trial()["params"]) if folder.done() is None else None)
-        elif (new := self._new(trial_id)) is not None:
+        elif (new := self._new()) is not None:
             folder = new
         else:
             return self.suggest(trial_id)  # exhausted by now
@@ -200,23 +203,22 @@ class TrialSearch(OptunaSearch):
     def _identity(self, params: Mapping[str, Any]) -> str:
         return identity({key: value for key, value in params.items() if key in self._study.search})
 
-    def _asked(self, tune_id: str) -> tuple[optuna.trial.Trial, dict[str, Any]] | None:
+    def _asked(self) -> tuple[optuna.trial.Trial, dict[str, Any]] | None:
         """The next suggestion, as Optuna's trial and its values; None: every configuration was tried."""
         options, number = self._study.sweep, self._next
         for attempt in range(MOST_REPEATS):
             # Sampling depends on the trial's number alone, so a sweep that was killed goes on as it would have.
             seed = options.sampler.seed + number + attempt * 100_003
-            self._ot_study.sampler = make_sampler(options.sampler.name if attempt < FROM_SAMPLER else "random", seed)
-            if self._orphans:
-                self._ot_trials[tune_id] = optuna.trial.Trial(self._ot_study, self._orphans.popleft()._trial_id)
-            elif attempt >= FROM_SAMPLER and (untried := self._space.untried(self._tried)) is not None:
+            self._optuna.sampler = make_sampler(options.sampler.name if attempt < FROM_SAMPLER else "random", seed)
+            untried = self._space.untried(self._tried) if attempt >= FROM_SAMPLER and not self._orphans else None
+            if untried is not None:
                 if not untried:
                     return None
-                self._ot_study.enqueue_trial(self._space.point(random.Random(seed).choice(untried)))
+                self._optuna.enqueue_trial(self._space.point(random.Random(seed).choice(untried)))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna warns of experimental options that were chosen on purpose
-                params = super().suggest(tune_id) or {}
-            asked = self._ot_trials.pop(tune_id)
+                asked = _live(self._optuna, self._orphans.popleft()) if self._orphans else self._optuna.ask()
+                params = self._space(asked)
             repeated = self._tried.get(self._identity(params))
             if repeated is None or options.sampler.name == "grid":
                 return asked, params
@@ -228,14 +230,14 @@ class TrialSearch(OptunaSearch):
     def _skip(self, asked: optuna.trial.Trial, number: int) -> None:
         """Tell Optuna how the trial ended that a suggestion repeats; nothing where it is still under way."""
         asked.set_user_attr(REPEATS, number)
-        tell(self._ot_study, self._at(number), self._study.sweep.objectives, asked.number)
-        if not self._ot_study.get_trials(deepcopy=False)[asked.number].state.is_finished():
-            self._ot_study.tell(asked, state=TrialState.FAIL)
+        tell(self._optuna, self._at(number), self._study.sweep.objectives, asked.number)
+        if not self._optuna.get_trials(deepcopy=False)[asked.number].state.is_finished():
+            self._optuna.tell(asked, state=TrialState.FAIL)
         self._say(f"Optuna suggested the configuration of trial {trial_id(number)} again; skipped")
 
-    def _new(self, tune_id: str) -> TrialFolder | None:
+    def _new(self) -> TrialFolder | None:
         """A folder for the next suggestion; None where the space has no other configuration."""
-        found = self._asked(tune_id)
+        found = self._asked()
         if found is None:
             self._say(
                 f"every configuration of the search space was tried: the search ends with {self._next} trials "
@@ -274,7 +276,7 @@ class TrialSearch(OptunaSearch):
             # reports.
             folder.mark_done("finished")
         self._ended(folder)
-        tell(self._ot_study, folder, self._study.sweep.objectives)
+        tell(self._optuna, folder, self._study.sweep.objectives)
 
     def _lost(self, folder: TrialFolder) -> None:
         """Tune lost the light trial (its process was killed at a bad moment); its host knows nothing of that. Serve it
@@ -285,7 +287,7 @@ class TrialSearch(OptunaSearch):
             return
         folder.mark_done("failed", f"Ray Tune lost it {self._losses[folder.path.name]} times; logs/driver.log says why")
         self._ended(folder)
-        tell(self._ot_study, folder, self._study.sweep.objectives)
+        tell(self._optuna, folder, self._study.sweep.objectives)
 
     def _finished(self, folder: TrialFolder, result: dict[str, Any] | None) -> bool:
         epochs = self._study.with_values(folder.trial()["params"]).train.epochs

@@ -110,7 +110,8 @@ class _Host:
                 self._train(word)
 
     def _register(self) -> Any:
-        return ray.get(self.board.register.remote(self.place.host))
+        group = ray.get_runtime_context().get_placement_group_id()
+        return ray.get(self.board.register.remote(self.place.host, group))
 
     def _next(self) -> Any:
         return self._ask(self.board.next_job, self.key, POLL_SECONDS)

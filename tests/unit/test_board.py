@@ -185,16 +185,12 @@ def test_only_the_epochs_that_a_scheduler_judges_are_waited_for() -> None:
     run(scene())
 
 
-def test_what_was_reserved_for_a_host_is_known_until_it_is_removed() -> None:
+def test_the_placement_group_of_a_host_is_that_of_its_last_worker_group() -> None:
     async def scene() -> None:
         board = Board()
-        for name, group in [("a", "1"), ("b", "2"), ("a", "3"), ("a", "3")]:
-            await board.reserve(name, group)
-        await board.register("a")
-        for _ in range(2):  # whoever asked may have died before it removed them
-            assert await board.reserved(["a", "unknown"]) == ["1", "3"]
-        for _ in range(2):
-            await board.removed(["1", "3"])
-            assert await board.reserved(["a", "b"]) == ["2"]
+        for name, group in [("a", "1"), ("b", "2"), ("a", "3")]:
+            await board.register(name, group)
+        await board.trouble("c", "died before it could register")
+        assert await board.placement_groups() == {"a": "3", "b": "2"}
 
     run(scene())

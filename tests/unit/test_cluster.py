@@ -104,7 +104,7 @@ def test_a_ray_whose_processes_appear_one_by_one_is_waited_for(
     """As on a busy machine."""
     numbers = iter(range(1000))
     monkeypatch.setattr(cluster, "START_SECONDS", 0.0)
-    monkeypatch.setattr(cluster, "_children", lambda parents: dict.fromkeys(range(next(numbers)), ""))
+    monkeypatch.setattr(cluster, "_children", lambda parents: range(next(numbers)))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     with cluster.connect():

@@ -1,25 +1,26 @@
-"""What a sweep does before and beside its hosts: refusals, Ray in the background, what hosts leave out of Ray Train."""
+"""What a sweep does before and beside its hosts: refusals, Ray in the background, which trainer of Ray Train's runs."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray._private.node import Node
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
-from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 from ray.train.v2.api import data_parallel_trainer
-from ray.train.v2.api.config import RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.sweep import cluster
-from mmsweep.sweep.lean_train import USELESS, LeanTrainer, host_trainer
+from mmsweep.sweep import cluster, hosts
+from mmsweep.sweep.hosts import HostSize, Keeper
+from mmsweep.sweep.lean_train import GROUP, PRIVATE, UNUSED_CALLBACKS, host_trainer, lean_works
 from mmsweep.sweep.start import run_sweep
 from tests.unit import report_factory as factory
 
@@ -66,23 +67,63 @@ def test_a_finished_sweep_is_shown_again_without_ray(started: list[str], tmp_pat
     assert outcome.state == "finished" and not started and (folder / "report" / "index.html").exists()
 
 
-def test_hosts_leave_out_what_ray_train_still_calls_so() -> None:
-    """Where Ray renames these, hosts start slower or not at all: this is how it is noticed."""
-    assert all(hasattr(data_parallel_trainer, name) for name in USELESS)
+@pytest.mark.parametrize(("workers", "gpu", "backend"), [(1, False, None), (2, False, "gloo"), (1, True, "nccl")])
+def test_a_lean_trainer_is_ray_train_s_own_without_what_hosts_do_not_use(
+    workers: int, gpu: bool, backend: str | None, whole_ray: None
+) -> None:
+    """Where Ray renames something, hosts start later: this is how it is noticed."""
+    made = trainer(workers, gpu)
+    assert type(made).__name__ == "LeanTrainer" and getattr(made.backend_config, "backend", None) == backend
+    names = {type(callback).__name__ for callback in made._create_default_callbacks()}
+    assert "BackendSetupCallback" in names and not names & set(UNUSED_CALLBACKS)
+    assert all(hasattr(data_parallel_trainer, name) for name in UNUSED_CALLBACKS)
     assert constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR == "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
     assert constants.ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR == "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING"
-    assert hasattr(DataParallelTrainer, "_initialize_and_run_controller") and hasattr(Node, "kill_log_monitor")
-    assert {"after_controller_start", "_maybe_send_resource_request"} <= set(dir(FixedScalingPolicy))
-    assert TrainController.worker_group_cls is WorkerGroup and hasattr(WorkerGroup, "_create_placement_group")
-    assert worker_group.SynchronizationActor is SynchronizationActor
-    config: Any = RunConfig()
-    made = host_trainer(False, print, train_loop_per_worker=print, run_config=config)
-    names = {type(callback).__name__ for callback in made._create_default_callbacks()}
-    assert "BackendSetupCallback" in names and not names & set(USELESS)
 
 
-@pytest.mark.parametrize(("workers", "gpu", "backend"), [(1, False, None), (2, False, "gloo"), (1, True, "nccl")])
-def test_ranks_and_gpus_are_joined_by_torch(workers: int, gpu: bool, backend: str | None) -> None:
+@pytest.mark.parametrize("name", [*PRIVATE, GROUP])
+def test_without_a_private_name_hosts_are_plain_trainers(
+    name: str, whole_ray: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, _, path = name.partition(":")
+    if path:
+        *owner, last = path.split(".")
+        owns: Any = reduce(getattr, owner, importlib.import_module(module))
+        for base in getattr(owns, "__mro__", [owns]):
+            if last in vars(base):
+                monkeypatch.delattr(base, last)
+    else:
+        monkeypatch.setitem(sys.modules, module, None)
+    with caplog.at_level("WARNING", "mmsweep.hosts"):
+        made = [trainer(workers, gpu=False) for workers in (1, 2)]
+    assert [type(one) for one in made] == [TorchTrainer] * 2
+    assert len(caplog.messages) == 1 and name in caplog.messages[0]
+
+
+def test_a_host_whose_lean_trainer_fails_goes_on_with_a_plain_one(tmp_path: Path, whole_ray: None) -> None:
+    """A name may mean something else in a newer Ray."""
+    tried = []
+
+    class Tried(Keeper):
+        def _fit(self, name: str) -> None:
+            tried.append(self.lean)
+            if self.lean:
+                raise TypeError("run() takes 2 arguments")
+            self.close()
+
+    board: Any = SimpleNamespace(trouble=SimpleNamespace(remote=lambda *_: None))
+    Tried(board, HostSize(1, 1, 0), ["host-0"], "", tmp_path, tmp_path, sole=False, lean=True)._keep("host-0")
+    assert tried == [True, False]
+
+
+@pytest.fixture
+def whole_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(hosts, "_free", lambda *_: None)
+    lean_works.cache_clear()
+    yield
+    lean_works.cache_clear()
+
+
+def trainer(workers: int, gpu: bool) -> Any:
     scaling: Any = ScalingConfig(num_workers=workers, use_gpu=gpu)
-    made = host_trainer(workers > 1 or gpu, print, train_loop_per_worker=print, scaling_config=scaling)
-    assert isinstance(made, LeanTrainer) and getattr(made.backend_config, "backend", None) == backend
+    return host_trainer(True, workers > 1 or gpu, train_loop_per_worker=print, scaling_config=scaling)

@@ -4,6 +4,7 @@
     python benchmarks/sweep_overhead.py                                     # quickstart: short trials and long ones
     python benchmarks/sweep_overhead.py --size base --gpus 1 --epochs 2 20
     python benchmarks/sweep_overhead.py --size tiny --epochs 2 --trials 3   # whether it runs
+    python benchmarks/sweep_overhead.py --pairs 5                           # the demo with lean and with plain trainers
 
 Each case is one `mmsweep tune` from its command to its end (no scheduler, no final runs, random values), with trials of
 --epochs epochs. Times of epochs are those that the hosts wrote down (packing.json in the sweep's folder): an epoch of a
@@ -15,11 +16,17 @@ pack counts once, however many slots it has, and includes validation. For each h
     end       from the last epoch to the command's end: tracking, report, closing Ray
 "overhead" is all but epochs and waiting, over all but waiting: asked for is at most 5 % where trials are longer than a
 minute. "over the epochs": wall x hosts / sum of epochs, waiting included.
+
+--pairs N runs the study as it stands, its final runs included, N times with each of --trainers, in turn. `lean`: Ray
+Train without the processes that hosts do not use (mmsweep/sweep/lean_train.py); `plain`: TorchTrainer as it is. Both
+count slots anew in each run.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,10 +41,11 @@ from outside import Ran, place_of, tune
 from ran_on import Machine, hand_over, out_option, table
 from sizes import SIZES, study_file
 
-from mmsweep.assembly import prepare_data
+from mmsweep.assembly import cache_folder, prepare_data
 from mmsweep.record.packing import PackEpoch, Packing
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
+from mmsweep.sweep.hosts import PLAIN
 
 ALLOWED = 0.05
 PARTS = ("epochs", "start", "between", "waiting", "end")
@@ -119,6 +127,34 @@ def measure(path: Path, out: Path, changes: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def compare(path: Path, place: Path, pairs: int, trainers: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """Wall and stages of whole sweeps by trainer, as a table's lines."""
+    walls: dict[str, list[float]] = {trainer: [] for trainer in trainers}
+    stages: dict[str, list[dict[str, float]]] = {trainer: [] for trainer in trainers}
+    for pair in range(pairs):
+        for trainer in trainers if pair % 2 == 0 else reversed(trainers):
+            os.environ.pop(PLAIN, None)
+            if trainer == "plain":
+                os.environ[PLAIN] = "1"
+            shutil.rmtree(cache_folder() / "slots", ignore_errors=True)
+            out = place / f"{trainer}-{pair}"
+            ran = tune(path, out, changes)
+            walls[trainer].append(ran.seconds)
+            stages[trainer].append(stages_of(out, Packing.load(out).epochs, ran))
+            print(f"{trainer} {pair}: {ran.seconds:.1f} s, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+    names = list(stages[trainers[0]][0])
+    rows = [
+        [
+            trainer,
+            f"{median(walls[trainer]):.1f} s",
+            *(f"{median(one.get(name, 0.0) for one in stages[trainer]):.1f} s" for name in names),
+            ", ".join(f"{wall:.1f}" for wall in walls[trainer]),
+        ]
+        for trainer in trainers
+    ]
+    return table(["trainer", "wall", *names, "each wall"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="quickstart")
@@ -130,9 +166,18 @@ def main() -> None:
     parser.add_argument("--hosts", default="auto", help="resources.hosts")
     parser.add_argument("--gpus", type=float, default=0.0, help="resources.gpus")
     parser.add_argument("--place", type=Path, help="folder to keep everything in; default: a temporary one")
+    parser.add_argument("--pairs", type=int, default=0, help="compare trainers in so many runs of each")
+    parser.add_argument("--trainers", nargs="+", choices=["lean", "plain"], default=["lean", "plain"])
     out_option(parser)
     options = parser.parse_args()
     machine, found = Machine(), []
+    if options.pairs:
+        with place_of(options.place, own_cache=True) as place:
+            path = options.study or study_file(options.size, place / "study")
+            prepare_data(Study.load(path, options.set))
+            lines = compare(path, place, options.pairs, options.trainers, options.set)
+        hand_over("Whole sweeps by trainer: medians", lines, machine.facts(), {}, options.out)
+        return
     changes = [
         *(f"sweep.trials={options.trials}", "sweep.scheduler={name: none}", "sweep.sampler={name: random}"),
         *("sweep.final=null", "sweep.budget.hours=null", "tracking.uri=null"),

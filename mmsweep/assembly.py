@@ -8,7 +8,6 @@ Study ─► builder, formats ─► prepared data      (warm: kept by a host fr
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from mmsweep.models.input_formats import FormatOptions
 from mmsweep.models.lora import Noise
 from mmsweep.models.mult import MulTOptions
 from mmsweep.models.packing import alone
+from mmsweep.record.files import cache_folder
 from mmsweep.record.trial import Report, TrialFolder, deciding_report
 from mmsweep.study import Study
 from mmsweep.study.data import ManifestSplit
@@ -51,11 +51,6 @@ from mmsweep.views import kept_formats, make_augmentation, make_inference, raste
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-
-
-def cache_folder() -> Path:
-    """Where prepared data is kept: $MMSWEEP_CACHE, else ~/.cache/mmsweep."""
-    return Path(os.environ.get("MMSWEEP_CACHE") or Path.home() / ".cache" / "mmsweep")
 
 
 def make_builder(study: Study) -> DatasetBuilder:

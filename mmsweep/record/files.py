@@ -17,6 +17,11 @@ Shape = TypeVar("Shape")
 OPEN = {"extra": "allow"}  # of a TypedDict: keys that a newer mmsweep writes are kept
 
 
+def cache_folder() -> Path:
+    """Where prepared data and measured slot counts are kept: $MMSWEEP_CACHE, else ~/.cache/mmsweep."""
+    return Path(os.environ.get("MMSWEEP_CACHE") or Path.home() / ".cache" / "mmsweep")
+
+
 def permit(path: Path) -> None:
     """Give a file that a library made for its owner alone (safetensors) the rights of any other: the umask decides.
 

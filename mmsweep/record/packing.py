@@ -1,16 +1,20 @@
-"""How full a sweep's packs were: `packing.json` in its folder, which the driver writes and everyone else reads.
+"""How full a sweep's packs were: `packing.json` in its folder, which the driver writes and everyone else reads; and how
+many slots were measured on this machine before, in the cache.
 
 Imported by the board, whose process is to start fast: no torch here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from mmsweep.record.files import read_record
+from mmsweep.errors import UserError
+from mmsweep.record.files import read_record, write_whole
 
 FILE = "packing.json"
 
@@ -36,6 +40,52 @@ class Capacity:
     def holds(self, most: int) -> bool:
         """Whether it says enough for where up to `most` could be of use: it was not that use that ended the search."""
         return 2 * self.slots <= self.most or most <= self.most
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """A file of `MeasuredCapacities`."""
+
+    machine: dict[str, str]
+    capacity: Capacity
+
+
+class MeasuredCapacities:
+    """Slot counts that were measured on a machine, one file in the cache for each kind of pack and host.
+
+    Nothing rests on these files: one that is damaged, or of another machine, counts as none, and one that cannot be
+    written is not.
+
+    Args:
+        cache: the cache folder.
+        machine: what a count depends on beside pack and host.
+    """
+
+    def __init__(self, cache: Path, machine: Mapping[str, str]) -> None:
+        self._folder, self._machine = cache / "slots", dict(machine)
+
+    def _path(self, pack: str, on: str) -> Path:
+        key = json.dumps([self._machine, pack, on], sort_keys=True)
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+    def get(self, pack: str, on: str, most: int) -> Capacity | None:
+        """What is known for packs of a key on hosts of a kind, where up to `most` slots could be of use."""
+        found = None
+        with contextlib.suppress(UserError):
+            found = read_record(self._path(pack, on), _Measurement)
+        if found is None or found != _Measurement(self._machine, replace(found.capacity, pack=pack, on=on)):
+            return None
+        return found.capacity if found.capacity.slots > 0 and found.capacity.holds(most) else None
+
+    def put(self, capacity: Capacity) -> None:
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(asdict(_Measurement(self._machine, capacity)), indent=1)
+            write_whole(self._path(capacity.pack, capacity.on), text)
+
+    def forget(self, pack: str, on: str) -> None:
+        with contextlib.suppress(OSError):
+            self._path(pack, on).unlink()
 
 
 @dataclass(frozen=True)

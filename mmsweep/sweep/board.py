@@ -258,7 +258,7 @@ class Board:
             return self._entries[id].posting
         host.idle = True
         await self._wait(lambda: bool(self._queue and not self._outage) or self._closed, seconds)
-        self._host(name, token).idle = False
+        self._host(name, token)
         if self._closed:
             return "closed"
         if not self._queue or self._outage:
@@ -332,6 +332,7 @@ class Board:
             self._entries[id].state = "running"
             self._entries[id].timeline["taken"] = time.time()
         host.jobs += ids
+        host.idle = False
         return [self._entries[id].posting for id in ids]
 
     async def replay(self, name: str, token: int, id: str, reports: list[dict[str, Any]]) -> None:

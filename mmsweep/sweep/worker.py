@@ -45,13 +45,15 @@ import torch.distributed as dist
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
 from mmsweep.jobs import Job
+from mmsweep.record.files import cache_folder
 from mmsweep.record.lock import HeldError, held
-from mmsweep.record.packing import Capacity
+from mmsweep.record.packing import Capacity, MeasuredCapacities
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
 from mmsweep.study.sections import MOST_SLOTS
 from mmsweep.sweep.board import Posting, StaleHost
 from mmsweep.sweep.train_function import Place
+from mmsweep.training.capacity import machine
 from mmsweep.training.engine import Answer
 from mmsweep.training.world import World
 
@@ -92,6 +94,7 @@ class _Host:
         self.key: str | None = None
         self.token = 0
         self.capacity = Capacity("", "", 1)
+        self.measured = MeasuredCapacities(cache_folder(), machine(torch.device(self.device)))
         self.served: dict[str, Posting] = {}  # the pack's
         self.metrics: dict[str, list[str]] = {}  # that must be in their reports
         self.locks: dict[str, contextlib.ExitStack] = {}  # on rank 0
@@ -224,6 +227,7 @@ class _Host:
         if short:
             known = self.capacity
             reason = "the memory did not suffice for more"
+            self.measured.forget(known.pack, known.on)
             self._ask(self.board.capacity, replace(known, slots=max(1, len(ids) // 2), reason=reason, most=MOST_SLOTS))
         if self.world.size > 1 and (fault or not own):
             ray.get(self.board.trouble.remote(self.place.host, f"rank {self.world.rank}: {text}"))
@@ -258,12 +262,11 @@ class _Host:
         return self.warm
 
     def _find_capacity(self, first: Posting) -> Capacity:
-        """How many slots there are for packs of a trial's kind; measured once for all."""
+        """How many slots there are for packs of a trial's kind; measured once for all, and for later sweeps."""
         asked = Study.parse(first.study).resources.slots
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"cpu, {self.place.threads} threads"
         on = f"{name}, {self.world.size} ranks, slots {asked}"
-        asking = self.world.first
-        known = self._share(self._ask(self.board.known_capacity, first.pack, on, first.company) if asking else None)
+        known = self._share(self._known(first, on) if self.world.first else None)
         if known is None:
             try:
                 known = self._measured(first, on)
@@ -283,16 +286,29 @@ class _Host:
             self._ask(self.board.capacity, known)
         return known
 
+    def _known(self, first: Posting, on: str) -> Capacity | None:
+        if known := self._ask(self.board.known_capacity, first.pack, on, first.company):
+            return known
+        if known := self.measured.get(first.pack, on, first.company):
+            log.info("%d slots on %s, as measured in an earlier sweep: %s", known.slots, on, known.reason)
+        return known
+
     def _measured(self, first: Posting, on: str) -> Capacity:
+        tried: list[int] = []
+
         def reached(slots: int) -> None:
             """Tell the board, before the next size is tried: that may be the end of this process."""
+            tried.append(slots)
             if self.world.first:
                 reason = f"a host died when it tried {max(1, 2 * slots)} slots"
                 self._ask(self.board.trying, Capacity(first.pack, on, max(1, slots), reason))
 
         warm = self._warm(first.key)
         slots, reason = warm.slots_for(_job(first), first.company, self._share, reached)
-        return Capacity(first.pack, on, slots, reason, first.company)
+        found = Capacity(first.pack, on, slots, reason, first.company)
+        if tried and self.world.first:
+            self.measured.put(found)
+        return found
 
 
 def _job(posting: Posting) -> Job:

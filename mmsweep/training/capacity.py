@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import mmsweep
 
 WORTH = 1.1  # doubling goes on while it brings so many times the slots per second
 STEPS = 3  # on the clock, after one before it starts
@@ -76,6 +79,19 @@ def measure(
     return best, reason
 
 
+def machine(device: torch.device) -> dict[str, str]:
+    """What a measured number of slots depends on beside the packs: processor, memory, device, versions."""
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "cpu": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{_physical() / 2**30:.0f} GiB",
+        "gpu": f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" if gpu else "",
+        "torch": torch.__version__,
+        "mmsweep": mmsweep.__version__,
+    }
+
+
 def _step_seconds(steps: Iterator[None], device: torch.device, agree: Callable[[Any], Any]) -> float:
     """The fastest step's seconds: what else the machine does only ever adds to them.
 
@@ -121,22 +137,31 @@ class _Memory:
         return 2 * max(0, _peak() - self.before) < MEMORY_SHARE * self.left
 
 
-def _field(path: str, name: str) -> int | None:
-    """Bytes of a line such as `VmHWM:  123 kB` of a file of Linux's; None elsewhere."""
+def _field(path: str, name: str) -> str | None:
+    """The first line such as `VmHWM:  123 kB` of a file of Linux's, without its name; None elsewhere."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+
+
+def _kilobytes(path: str, name: str) -> int | None:
+    found = _field(path, name)
+    return None if found is None else 1024 * int(found.split()[0])
 
 
 def _peak() -> int:
-    return _field("/proc/self/status", "VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _kilobytes("/proc/self/status", "VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _resident() -> int:
-    return _field("/proc/self/status", "VmRSS") or _peak()
+    return _kilobytes("/proc/self/status", "VmRSS") or _peak()
 
 
 def _available() -> int:
-    return _field("/proc/meminfo", "MemAvailable") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return _kilobytes("/proc/meminfo", "MemAvailable") or _physical() // 2
+
+
+def _physical() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -118,6 +118,21 @@ def test_hosts_share_what_waits() -> None:
     run(scene())
 
 
+def test_three_finals_on_two_hosts_take_one_round() -> None:
+    """A host that asks again and again for its first gets one, also between two of its calls."""
+
+    async def scene() -> None:
+        board, first, second = await open_board(hosts="hi", slots=4)
+        assert await taken(board, first) == await taken(board, second, host="i") == "idle"
+        for id in "012":
+            await board.submit(posting(id), [], False)
+        await board.expect(False)
+        assert await taken(board, first) == "0" and await joined(board, first, "0", 3) == ["1"]
+        assert await taken(board, second, host="i") == "2" and await joined(board, second, "2", 3, host="i") == []
+
+    run(scene())
+
+
 def test_a_report_of_a_pack_waits_for_all_judgements_at_once() -> None:
     async def scene() -> None:
         board, token = await open_board(*"012")

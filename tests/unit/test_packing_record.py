@@ -7,7 +7,7 @@ import pytest
 from mmsweep.errors import UserError
 from mmsweep.plan import dry_run
 from mmsweep.record.objective import Objective
-from mmsweep.record.packing import FILE, Capacity, PackEpoch, Packing
+from mmsweep.record.packing import FILE, Capacity, MeasuredCapacities, PackEpoch, Packing
 from mmsweep.sweep.progress import Progress
 
 
@@ -45,6 +45,37 @@ def test_the_file_gives_back_what_was_written(tmp_path):
     (tmp_path / FILE).write_text(packing.text()[:-9])
     with pytest.raises(UserError, match=r"packing.json: not what mmsweep wrote.*may be deleted"):
         Packing.load(tmp_path)
+
+
+def test_a_measured_count_is_known_on_the_same_machine_and_where_it_says_enough(tmp_path):
+    here, found = {"cpu": "EPYC", "torch": "2.15"}, Capacity("p", "cpu", 2, "4 are only 0.8 times as fast as 2", most=9)
+    measured = MeasuredCapacities(tmp_path, here)
+    assert measured.get("p", "cpu", 9) is None
+    measured.put(found)
+    again = MeasuredCapacities(tmp_path, dict(here))
+    assert again.get("p", "cpu", 9) == again.get("p", "cpu", 64) == found
+    assert again.get("q", "cpu", 9) is again.get("p", "gpu", 9) is None
+    assert MeasuredCapacities(tmp_path, here | {"torch": "2.16"}).get("p", "cpu", 9) is None
+    measured.put(Capacity("p", "cpu", 2, "no more than 2 were asked for", most=2))
+    assert again.get("p", "cpu", 2) and again.get("p", "cpu", 9) is None
+    measured.forget("p", "cpu")
+    measured.forget("p", "cpu")
+    assert again.get("p", "cpu", 2) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"machine": {}, "capacity": {"slots": 0}}'])
+def test_a_damaged_count_is_ignored_and_written_anew(content, tmp_path):
+    measured, found = MeasuredCapacities(tmp_path, {"cpu": "EPYC"}), Capacity("p", "cpu", 4, "no room for 8")
+    measured.put(found)
+    (path,) = (tmp_path / "slots").iterdir()
+    foreign = path.read_text().replace("EPYC", "Xeon"), path.read_text().replace('"slots": 4', '"slots": -4')
+    for text in [content, *map(str.encode, foreign)]:
+        path.write_bytes(text)
+        assert measured.get("p", "cpu", 64) is None
+    measured.put(found)
+    assert measured.get("p", "cpu", 64) == found
+    (tmp_path / "slots" / "file").touch()  # where a cache cannot be written, nothing rests on it
+    MeasuredCapacities(tmp_path / "slots" / "file", {}).put(found)
 
 
 def test_a_dry_run_says_how_slots_are_found(tiny_study):

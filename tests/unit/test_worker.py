@@ -194,8 +194,9 @@ def test_finals_of_several_seeds_share_a_pack(board, studies, tmp_path):
     assert widths(board) == [3, 3, 3] and all((f.path / "evaluation.json").exists() for f in folders)
 
 
-def test_slots_are_measured_once_for_all_packs(board, studies, tmp_path, monkeypatch):
+def test_slots_are_measured_once_for_all_packs_and_later_sweeps(board, studies, tmp_path, monkeypatch):
     asked = []
+    monkeypatch.setattr(worker, "cache_folder", lambda: tmp_path / "cache")
 
     def slots_for(self, job, most, agree, reached):
         asked.append(job.id)
@@ -204,8 +205,26 @@ def test_slots_are_measured_once_for_all_packs(board, studies, tmp_path, monkeyp
 
     monkeypatch.setattr(Warm, "slots_for", slots_for)
     studies = [study.with_values({"resources.slots": "auto"}) for study in studies]
-    serve(board, post(board, studies, tmp_path))
+    serve(board, post(board, studies, tmp_path / "first"))
     assert asked == ["0000"] and max(widths(board)) == 2
+    second = Handle()  # another sweep
+    serve(second, post(second, studies[:2], tmp_path / "second"))
+    assert asked == ["0000"] and max(widths(second)) == 2
+
+    run_pack, failed = Warm.run_pack, []
+
+    def tight(self, jobs, report, refill, over):
+        if len(jobs) > 1 and not failed:
+            failed.append(len(jobs))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run_pack(self, jobs, report, refill, over)
+
+    monkeypatch.setattr(Warm, "run_pack", tight)
+    third, fourth = Handle(), Handle()
+    serve(third, post(third, studies[:2], tmp_path / "third"))
+    assert asked == ["0000"] and failed == [2] and max(widths(third)) == 1
+    serve(fourth, post(fourth, studies[:2], tmp_path / "fourth"))  # that count is measured anew
+    assert asked == ["0000", "0000"] and max(widths(fourth)) == 2
 
 
 def test_a_measurement_that_fails_leaves_one_slot(board, studies, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import mmsweep
@@ -25,30 +25,33 @@ from mmsweep.ending import Interrupt, Interrupted
 from mmsweep.environment_faults import EnvironmentFaultError
 from mmsweep.errors import UserError
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # how soon the controller sees that a rank died
-# Controllers share a process: the logging that each would set up there locks the others' (logging.config.dictConfig).
-os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # results are in the trials' folders and in MLflow
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours, see Interrupt
-os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "30")
-os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "30")  # on a busy machine 2 s are too few to end a light trial
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail in its first epoch
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is set inside of a submitted Ray job
 
 
-# Ray's switch for laptops, read when it is imported: all processes of a Ray that is started here listen on 127.0.0.1.
-# One that joins a cluster ("1") takes that cluster's addresses.
-os.environ.setdefault(
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
-    "0"
-    if os.environ.get("RAY_ADDRESS", "") in ("", "local") and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
-    else "1",
-)
+def own_ray() -> bool:
+    """Whether a Ray is started here, rather than a cluster joined."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local") and JOB not in os.environ
 
-import ray
 
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is there inside of a submitted Ray job
+SWITCHES = {  # of Ray's, read when it is imported; what the user's environment says wins
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon the controller sees that a rank died
+    # Controllers share a process: the logging that each would set up there would lock the others'.
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results are in the trials' folders and in MLflow
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours, see Interrupt
+    "TUNE_WARN_THRESHOLD_S": "30",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",  # on a busy machine 2 s are too few to end a light trial
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail in its first epoch
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # For laptops: a Ray that is started here listens on 127.0.0.1. A cluster ("1") has its own addresses.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if own_ray() else "1",
+}
+os.environ.update({**SWITCHES, **os.environ})
+
+import ray  # noqa: E402
+
+QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through it, and Ray's default is 30 % of the memory
 START_SECONDS = 50.0  # Ray has so long to start or to answer,
 STALL_SECONDS = 30.0  # and longer where its processes appear one after the other, at least one in this time
@@ -60,37 +63,23 @@ T = TypeVar("T")
 log = logging.getLogger("mmsweep.sweep")
 
 
-def own_ray() -> bool:
-    """Whether a Ray is started here, rather than a cluster joined."""
-    return os.environ.get("RAY_ADDRESS", "") in ("", "local") and JOB not in os.environ
-
-
 def sole_user() -> bool:
     """Whether nobody else uses the Ray that this process is connected to: `connecting` has started it."""
     return own_ray() and _begun is not None
-
-
-@dataclass
-class _Start:
-    """A start of Ray in the background, and when (of `time.monotonic`) it is given up."""
-
-    done: Future[None]
-    until: float
 
 
 @dataclass(frozen=True)
 class _Process:
     pid: int
     started: str  # a pid that is used again has another starting time
-    name: str = field(compare=False)  # which a process may change
+    parent: int = field(compare=False)
+    name: str = field(compare=False)
 
 
-_begun: _Start | None = None
-"""What `connect` waits for; None outside of `connecting`."""
+_begun: Future[None] | None = None  # what `connect` waits for; None outside of `connecting`
+_until = 0.0  # when (of `time.monotonic`) it is given up
 _left_behind = False
-_kept_open: list[contextlib.ExitStack] = []
-_beside: set[_Process] = set()
-"""Processes of a Ray of our own that are not our children."""
+_beside: set[_Process] = set()  # of a Ray of our own: what its raylet has started
 
 
 class ClusterGoneError(EnvironmentFaultError):
@@ -104,30 +93,21 @@ def connecting() -> Iterator[None]:
     Ray's processes take seconds to start, and the driver's own imports leave them a core. A connection that exists
     already is used and left open.
     """
-    global _begun
+    global _begun, _until
     if ray.is_initialized():
         yield
         return
-    begun, over = _Start(Future(), time.monotonic() + START_SECONDS), threading.Event()
-
-    def start() -> None:
-        try:
-            _start()
-            begun.done.set_result(None)
-        except BaseException as problem:
-            begun.done.set_exception(problem)
-        over.wait()  # Ray's processes die with the thread that started them (PR_SET_PDEATHSIG)
-
-    threading.Thread(target=start, name="ray.init", daemon=True).start()
-    _begun = begun
+    over = threading.Event()  # Ray's processes die with the thread that started them (PR_SET_PDEATHSIG)
+    _until = time.monotonic() + START_SECONDS
+    begun = _begun = _in_thread("ray.init", _start, over.wait)
     try:
         yield
     finally:
         _begun = None
         try:
-            wait([begun.done], max(0.0, begun.until - time.monotonic()))
+            wait([begun], max(0.0, _until - time.monotonic()))
         finally:
-            if begun.done.done() and not _left_behind:
+            if begun.done() and not _left_behind:
                 _let_ray_print(False)
                 ray.shutdown()
                 _let_ray_print(True)
@@ -137,30 +117,42 @@ def connecting() -> Iterator[None]:
                 _leave_ray()
 
 
+def _in_thread(name: str, work: Callable[[], T], then: Callable[[], object] = lambda: None) -> Future[T]:
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as problem:
+            done.set_exception(problem)
+        then()
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
+
+
 @contextlib.contextmanager
 def connect(interrupt: Interrupt | None = None) -> Iterator[None]:
     """Be connected to Ray; a connection that exists already is used and left open.
 
-    Args:
-        interrupt: a signal that it heard ends the wait.
-
     Raises:
         UserError: the cluster that RAY_ADDRESS names does not answer, or Ray does not start.
-        Interrupted: a signal came.
+        Interrupted: `interrupt` heard a signal.
     """
+    global _until
     with connecting() if _begun is None else contextlib.nullcontext():
         if _begun is not None:
             known, up = -1, False
             while not up:
-                up = bool(wait([_begun.done], 0.2).done)
+                up = bool(wait([_begun], 0.2).done)
                 if interrupt is not None and interrupt.number is not None:
                     raise Interrupted(interrupt.number)
                 if own_ray() and (children := len(_children({os.getpid()}))) != known:  # a busy machine is slow
-                    known, _begun.until = children, max(_begun.until, time.monotonic() + STALL_SECONDS)
-                if not up and time.monotonic() > _begun.until:
+                    known, _until = children, max(_until, time.monotonic() + STALL_SECONDS)
+                if not up and time.monotonic() > _until:
                     what = "Ray did not start" if own_ray() else "the Ray cluster did not answer"
                     raise _unreachable(f"{what} within {START_SECONDS:.0f} s")
-            _begun.done.result()
+            _begun.result()
             _beside.update(_under_raylet())
         if interrupt is not None:
             interrupt.listen_again()
@@ -169,40 +161,29 @@ def connect(interrupt: Interrupt | None = None) -> Iterator[None]:
 
 def _start() -> None:
     # Workers must find mmsweep also where it is run from a checkout that is not installed.
-    home = str(Path(mmsweep.__file__).parents[1])
-    known = os.environ.get("PYTHONPATH", "")
-    if home not in known.split(os.pathsep):
-        os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (home, known) if part)
+    paths = [str(Path(mmsweep.__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    place = None if own_ray() else _place(os.environ.get("RAY_ADDRESS", ""))
+    if place and (problem := _probe(place, 10.0)):  # Ray itself tries for minutes
+        raise _unreachable(problem)
     try:
         if own_ray():
             # Nobody takes this machine's node away from under the hosts: no process has to watch for it.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            # "local": never a cluster that somebody else, or a killed run, left on this machine. No dashboard: it is
-            # eight processes, and the one thing that must ask it, Ray Train's cleaner of placement groups, is not used
-            # (hosts.py).
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            # "local": never a cluster that somebody else, or a killed run, left on this machine. The dashboard is eight
+            # processes; only Ray Train's cleaner of placement groups would ask it (hosts.py, `_free`).
+            ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, **QUIET)
             _end_log_monitor()
         else:
-            # Ray itself tries for minutes.
-            if (place := _place(os.environ.get("RAY_ADDRESS", ""))) and (problem := _probe(place, 10.0)):
-                raise _unreachable(problem)
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except UserError:
-        raise
+            ray.init(**QUIET)
     except Exception as error:  # Ray raises a plain one where its processes do not start in time
         raise _unreachable((str(error).splitlines() or [type(error).__name__])[0]) from error
 
 
 def _unreachable(problem: str) -> UserError:
     address = os.environ.get("RAY_ADDRESS")
-    text = f"Ray cannot be reached ({problem})"
-    return UserError(text, key="RAY_ADDRESS", found=address) if address else UserError(text)
+    given: Any = {"key": "RAY_ADDRESS", "found": address} if address else {}
+    return UserError(f"Ray cannot be reached ({problem})", **given)
 
 
 def _place(address: str) -> tuple[str, int] | None:
@@ -239,15 +220,13 @@ class Liveness:
 
     def exposed(self) -> str | None:
         """What to say where a Ray of our own can be reached from other machines; None where it cannot."""
-        if not own_ray() or ray.util.get_node_ip_address() == "127.0.0.1":
-            return None
-        return "Ray listens on all network interfaces of this machine: it was imported before mmsweep"
+        sentence = "Ray listens on all network interfaces of this machine: it was imported before mmsweep"
+        return sentence if own_ray() and ray.util.get_node_ip_address() != "127.0.0.1" else None
 
     def gone(self) -> str | None:
         """What became of it; None while it is there. Cheap."""
-        for server in self._servers:
-            if not _runs(server):
-                return f"Ray's process {server.name} ended"
+        if ended := next((server for server in self._servers if _running(server.pid) != server), None):
+            return f"Ray's process {ended.name} ended"
         if self._place and time.monotonic() - self._probed > PROBE_SECONDS:
             problem = _probe(self._place, PROBE_SECONDS)
             self._missed = self._missed + 1 if problem else 0
@@ -258,28 +237,15 @@ class Liveness:
 
 
 def attended(work: Callable[[], T], interrupt: Interrupt, gone: Callable[[], str | None]) -> T:
-    """Do what uses Ray in a thread of its own, and leave it there if it cannot come to an end.
+    """Do `work`, which uses Ray, in a thread of its own, and leave it behind if it cannot come to an end.
 
     Many calls of Ray's wait for ever for a cluster that is gone, and no signal gets through to some of them.
 
-    Args:
-        work: what is done.
-        interrupt: hears the signals.
-        gone: says what became of the cluster; None while it is there.
-
     Raises:
-        ClusterGoneError: the cluster is gone.
-        Interrupted: a second signal came, or `work` did not end after the first one.
+        ClusterGoneError: the cluster is gone, as `gone` said.
+        Interrupted: `interrupt` heard a second signal, or `work` did not end after the first one.
     """
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as problem:
-            done.set_exception(problem)
-
-    threading.Thread(target=run, name="sweep", daemon=True).start()
+    done = _in_thread("sweep", work)
     until = float("inf")
     reason: str | None = None
     try:
@@ -290,10 +256,9 @@ def attended(work: Callable[[], T], interrupt: Interrupt, gone: Callable[[], str
     finally:
         if not done.done():
             _leave_ray()
-    problem = done.exception() if done.done() else None
-    if done.done() and problem is None:
+    if done.done() and done.exception() is None:
         return done.result()
-    reason = reason or gone()
+    problem, reason = done.exception() if done.done() else None, reason or gone()
     if problem is not None:
         if reason is None:
             raise problem
@@ -309,11 +274,7 @@ def left_behind() -> bool:
 
 
 def check_attended() -> None:
-    """To be called by what `attended` does before it writes anything.
-
-    Raises:
-        ClusterGoneError: nobody waits for it any more.
-    """
+    """Raises ClusterGoneError if `attended` has left its caller behind: it may write nothing any more."""
     if _left_behind:
         raise ClusterGoneError("the sweep has ended meanwhile")
 
@@ -331,42 +292,34 @@ def _leave_ray() -> None:
 
 
 def _let_ray_print(on: bool) -> None:
-    """Ray prints, on stdout, why its processes ended; at the end that would stand among our last words.
-
-    No public switch stops what a thread of Ray's prints later on. Where Ray names it otherwise, the lines are shown.
-    """
+    # Ray prints, on stdout, why its processes ended. At the end that would stand among our last words, and no public
+    # switch stops a thread that prints later on. Where Ray names it otherwise, the lines are shown.
     with contextlib.suppress(AttributeError):
         module: Any = ray._private.worker
         module._worker_logs_enabled = on
 
 
-def _running(pid: int | str) -> tuple[_Process, int] | None:
-    """A process and its parent's pid (on Linux); None where it has ended."""
+def _running(pid: int | str) -> _Process | None:
+    """A process (on Linux); None where it has ended."""
     with contextlib.suppress(OSError):
         before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
         state, parent, *fields = after.split()
-        return None if state in "ZX" else (_Process(int(pid), fields[17], before.partition("(")[2]), int(parent))
+        return None if state in "ZX" else _Process(int(pid), fields[17], int(parent), before.partition("(")[2])
     return None
-
-
-def _runs(process: _Process) -> bool:
-    found = _running(process.pid)
-    return found is not None and found[0] == process
 
 
 def _children(parents: Collection[int]) -> set[_Process]:
     running = (_running(path.name) for path in Path("/proc").glob("[0-9]*"))
-    return {found[0] for found in running if found and found[1] in parents}
+    return {process for process in running if process and process.parent in parents}
 
 
 def _ray_servers() -> set[_Process]:
     """The raylet and the GCS of a Ray that this process has started."""
-    return {process for process in _children({os.getpid()}) if process.name in ("raylet", "gcs_server")}
+    return {child for child in _children({os.getpid()}) if child.name in ("raylet", "gcs_server")}
 
 
 def _under_raylet() -> set[_Process]:
-    """What a raylet of our own has started."""
-    return _children({process.pid for process in _ray_servers() if process.name == "raylet"})
+    return _children({server.pid for server in _ray_servers() if server.name == "raylet"})
 
 
 def _end_own_ray() -> None:
@@ -375,26 +328,23 @@ def _end_own_ray() -> None:
     Its processes die with this one, but not what its raylet started. Nothing is killed from here: Ray's library ends
     this process, with a status of its own, as soon as it sees that the raylet is gone.
     """
-    _beside.update(_under_raylet())
-    if _beside:
-        command = f"sleep 1; kill -9 {' '.join(str(process.pid) for process in _beside)}"
+    if ending := _beside | _under_raylet():
+        command = f"sleep 1; kill -9 {' '.join(str(process.pid) for process in ending)}"
         quiet = subprocess.DEVNULL
         subprocess.Popen(["sh", "-c", command], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
 def _end_beside() -> None:
     """End what a raylet of our own has left: its agents stay for a minute where it was killed."""
-    for process in filter(_runs, _beside):
+    while _beside:
+        process = _beside.pop()
         with contextlib.suppress(OSError):
-            os.kill(process.pid, signal.SIGKILL)
-    _beside.clear()
+            if _running(process.pid) == process:
+                os.kill(process.pid, signal.SIGKILL)
 
 
 def _end_log_monitor() -> None:
-    """End the process that would show the workers' output here (`log_to_driver` is off), for more than 1 % of a core.
-
-    `ray start` has an option for it, `ray.init` does not. Where Ray names its program otherwise, the process stays.
-    """
+    # It would show the workers' output here, and takes more than 1 % of a core. Only `ray start` has an option for it.
     for process in _children({os.getpid()}):
         with contextlib.suppress(OSError):
             if b"log_monitor.py" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
@@ -405,57 +355,46 @@ def _end_log_monitor() -> None:
 def logged_to(path: Path) -> Iterator[None]:
     """Send everything that is logged, warned of or printed on the driver to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as closing:
-        file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        closing.callback(_close, file)
-        handler = logging.StreamHandler(file)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root, ours, ray_own = logging.getLogger(), logging.getLogger("mmsweep"), logging.getLogger("ray")
-        kept, root.handlers = root.handlers, [handler]
-        ray_kept, ray_own.handlers = ray_own.handlers, [handler]  # it passes nothing on to the root
-        level, ours_level = root.level, ours.level
-        root.setLevel(logging.WARNING)
-        ours.setLevel(logging.INFO)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            logging.captureWarnings(True)
-            try:
-                yield
-            finally:
-                logging.captureWarnings(False)
-                if _left_behind:  # what was left there goes on logging
-                    _kept_open.append(closing.pop_all())
-                else:
-                    root.handlers, ray_own.handlers = kept, ray_kept
-                    root.setLevel(level)
-                    ours.setLevel(ours_level)
-
-
-def _close(file: TextIO) -> None:
-    with contextlib.suppress(OSError):  # the disk is full: a line is lost, and how the sweep ended must not be
-        file.close()
+    file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, ours, of_ray = loggers = [logging.getLogger(name) for name in ("", "mmsweep", "ray")]
+    before = [(logger.handlers, logger.level) for logger in loggers]
+    root.handlers = of_ray.handlers = [handler]  # Ray's passes nothing on to the root
+    root.setLevel(logging.WARNING)
+    ours.setLevel(logging.INFO)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        logging.captureWarnings(True)
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+            if not _left_behind:  # what was left behind goes on logging
+                for logger, (handlers, level) in zip(loggers, before, strict=True):
+                    logger.handlers = handlers
+                    logger.setLevel(level)
+                with contextlib.suppress(OSError):  # the disk is full: a line is lost, but not how the sweep ended
+                    file.close()
 
 
 @contextlib.contextmanager
 def ray_lines_to(path: Path) -> Iterator[None]:
     """Send what libraries write to the descriptor of stderr, past Python, to a file; Python's own stderr stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "a", buffering=1, encoding="utf-8"))
-        python = sys.stderr
-        python.flush()
-        kept = os.dup(2)
-        stack.callback(os.close, kept)
-        try:
-            ours = python.fileno() == 2
-        except (OSError, ValueError):  # a test's, or a notebook's
-            ours = False
-        if ours:
-            shown = stack.enter_context(open(kept, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False))
-            stack.enter_context(contextlib.redirect_stderr(shown))
-        os.dup2(file.fileno(), 2)
-        stack.callback(os.dup2, kept, 2)
-        try:
-            yield
-        finally:
-            if _left_behind:  # Ray goes on writing
-                _kept_open.append(stack.pop_all())
+    stack = contextlib.ExitStack()
+    file = stack.enter_context(open(path, "a", buffering=1, encoding="utf-8"))  # noqa: SIM115
+    python = sys.stderr
+    python.flush()
+    kept = os.dup(2)
+    stack.callback(os.close, kept)
+    with contextlib.suppress(OSError, ValueError):  # a test's stderr, or a notebook's, has no descriptor
+        if python.fileno() == 2:
+            shown = open(kept, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+            stack.enter_context(contextlib.redirect_stderr(stack.enter_context(shown)))
+    os.dup2(file.fileno(), 2)
+    stack.callback(os.dup2, kept, 2)
+    try:
+        yield
+    finally:
+        if not _left_behind:  # Ray goes on writing
+            stack.close()

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -98,17 +99,40 @@ def test_a_ray_that_does_not_answer_is_given_up(
     assert cluster.left_behind()
 
 
+def started(pid: int) -> cluster._Process:
+    return cluster._Process(pid, "0", os.getpid(), "python")
+
+
 def test_a_ray_whose_processes_appear_one_by_one_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, ray_is_up: threading.Event
 ) -> None:
     """As on a busy machine."""
     numbers = iter(range(1000))
     monkeypatch.setattr(cluster, "START_SECONDS", 0.0)
-    monkeypatch.setattr(cluster, "_children", lambda parents: range(next(numbers)))
+    monkeypatch.setattr(cluster, "_children", lambda parents: {started(n) for n in range(next(numbers))})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     with cluster.connect():
         assert ray_is_up.is_set()
+
+
+def test_a_process_of_ray_s_that_has_ended_is_noticed_before_anybody_waits_for_it() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    process = cluster._running(child.pid)
+    assert process and process.name == "sleep" and process in cluster._children({os.getpid()})
+    liveness = cluster.Liveness.__new__(cluster.Liveness)
+    liveness._servers, liveness._place = {process}, None
+    assert liveness.gone() is None
+    child.kill()
+    until = time.monotonic() + 20
+    while (gone := liveness.gone()) is None:
+        assert time.monotonic() < until
+    assert gone == "Ray's process sleep ended" and child.wait() and cluster._running(child.pid) is None
+
+
+def test_without_a_private_name_ray_s_lines_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(cluster.ray, "_private")
+    cluster._let_ray_print(False)
 
 
 def test_a_signal_ends_the_wait_for_ray(ray_is_up: threading.Event) -> None:

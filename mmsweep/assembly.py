@@ -17,7 +17,6 @@ import torch
 import transformers
 
 from mmsweep.availability import Scenario, availability_table, table_digest
-from mmsweep.compatibility import check_backbone, check_prediction
 from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
 from mmsweep.data.prepared import PreparedData, prepare
@@ -26,11 +25,10 @@ from mmsweep.errors import UNSET, UserError
 from mmsweep.jobs import Job, largest_rank, warm_key
 from mmsweep.jobs import pack_key as pack_key  # a host's module offers both keys
 from mmsweep.methods.method import METHODS, Method
-from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, EncoderOptions, LoraOptions
-from mmsweep.models.backbones import BACKBONES
-from mmsweep.models.input_formats import FormatOptions
+from mmsweep.models.backbone import Backbone
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise
-from mmsweep.models.mult import MulTOptions
+from mmsweep.models.options import BACKBONES
 from mmsweep.models.packing import alone
 from mmsweep.record.files import cache_folder
 from mmsweep.record.trial import Report, TrialFolder, deciding_report
@@ -105,43 +103,45 @@ def _manifest(study: Study) -> ManifestOptions | None:
 
 
 def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool = True, files: bool = True) -> Backbone:
-    """The backbone of a study for a dataset's modalities and target, frozen; `load` and `files` as Blueprint's.
+    """The backbone of a study for a dataset's modalities and target, frozen; `load` and `files` as `Backbone.build`.
 
     Raises:
         UserError: no such backbone, or one that cannot be built for this data.
     """
-    return BACKBONES[study.model.backbone.name].build(_blueprint(study, card, load, files))
-
-
-def _blueprint(study: Study, card: DatasetCard | DatasetBuilder, load: bool, files: bool) -> Blueprint:
-    kinds, model, data = dict(card.modalities), study.model, study.data
-    check_backbone(study, tuple(kinds))
     assert card.target is not None
-    check_prediction(study, card.target.task)
-    return Blueprint(
-        kinds,
-        card.target.width,
-        FormatOptions(data.image.size, data.text.length, data.audio.frames, data.image.fit),
+    return _backbone(study, card).build(study.model, _inputs(study, card), card.target.width, load, files)
+
+
+def _backbone(study: Study, card: DatasetCard | DatasetBuilder) -> type[Backbone]:
+    """The class of a study's backbone. Raises UserError where it cannot serve the dataset."""
+    kind: type[Backbone] = BACKBONES[study.model.backbone.name]
+    assert card.target is not None
+    kind.check(study.model, tuple(card.modalities), card.target.task)
+    return kind
+
+
+def _inputs(study: Study, card: DatasetCard | DatasetBuilder) -> Inputs:
+    """What a study's network is to read."""
+    data = study.data
+    return Inputs(
+        dict(card.modalities),
+        data.image.size,
+        data.image.fit,
+        data.text.length,
+        data.audio.frames,
         data.video.frames,
-        {m: EncoderOptions(e.source, e.name, e.layers, e.pool) for m, e in model.encoders.items()},
-        model.backbone.weights,
-        model.backbone.pretrained,
-        load,
-        files,
         card.rasters,
+        card.sequences,
         raster_window(study),
-        model.backbone.size,
-        sequences=card.sequences,
-        mult=MulTOptions(**model.backbone.mult.model_dump()),
     )
 
 
 def make_method(study: Study, backbone: Backbone) -> Method:
     """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
-    init, adaptation, noise = generator(study.train.seed, "init", 0), make_adaptation(study), Noise()
-    own = backbone.trial_copy(adaptation)
+    init, noise = generator(study.train.seed, "init", 0), Noise()
+    own = backbone.trial_copy(study.model)
     own.reset(init)
-    own.adapt(adaptation, noise, init)
+    own.adapt(study.model, noise, init, largest_rank(study))
     own.compile_blocks(study.train.compile)
     method = METHODS[study.method.name](own, study.method, noise, init)
     scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
@@ -149,15 +149,6 @@ def make_method(study: Study, backbone: Backbone) -> Method:
     if masking and not method.masks(scenario.leaves_gaps(backbone.modalities), masking.with_training_gaps):
         method.masking = None  # B3
     return method
-
-
-def make_adaptation(study: Study) -> Adaptation:
-    """What of the backbone a study trains."""
-    model, encoders = study.model, study.model.encoders
-    given, padded = model.lora, largest_rank(study)
-    lora = None if given is None else LoraOptions(given.rank, given.alpha_in_force, given.dropout, padded)
-    trainable = {m for m, e in encoders.items() if e.trainable} | ({"backbone"} if model.backbone.trainable else set())
-    return Adaptation(lora, frozenset(trainable), frozenset(m for m, e in encoders.items() if e.train_layernorm))
 
 
 def parse_scenario(spec: ScenarioSpec, modalities: Sequence[str], key: str) -> Scenario:
@@ -189,8 +180,7 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
 def prepare_data(study: Study) -> PreparedData:
     """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, no weights."""
     builder = make_builder(study)
-    blueprint = _blueprint(study, builder, load=False, files=True)
-    formats = kept_formats(study, BACKBONES[study.model.backbone.name].formats_of(blueprint))
+    formats = kept_formats(study, _backbone(study, builder).formats_of(study.model, _inputs(study, builder)))
     return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
 
 

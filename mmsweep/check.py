@@ -11,24 +11,20 @@ import numpy as np
 from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario, task_options
 from mmsweep.check_network import check_networks
 from mmsweep.compatibility import (
-    check_backbone,
     check_fill,
     check_masking,
     check_method,
     check_method_options,
-    check_name,
-    check_prediction,
     check_task,
 )
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.registry import DatasetCard
 from mmsweep.effects import check_effects
 from mmsweep.errors import UserError
-from mmsweep.models.backbones import BACKBONES
+from mmsweep.models.options import BACKBONES
 from mmsweep.readers.mlflow.address import resolve_uri
 from mmsweep.search_space import check_search
 from mmsweep.study import Study
-from mmsweep.study.mult import MulTSpec
 from mmsweep.tasks.task import TASKS, Task, task_of
 from mmsweep.training.initialization import check_first_stage, task_state
 from mmsweep.views import make_augmentation, make_inference
@@ -78,7 +74,8 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
             "too many modalities: a score is computed for each of their combinations", key="data.modalities",
             found=len(modalities), expected=f"at most {MOST_MODALITIES}",
         )  # fmt: skip
-    check_backbone(study, modalities)
+    assert card.target is not None
+    BACKBONES[study.model.backbone.name].check(study.model, modalities, card.target.task)
     parse_scenario(study.scenarios.train, modalities, "scenarios.train")
     for number, spec in enumerate(study.search["scenarios.train"].choices if "scenarios.train" in study.search else []):
         parse_scenario(spec, modalities, f"search.scenarios.train.choice.{number}")
@@ -91,16 +88,13 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
             "some workers would have no row of a batch", key="resources.workers", found=study.resources.workers,
             expected=f"at most {smallest} (train.batch_size)",
         )  # fmt: skip
-    assert card.target is not None
     if study.data.task not in (None, card.target.task):
         raise UserError(
             f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
         )
-    check_prediction(study, card.target.task)
     if study.data.dataset == "manifest":
         _check_training_targets(study)
     _check_views(study, card.rasters)
-    _check_dropouts(study, modalities)
     names = metric_names(study, modalities, task_of(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
@@ -162,18 +156,6 @@ def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:
                     f"the backbone would see {seen} pixels a side", key=f"inference.{option}", found=found,
                     expected=f"{least} pixels at least",
                 )  # fmt: skip
-
-
-def _check_dropouts(study: Study, modalities: Sequence[str]) -> None:
-    """Names of modalities in MulT's own settings; its defaults name MOSI's, whatever the dataset's are called."""
-    backbone = study.model.backbone
-    if backbone.name != "mult":
-        return
-    for key in ("key_dropout", "input_dropout"):
-        given = getattr(backbone.mult, key)
-        if given != getattr(MulTSpec(), key):
-            for name in given:
-                check_name(name, modalities, "modality", f"model.backbone.mult.{key}")
 
 
 def _check_warmup(study: Study, rows: int | None) -> None:

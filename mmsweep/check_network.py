@@ -7,13 +7,12 @@ refused by `validate` and not by a host.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmsweep.assembly import make_backbone, make_method
-from mmsweep.compatibility import check_backbone, check_method, check_prediction, check_task
+from mmsweep.compatibility import check_method, check_task
 from mmsweep.data.formats import KINDS
 from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
@@ -56,9 +55,9 @@ def check_networks(study: Study, card: DatasetCard) -> None:
 def missing_weights(study: Study) -> list[UserError]:
     """What of a study's networks is not on this machine; each says where it was looked for. Fetches nothing."""
     missing = []
-    for source, name, key in _networks(study):
+    for source, name, key in study.model.networks():
         try:
-            _require(source, name, key, fetch=False)
+            require(source, name, key, fetch=False)
         except UserError as problem:
             missing.append(problem)
     return missing
@@ -66,24 +65,8 @@ def missing_weights(study: Study) -> list[UserError]:
 
 def require_weights(study: Study) -> None:
     """Fetch what may be fetched. Raises UserError where a network of the study can be found nowhere."""
-    for source, name, key in _networks(study):
-        _require(source, name, key, fetch=True)
-
-
-def _networks(study: Study) -> Iterator[tuple[str, str, str]]:
-    """(source, name, key) of everything pretrained that a study names; the source of CMNeXt's is `file`."""
-    for modality, encoder in study.model.encoders.items():
-        yield encoder.source, encoder.name, f"model.encoders.{modality}.name"
-    backbone = study.model.backbone
-    if backbone.weights is not None and backbone.pretrained:
-        yield "file" if backbone.name == "cmnext" else "transformers", backbone.weights, "model.backbone.weights"
-
-
-def _require(source: str, name: str, key: str, fetch: bool) -> None:
-    if source != "file":
-        require(source, name, key, fetch)
-    elif not Path(name).is_file():
-        raise UserError(NOT_HERE, key=key, found=name, expected="a .safetensors file")
+    for source, name, key in study.model.networks():
+        require(source, name, key, fetch=True)
 
 
 def _variants(study: Study) -> Iterator[tuple[str | None, Any, Study]]:
@@ -105,10 +88,8 @@ def _beside(study: Study, key: str) -> list[dict[str, Any]]:
 
 
 def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:
-    check_backbone(study, tuple(card.modalities))
     check_method(study.method.name, "method.name", study.model.backbone.name)
     if card.target is not None:
-        check_prediction(study, card.target.task)
         check_task(study.method.name, "method.name", card.target.task)
     key = warm_key(study)
     if key not in built:

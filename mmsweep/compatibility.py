@@ -1,60 +1,17 @@
-"""What fits together: backbones, methods, encoders and tasks that a study names, against what there is."""
+"""What fits together: the methods that a study names, against its backbone, its task and its options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
 from mmsweep.availability import Scenario
 from mmsweep.errors import UserError
 from mmsweep.methods.options import METHODS, MaskingOptions
-from mmsweep.models.backbones import BACKBONES
+from mmsweep.models.options import BACKBONES
 from mmsweep.study import Study
-from mmsweep.tasks.task import TASKS
-
-
-def check_backbone(study: Study, modalities: Sequence[str]) -> None:
-    """Refuse a backbone that does not exist, or encoders that do not fit the modalities. Raises UserError."""
-    check_name(study.model.backbone.name, BACKBONES, "backbone", "model.backbone.name")
-    if study.model.backbone.name == "dual_encoder":
-        check_encoders(study, modalities)
-
-
-def check_prediction(study: Study, task: str) -> None:
-    """Refuse a backbone that predicts maps where one answer is wanted, or the reverse.
-
-    Raises:
-        UserError: naming the key.
-    """
-    name, dense = study.model.backbone.name, TASKS[task].dense
-    if BACKBONES[name].dense != dense:
-        fitting = [n for n, b in BACKBONES.items() if b.dense == dense]
-        raise UserError(
-            f"backbone {name} does not predict {task}", key="model.backbone.name", found=name,
-            expected=f"one of {', '.join(fitting)}",
-        )  # fmt: skip
-
-
-def check_encoders(study: Study, modalities: Sequence[str]) -> None:
-    given = study.model.encoders
-    for name in given:
-        if name not in modalities:
-            near = get_close_matches(name, modalities, 1)
-            raise UserError(
-                "an encoder for a modality that the dataset lacks",
-                key=f"model.encoders.{name}",
-                found=name,
-                expected=f"one of {', '.join(modalities)}",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
-            )
-    for name in modalities:
-        if name not in given:
-            raise UserError(
-                "a modality without an encoder", key="model.encoders", found=list(given), expected=f"one for {name} too"
-            )
 
 
 def check_method(name: str, key: str, backbone: str) -> None:
@@ -170,17 +127,3 @@ def _possible(study: Study, key: str, when: Mapping[str, Any]) -> list[Any]:
         return values
     wanted = when[key] if isinstance(when[key], list) else [when[key]]
     return [value for value in values if value in wanted]
-
-
-def check_name(name: str, known: Iterable[str], what: str, key: str) -> None:
-    """Refuse a name that a registry lacks, with the nearest that it has. Raises UserError."""
-    known = list(known)
-    if name not in known:
-        near = get_close_matches(name, known, 1)
-        raise UserError(
-            f"unknown {what}",
-            key=key,
-            found=name,
-            expected=f"one of {', '.join(known)}",
-            hint=f"Did you mean {near[0]!r}?" if near else None,
-        )

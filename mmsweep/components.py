@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     PrivateAttr,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -91,6 +92,8 @@ class Options(Section):
     """The options of a component. `name` says which component, so a section is read by that component's own class."""
 
     name: str = Field(description="Name of the component.")
+    read_with: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    """Option -> another option, and the value of it without which nobody reads the first."""
     _shared: dict[str, Any] = PrivateAttr(default_factory=dict)  # options of other choices of a searched name
 
     def drop_shared(self) -> None:
@@ -180,10 +183,12 @@ class Choice:
     Args:
         registry: the components to choose from.
         place: the section's dotted key in the study.
+        default: the component of a section that names none; None: it must name one.
     """
 
     registry: Registry
     place: str
+    default: str | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(self._read, handler(source))
@@ -209,6 +214,8 @@ class Choice:
     def _read(self, values: Any, info: core_schema.ValidationInfo) -> Any:
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
             return values  # an instance, or something that the schema refuses
+        if self.default is not None:
+            values = {"name": self.default, **values}
         if not isinstance(values.get("name"), str):
             if "name" not in values:
                 raise misfit("this key is missing", "a value", "name", MISSING)
@@ -241,12 +248,11 @@ class Choice:
 
     def _is_a_default(self, key: str, value: Any) -> bool:
         for name in self.registry.with_option(key):
-            options = self.registry[name].Options
-            field = options.model_fields[key]
+            field = self.registry[name].Options.model_fields[key]
             if field.is_required():
                 continue
             try:
-                given = getattr(options.model_validate({"name": name, key: value}), key)
+                given = TypeAdapter(field.annotation).validate_python(value)
             except ValueError:
                 continue
             if given == field.get_default(call_default_factory=True):

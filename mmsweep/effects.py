@@ -18,6 +18,7 @@ from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
 from mmsweep.methods.options import METHODS
 from mmsweep.study import Study
+from mmsweep.study.study import CHOICES
 from mmsweep.tasks.task import TASKS
 
 
@@ -100,6 +101,9 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _readers(facts: Facts) -> Iterator[tuple[str, Reader]]:
     """Every option that is not always read, with its reader; an option may have several, all of which it needs."""
     yield from _READERS
+    for choice in CHOICES:
+        for option, (other, value) in choice.section(facts.study).read_with.items():
+            yield f"{choice.place}.{option}", _value(f"{choice.place}.{other}", value)
     yield from _task_options()
     cards = {name: dataset_card(name) for name in datasets()}
     for option in sorted(set().union(*(card.reads for card in cards.values()))):
@@ -144,9 +148,7 @@ def _cuts(facts: Facts) -> bool:
 
 def _adapts(facts: Facts) -> bool:
     """Whether some pretrained part of the network is frozen, and a method trains adapters in it."""
-    backbone, encoders = facts.study.model.backbone.name, facts.study.model.encoders
-    if backbone == "mult":
-        return False
+    encoders = facts.study.model.encoders
     keys = [f"model.encoders.{m}.trainable" for m in encoders] if encoders else ["model.backbone.trainable"]
     if not any(value is False for key in keys for value in facts.values(key)):
         return False
@@ -159,10 +161,6 @@ def _warms_up(facts: Facts) -> bool:
     lengths = ("warmup_epochs", "warmup_steps")
     asked = any(value for name in lengths for value in facts.values(f"train.schedule.{name}"))
     return asked or not facts.study.train.schedule.model_fields_set.isdisjoint(lengths)
-
-
-def _loads(facts: Facts) -> bool:
-    return facts.study.model.backbone.name != "cmnext" or True in facts.values("model.backbone.pretrained")
 
 
 _PICTURES = _kind("image", "video")
@@ -191,7 +189,6 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     ("model.lora.rank", _FROZEN),
     ("model.lora.alpha", _FROZEN),
     ("model.lora.dropout", _FROZEN),
-    ("model.backbone.weights", Reader("model.backbone.pretrained: true", _loads)),
     ("train.schedule.power", _value("train.schedule.name", "polynomial")),
     ("train.schedule.warmup_epochs", _value("train.schedule.warmup_steps", None)),
     ("train.schedule.warmup", _WARMUP),

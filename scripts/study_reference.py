@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,8 @@ def sections(model: type[BaseModel], prefix: str = "", in_force: Any = None) -> 
                 yield from sections(inner, path, given if isinstance(given, inner) else None)
         for choice in choices:
             for chosen in choice.registry:
-                yield from sections(choice.registry[chosen].Options, choice.place, choice.registry.options(chosen))
+                options = choice.registry[chosen].Options
+                yield from sections(options, choice.place, options.model_construct(name=chosen))
 
 
 def _given(field: Any) -> Any:
@@ -68,6 +70,8 @@ def _type(annotation: Any) -> str:
     if typing.get_origin(annotation) in (tuple, dict):
         parts = ("..." if part is ... else _type(part) for part in typing.get_args(annotation))
         return f"{typing.get_origin(annotation).__name__}[{', '.join(parts)}]"
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(_type(part) for part in typing.get_args(annotation))
     if typing.get_origin(annotation) is typing.Annotated:
         return _type(annotation.__origin__)
     text = str(annotation) if typing.get_args(annotation) else getattr(annotation, "__name__", str(annotation))
@@ -83,7 +87,7 @@ def _type(annotation: Any) -> str:
 
 
 def _default(name: str, field: Any, in_force: Any) -> str:
-    if in_force is None and field.is_required():
+    if field.is_required() and not hasattr(in_force, name):
         return "required"
     value = _given(field) if in_force is None else getattr(in_force, name)
     if isinstance(value, BaseModel):

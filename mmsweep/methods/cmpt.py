@@ -23,7 +23,7 @@ from mmsweep.data.dataset import Batch
 from mmsweep.methods.method import Method, Output, StandIn, Term
 from mmsweep.methods.options import AligningMethodOptions
 from mmsweep.models.backbone import EncoderBackbone
-from mmsweep.models.dual_encoder import fuse
+from mmsweep.models.backbones.dual_encoder import fuse
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import PackedParameters
 from mmsweep.transfer import sent

@@ -24,7 +24,7 @@ from mmsweep.data.dataset import Batch
 from mmsweep.methods.method import Method, Output, Update
 from mmsweep.methods.options import MethodOptions
 from mmsweep.models.backbone import EncoderBackbone
-from mmsweep.models.dual_encoder import fuse
+from mmsweep.models.backbones.dual_encoder import fuse
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import by_slot
 from mmsweep.transfer import sent

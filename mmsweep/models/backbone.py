@@ -5,139 +5,87 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from mmsweep.components import Registry
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import Format, RasterFormat, SequenceFormat
+from mmsweep.data.formats import Format
 from mmsweep.errors import UserError
-from mmsweep.models.encoder import (
-    NO_PROMPTS,
-    CompileMode,
-    Encoder,
-    Pool,
-    PromptPlace,
-    Prompts,
-    Tokens,
-    refuse_compiling,
-)
-from mmsweep.models.input_formats import FormatOptions
+from mmsweep.models.encoder import NO_PROMPTS, Encoder, PromptPlace, Prompts, Tokens, refuse_compiling
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise, add_lora
+from mmsweep.models.options import BACKBONES, BackboneOptions, CompileMode, ModelOptions
 from mmsweep.models.packing import PackedLinear
-
-if TYPE_CHECKING:
-    from mmsweep.models.mult import MulTOptions
-
-
-@dataclass(frozen=True)
-class EncoderOptions:
-    """One modality's encoder, as a study asks for it; fields as study.EncoderSpec."""
-
-    source: str
-    name: str
-    layers: int | None = None
-    pool: Pool = "auto"
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """What a backbone is built from.
-
-    Args:
-        kinds: modality -> kind (data.dataset.MODALITY_KINDS), in the dataset's order.
-        outputs: C of the prediction.
-        inputs: input sizes that the study sets.
-        clip_frames: frames a clip.
-        encoders: modality -> encoder, for backbones made of encoders.
-        weights: where a whole network's checkpoint lies (models/weights.py).
-        pretrained: whether that checkpoint's weights are wanted; False: `reset` draws initial values.
-        load: False builds it with initial values, for counting and for formats.
-        files: False needs nothing on disk where the architecture is known by name.
-        rasters: modality -> format, of the modalities of kind "raster".
-        window: (H, W) that training sees of them; None: all.
-        size: of a backbone that comes in several.
-        sequences: modality -> how it is read, of the modalities of kind "sequence".
-        mult: the shape of MulT.
-    """
-
-    kinds: Mapping[str, str]
-    outputs: int
-    inputs: FormatOptions
-    clip_frames: int = 1
-    encoders: Mapping[str, EncoderOptions] = field(default_factory=dict)
-    weights: str | None = None
-    pretrained: bool = True
-    load: bool = True
-    files: bool = True
-    rasters: Mapping[str, RasterFormat] = field(default_factory=dict)
-    window: tuple[int, int] | None = None
-    size: str | None = None
-    sequences: Mapping[str, SequenceFormat] = field(default_factory=dict)
-    mult: MulTOptions | None = None
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """Fields as study.Lora, `alpha` as a number.
-
-    `padded` is the largest rank of the pack that the trial may join, None: its own.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float
-    padded: int | None = None
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What a trial trains of a backbone's parts.
-
-    Args:
-        lora: adapters for every part that is not trained itself; None: none.
-        trainable: parts whose own tensors are all trained.
-        layer_norms: parts whose LayerNorms are trained (B15).
-    """
-
-    lora: LoraOptions | None = None
-    trainable: frozenset[str] = frozenset()
-    layer_norms: frozenset[str] = frozenset()
+from mmsweep.tasks.task import TASKS
 
 
 class Backbone(nn.Module, ABC):
-    """The network of all modalities.
+    """The network of all modalities: one class in one file, entered under the name that studies use.
 
     Attributes:
+        Options: the class of its options.
+        encoded: it is made of encoders, one a modality (`model.encoders`).
+        dense: it predicts a map [B, C, H, W], for segmentation, instead of [B, C].
+        smallest: pixels a side of the smallest raster that it can read.
         modalities: in the dataset's order.
         outputs: the width of the prediction (C).
         formats: modality -> how a raw value becomes its input.
         clip_frames: modality -> token sequences a sample, where there are several (frames of a clip, B13).
-        dense: it predicts a map [B, C, H, W], for segmentation, instead of [B, C].
-        smallest: pixels a side of the smallest raster that it can read.
     """
 
+    registry: ClassVar[Registry] = BACKBONES
+    Options: ClassVar[type[BackboneOptions]] = BackboneOptions
+    encoded: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
+    smallest: ClassVar[int] = 1
     modalities: tuple[str, ...]
     outputs: int
     formats: Mapping[str, Format]
     clip_frames: Mapping[str, int] = MappingProxyType({})
-    dense: ClassVar[bool] = False
-    smallest: ClassVar[int] = 1
 
     @classmethod
-    def build(cls, blueprint: Blueprint) -> Backbone:
-        """A backbone from a study's wishes. Raises UserError where they do not fit it."""
+    def check(cls, model: ModelOptions, modalities: Sequence[str], task: str) -> None:
+        """Refuse a study whose dataset it cannot serve, as far as that is known without the network.
+
+        Raises:
+            UserError: naming the study's key.
+        """
+        if cls.dense != TASKS[task].dense:
+            name, fitting = model.backbone.name, [n for n, one in BACKBONES.items() if one.dense != cls.dense]
+            raise UserError(
+                f"backbone {name} does not predict {task}", key="model.backbone.name", found=name,
+                expected=f"one of {', '.join(fitting)}",
+            )  # fmt: skip
+
+    @classmethod
+    def build(
+        cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True
+    ) -> Backbone:
+        """The backbone of a study, frozen.
+
+        Args:
+            model: what the study says of it.
+            inputs: what it is to read.
+            outputs: C of the prediction.
+            load: False builds it with initial values, for counting and for formats.
+            files: False needs nothing on disk where the architecture is known by name.
+
+        Raises:
+            UserError: inputs that it does not read, weights that are not there.
+        """
         raise NotImplementedError(cls.__name__)
 
     @classmethod
-    def formats_of(cls, blueprint: Blueprint) -> Mapping[str, Format]:
+    def formats_of(cls, model: ModelOptions, inputs: Inputs) -> Mapping[str, Format]:
         """`formats` of the backbone that `build` makes; sooner where nothing has to be built. Raises as `build`."""
         with torch.device("meta"):
-            return cls.build(replace(blueprint, load=False)).formats
+            return cls.build(model, inputs, 1, load=False).formats
 
     @abstractmethod
     def token_shapes(self) -> dict[str, tuple[int, int]]:
@@ -156,7 +104,7 @@ class Backbone(nn.Module, ABC):
         """The rest of the network: prediction [B, ...] from the modalities in use."""
 
     def parts(self) -> dict[str, nn.Module]:
-        """The pretrained parts, by the name that `Adaptation` uses; everything else is trained always."""
+        """The pretrained parts by name: `backbone`, or the encoders' modalities. Everything else is trained always."""
         return {}
 
     def attention_linears(self, part: str) -> list[str]:
@@ -170,26 +118,35 @@ class Backbone(nn.Module, ABC):
     def reset(self, generator: torch.Generator) -> None:
         """Draw anew, on the CPU, whatever no checkpoint gives."""
 
-    def trial_copy(self, adaptation: Adaptation) -> Self:
+    def trial_copy(self, model: ModelOptions) -> Self:
         """A copy of its own modules over the same frozen tensors: what one trial may adapt without touching the next.
 
         Parts whose own tensors the trial trains are copied whole.
         """
-        trained = adaptation.trainable | adaptation.layer_norms
+        trained = model.trainable | model.layer_norms
         frozen = [part for name, part in self.parts().items() if name not in trained]
         shared = {id(t): t for part in frozen for t in (*part.parameters(), *part.buffers())}
         return copy.deepcopy(self, memo=shared)
 
-    def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
-        """Add adapters and thaw what the trial trains."""
+    def adapt(
+        self, model: ModelOptions, noise: Noise, generator: torch.Generator, largest_rank: int | None = None
+    ) -> None:
+        """Add adapters and thaw what the trial trains.
+
+        Args:
+            model: what the study says of it.
+            noise: the trial's source of dropout masks.
+            generator: draws the adapters' initial values.
+            largest_rank: of the adapters in the pack that the trial may join; None: its own.
+        """
         for name, part in self.parts().items():
-            lora = adaptation.lora
-            if lora is not None and name not in adaptation.trainable:
+            lora = model.lora
+            if lora is not None and name not in model.trainable:
                 linears = self.attention_linears(name)
-                add_lora(part, lora.rank, lora.alpha, lora.dropout, noise, generator, linears, lora.padded)
-            norms = layer_norms(part) if name in adaptation.layer_norms else ()
+                add_lora(part, lora.rank, lora.alpha_in_force, lora.dropout, noise, generator, linears, largest_rank)
+            norms = layer_norms(part) if name in model.layer_norms else ()
             for own, parameter in part.named_parameters():
-                if name in adaptation.trainable or own in norms:
+                if name in model.trainable or own in norms:
                     parameter.requires_grad_(True)
 
 
@@ -223,10 +180,24 @@ class EncoderBackbone(PromptedBackbone):
         head: the linear classifier h of equation 6, of each slot.
     """
 
+    encoded: ClassVar[bool] = True
     encoders: nn.ModuleDict
     projections: nn.ModuleDict
     head: PackedLinear
     width: int
+
+    @classmethod
+    def check(cls, model: ModelOptions, modalities: Sequence[str], task: str) -> None:
+        for name in model.encoders:
+            problem = "an encoder for a modality that the dataset lacks"
+            check_modality(name, modalities, problem, f"model.encoders.{name}")
+        for name in modalities:
+            if name not in model.encoders:
+                raise UserError(
+                    "a modality without an encoder", key="model.encoders", found=list(model.encoders),
+                    expected=f"one for {name} too",
+                )  # fmt: skip
+        super().check(model, modalities, task)
 
     @abstractmethod
     def classes(
@@ -259,6 +230,16 @@ class EncoderBackbone(PromptedBackbone):
         encoder = self.encoders[modality]
         assert isinstance(encoder, Encoder)
         return encoder
+
+
+def check_modality(name: str, modalities: Sequence[str], problem: str, key: str) -> None:
+    """Raises UserError where the dataset has no such modality, with the nearest that it has."""
+    if name not in modalities:
+        near = get_close_matches(name, modalities, 1)
+        raise UserError(
+            problem, key=key, found=name, expected=f"one of {', '.join(modalities)}",
+            hint=f"Did you mean {near[0]!r}?" if near else None,
+        )  # fmt: skip
 
 
 def without_absent(value: Tensor, present_B: Tensor) -> Tensor:

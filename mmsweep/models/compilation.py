@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from mmsweep.errors import UserError
-from mmsweep.models.encoder import CompileMode
 from mmsweep.models.lora import PackedLoRALinear
+from mmsweep.models.options import CompileMode
 
 KEY = "train.compile"
 MOST_SHAPES = 128

@@ -4,7 +4,7 @@
     encode(Tokens) -> BND   blocks and final norm (equation 3); extra tokens may have been added in between
     pool(BND) -> BD         the token that stands for the input
 
-What differs between architectures is a `Family` (families.py); how weights are found is weights.py.
+What differs between architectures is a `Family` (families/); how weights are found is weights.py.
 Encoders run in evaluation mode for ever: their own dropout is off, adapters bring theirs.
 """
 
@@ -22,10 +22,8 @@ from torch import Tensor, nn
 
 from mmsweep.data.formats import Format
 from mmsweep.errors import UserError
+from mmsweep.models.options import CompileMode
 
-Pool = Literal["auto", "cls", "mean", "pooler"]
-CompileMode = Literal["off", "default", "reduce-overhead"]
-"""`train.compile` (compilation.py)."""
 PromptPlace = Literal["input", "attention"]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from mmsweep.data.formats import ImageFormat, Resample, TextFormat
+from mmsweep.data.formats import ImageFormat, RasterFormat, Resample, SequenceFormat, TextFormat
 from mmsweep.errors import UserError
 
 _RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -16,17 +18,29 @@ _TEXT_LENGTH = 128
 """Tokens where the study gives no length and the encoder takes more."""
 
 
-class FormatOptions:
-    """What the study says of inputs; None leaves it to the encoder."""
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is to read: the dataset's modalities, and what the study says of their sizes.
 
-    def __init__(
-        self,
-        size: int | None = None,
-        length: int | None = None,
-        frames: int | None = None,
-        fit: Literal["crop", "pad"] = "crop",
-    ) -> None:
-        self.size, self.length, self.frames, self.fit = size, length, frames, fit
+    Args:
+        kinds: modality -> kind (data.dataset.MODALITY_KINDS), in the dataset's order.
+        size, fit: of pictures, as `data.image`; a size of None is the one that the network was made for.
+        length: tokens of a text, as `data.text.length`.
+        frames: of a spectrogram, as `data.audio.frames`.
+        clip_frames: frames a clip.
+        rasters, sequences: modality -> how it is read, of the modalities of that kind.
+        window: (H, W) that training sees of rasters; None: all of them.
+    """
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    size: int | None = None
+    fit: Literal["crop", "pad"] = "crop"
+    length: int | None = None
+    frames: int | None = None
+    clip_frames: int = 1
+    rasters: Mapping[str, RasterFormat] = field(default_factory=dict)
+    sequences: Mapping[str, SequenceFormat] = field(default_factory=dict)
+    window: tuple[int, int] | None = None
 
 
 class Preprocessing:
@@ -76,7 +90,7 @@ def _object(path: Path) -> dict[str, Any]:
 def image_format(
     config: Any,
     preprocessing: Preprocessing,
-    options: FormatOptions,
+    inputs: Inputs,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> ImageFormat:
@@ -98,20 +112,20 @@ def image_format(
         raise UserError(
             f"the encoder's settings for pictures are not understood ({error})", file=preprocessing.file
         ) from None
-    return scaled_format(options, size, resize, mean, std, resample)
+    return scaled_format(inputs, size, resize, mean, std, resample)
 
 
 def scaled_format(
-    options: FormatOptions, size: int, resize: int, mean: tuple[float, ...], std: tuple[float, ...], resample: str
+    inputs: Inputs, size: int, resize: int, mean: tuple[float, ...], std: tuple[float, ...], resample: str
 ) -> ImageFormat:
     """The format of a network that sees the middle `size` pixels of pictures whose shorter side is `resize`.
 
     A size that the study gives keeps their ratio; `fit: pad` shows the whole picture.
     """
-    shown = options.size or size
-    margin = None if options.fit == "pad" or resize <= size else round(resize * shown / size)
+    shown = inputs.size or size
+    margin = None if inputs.fit == "pad" or resize <= size else round(resize * shown / size)
     known = cast(Resample, resample if resample in get_args(Resample) else "bicubic")
-    return ImageFormat(shown, mean, std, margin, fit=options.fit, resample=known)
+    return ImageFormat(shown, mean, std, margin, fit=inputs.fit, resample=known)
 
 
 def _sizes(media: dict[str, Any], config: Any) -> tuple[int, int]:
@@ -159,7 +173,7 @@ def _three(values: Any) -> tuple[float, ...]:
 
 
 def text_format(
-    config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions, stretches: bool = False
+    config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs, stretches: bool = False
 ) -> TextFormat:
     """Texts as a network reads them.
 
@@ -171,7 +185,7 @@ def text_format(
     """
     positions = config.max_position_embeddings
     most = preprocessing.text.get("model_max_length")  # a tokenizer that does not say holds 1e30
-    length = options.length or min(_TEXT_LENGTH, positions, most if isinstance(most, int) and most > 2 else positions)
+    length = inputs.length or min(_TEXT_LENGTH, positions, most if isinstance(most, int) and most > 2 else positions)
     if length > positions and not stretches:
         raise UserError(
             "the encoder does not read texts of this length",

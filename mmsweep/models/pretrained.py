@@ -9,10 +9,11 @@ from torch import Tensor
 
 from mmsweep.errors import UserError
 from mmsweep.models.compilation import BlockCompiler, block_compiler
-from mmsweep.models.encoder import NO_PROMPTS, CompileMode, Encoder, Pool, PromptPlace, Prompts, Tokens, refuse_prompts
+from mmsweep.models.encoder import NO_PROMPTS, Encoder, PromptPlace, Prompts, Tokens, refuse_prompts
 from mmsweep.models.few_rows import steady
-from mmsweep.models.input_formats import FormatOptions
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.last_block import SplitBlock, take
+from mmsweep.models.options import CompileMode, Pool
 from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import locate
 
@@ -23,7 +24,7 @@ class PretrainedEncoder(Encoder):
     Args:
         source, name: where it comes from (models/weights.py).
         key: the study's key that names it, for messages.
-        options: input sizes that the study sets.
+        inputs: sizes that the study sets.
         layers: keep the first blocks only.
         pool: which token stands for the input; auto: the family's own rule (B10 to B12).
         weights: False builds it with initial values, for counting.
@@ -37,7 +38,7 @@ class PretrainedEncoder(Encoder):
         source: str,
         name: str,
         key: str = "model.encoders",
-        options: FormatOptions | None = None,
+        inputs: Inputs | None = None,
         layers: int | None = None,
         pool: Pool = "auto",
         weights: bool = True,
@@ -50,7 +51,7 @@ class PretrainedEncoder(Encoder):
         self.network = network
         steady(network)
         config = self.family.config_of(network)
-        self.format = architecture.format(options or FormatOptions(), config)
+        self.format = architecture.format(inputs or Inputs(), config)
         self._token_shape = self.family.token_shape(config, self.format)
         self._token_grid = self.family.token_grid(config, self.format)
         self.prefix = self.family.prefix_of(config)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from mmsweep.data.formats import Format
 from mmsweep.errors import UserError
 from mmsweep.models.families.family import FAMILIES, Family
-from mmsweep.models.input_formats import FormatOptions, Preprocessing
+from mmsweep.models.input_formats import Inputs, Preprocessing
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
 
@@ -29,9 +29,6 @@ ARCHITECTURES: dict[str, Any] = {
     "bert-base-uncased": lambda: transformers.BertConfig(),
     "google-bert/bert-base-uncased": lambda: transformers.BertConfig(),
     "MIT/ast-finetuned-audioset-10-10-0.4593": lambda: transformers.ASTConfig(),
-    "facebook/dinov2-small": lambda: transformers.Dinov2Config(
-        hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14
-    ),
     "facebook/dinov2-base": lambda: transformers.Dinov2Config(image_size=518, patch_size=14),
     "google/vit-base-patch16-224-in21k": lambda: transformers.ViTConfig(),
     "dandelin/vilt-b32-mlm": lambda: transformers.ViltConfig(image_size=384, patch_size=32),
@@ -43,11 +40,11 @@ ARCHITECTURES: dict[str, Any] = {
     "whisper_tiny_encoder": lambda: transformers.WhisperConfig(
         d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536
     ),
-    "openai/whisper-tiny.en": lambda: transformers.WhisperConfig(
-        d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536
-    ),
 }
-
+ARCHITECTURES |= {
+    "facebook/dinov2-small": ARCHITECTURES["vit_s14"],
+    "openai/whisper-tiny.en": ARCHITECTURES["whisper_tiny_encoder"],
+}
 
 NOT_HERE = "no weights found"
 """The problem of a network that is not on this machine, and may be elsewhere."""
@@ -71,14 +68,14 @@ class Architecture:
     folder: Path | None
     pooler: bool = True
 
-    def format(self, options: FormatOptions, config: Any = None) -> Format:
+    def format(self, inputs: Inputs, config: Any = None) -> Format:
         """How its inputs are made. Raises UserError where it does not read what the study wants.
 
         Args:
             config: of the network that was built; None: the checkpoint's, of a family that is `described` by it.
         """
         config = self.family.config(self.config) if config is None else config
-        return self.family.format(config, Preprocessing(self.folder), str(self.folder or ""), options)
+        return self.family.format(config, Preprocessing(self.folder), str(self.folder or ""), inputs)
 
     def network(self, weights: bool) -> Any:
         """The network: loaded, or (for counting, on the current default device) with initial values."""
@@ -88,14 +85,6 @@ class Architecture:
             return self.family.build(self.config, self.pooler)
         except UserError as problem:
             raise problem.placed(key=self.key) from problem.__cause__
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            if not weights:
-                raise
-            raise UserError(
-                f"the encoder's weights cannot be loaded ({str(error).splitlines()[0]})",
-                file=self.folder,
-                expected="a whole checkpoint",
-            ) from error
 
 
 def locate(source: str, name: str, key: str, files: bool = True) -> Architecture:
@@ -103,7 +92,7 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
 
     Args:
         source: transformers, timm or mmsweep.
-        name: as EncoderSpec.name of the study.
+        name: as `EncoderOptions.name`.
         key: the study's key, for messages.
         files: whether its files must be there; without them an architecture that is known by name is enough.
 
@@ -149,7 +138,7 @@ def require(source: str, name: str, key: str, fetch: bool) -> None:
     """See that a network's files are on this machine, and fetch them where they may be fetched.
 
     Args:
-        source, name, key: as `locate`'s.
+        source, name, key: as `locate`'s; the source `file` is one file.
         fetch: False only looks.
 
     Raises:
@@ -157,6 +146,10 @@ def require(source: str, name: str, key: str, fetch: bool) -> None:
     """
     if "${" in name:
         raise UserError("an environment variable is not set", key=key, found=name, hint="It says where weights lie.")
+    if source == "file":
+        if not Path(name).is_file():
+            raise UserError(NOT_HERE, key=key, found=name, expected="a .safetensors file")
+        return
     if source == "timm":
         if known := hub_name_of_timm(name):
             hub_folder(known, [], key, fetch)

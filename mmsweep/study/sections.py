@@ -1,108 +1,16 @@
-"""The sections of a study file that belong to no component: network, training, scenarios, resources, tracking."""
+"""The sections of a study file that belong to no component: training, scenarios, resources, tracking."""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mmsweep.components import FUSIBLE, Section, misfit
-from mmsweep.study.mult import MulTSpec
+from mmsweep.models.options import CompileMode
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 ScenarioSpec = str | dict[str, Any]
-
-
-class EncoderSpec(Section):
-    source: Literal["transformers", "timm", "mmsweep"] = Field("transformers", description="whose implementation it is")
-    name: str = Field(description="a hub name, a folder, `package:NAME/path`, a timm name, or (mmsweep) one that ships")
-    layers: int | None = Field(None, ge=1, description="keep only the first layers")
-    pool: Literal["auto", "cls", "mean", "pooler"] = Field(
-        "auto",
-        description="Token that stands for the input. auto: the one that the encoder was trained with, the mean of its "
-        "tokens where it has no class token (registers are none)",
-    )
-    trainable: bool = Field(False, description="train all its weights instead of freezing them")
-    train_layernorm: bool = Field(False, description="train its LayerNorms beside the adapters (B15)")
-
-
-class Lora(Section):
-    rank: Annotated[int, FUSIBLE] = Field(
-        1, ge=1, description="Rank of the two matrices whose product is the change of a weight."
-    )
-    alpha: Annotated[float | Literal["rank"], FUSIBLE] = Field(
-        "rank",
-        description="The change is multiplied by alpha / rank. `rank` keeps that factor at 1 for every rank, also "
-        "where the rank is searched; with a number a larger rank is scaled down.",
-    )
-    dropout: Annotated[float, FUSIBLE] = Field(
-        0.1, ge=0, lt=1, description="Dropout probability of the adapters' input."
-    )
-
-    @field_validator("alpha", mode="before")
-    @classmethod
-    def _some_scale(cls, alpha: Any) -> Any:
-        number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and 0 < alpha < math.inf
-        if alpha != "rank" and not number:
-            raise misfit("no such scale of the adapters", "rank, or a number above 0")
-        return alpha
-
-    @property
-    def alpha_in_force(self) -> float:
-        """The number that `alpha` stands for."""
-        return float(self.rank if self.alpha == "rank" else self.alpha)
-
-
-class BackboneSpec(Section):
-    name: str = Field(
-        "dual_encoder", description="dual_encoder: one encoder a modality (model.encoders); vilt; cmnext; mult"
-    )
-    size: str | None = Field(None, description="cmnext: nano (ours), b0 to b5 (MiT's)")
-    mult: MulTSpec = Field(MulTSpec(), description="the shape of mult")
-    weights: str | None = Field(
-        None, description="a whole network's checkpoint: a hub name, a folder or `package:NAME/path`"
-    )
-    pretrained: bool = Field(
-        True, description="false: initial values drawn from train.seed; of `weights` only the configuration is read"
-    )
-    trainable: bool = Field(False, description="B25: train all its weights instead of freezing them")
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> BackboneSpec:
-        own = self.model_dump(include={"weights", "trainable", "pretrained"}, exclude_defaults=True)
-        if own and self.name in ("dual_encoder", "mult"):
-            key, value = next(iter(own.items()))
-            place = "no such key" + ("; see model.encoders" if self.name == "dual_encoder" else "")
-            raise misfit(f"{key} is for backbones that are one pretrained network", place, key, value)
-        if self.name == "cmnext" and self.size is None:
-            raise misfit("cmnext, which reads rasters, comes in sizes", "nano (ours) or b0 to b5 (MiT's)", "size")
-        if self.name != "cmnext" and self.size is not None:
-            raise misfit(f"backbone {self.name} comes in no sizes", "no such key, or name: cmnext", "size", self.size)
-        if self.mult != MulTSpec() and self.name != "mult":
-            raise misfit("mult is the shape of backbone mult, and of nothing else", "name: mult, or no such section")
-        if self.name == "cmnext" and self.pretrained and self.weights is None:
-            raise misfit("cmnext's weights lie in a file of yours", "weights: FILE.safetensors, or pretrained: false")
-        if not self.pretrained and not self.trainable:
-            raise misfit("a frozen network with initial values", "trainable: true")
-        return self
-
-
-class Model(Section):
-    backbone: BackboneSpec = Field(BackboneSpec(), description="which kind of network")
-    encoders: dict[str, EncoderSpec] = Field(default_factory=dict, description="one a modality, for dual_encoder")
-    lora: Lora | None = Field(Lora(), description="adapters on q, k, v, o of attention; null: none")
-
-    @field_validator("encoders")
-    @classmethod
-    def _where_they_belong(cls, encoders: dict[str, EncoderSpec], info: ValidationInfo) -> dict[str, EncoderSpec]:
-        backbone = info.data.get("backbone")
-        if backbone is not None and (backbone.name == "dual_encoder") != bool(encoders):
-            problem = f"backbone {backbone.name} has no place for encoders"
-            if not encoders:
-                problem = "backbone dual_encoder needs an encoder for each modality"
-            raise misfit(problem, "encoders with model.backbone.name: dual_encoder, none with another")
-        return encoders
 
 
 class Optimizer(Section):
@@ -137,7 +45,7 @@ class Train(Section):
     optimizer: Optimizer = Field(Optimizer(), description="how weights are changed")
     schedule: Annotated[Schedule, FUSIBLE] = Field(Schedule(), description="the learning rate over the run")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is used where the device has it")
-    compile: Literal["off", "default", "reduce-overhead"] = Field(
+    compile: CompileMode = Field(
         "off",
         description="torch.compile of the encoders' blocks while training: a minute or so at the start of a host for "
         "faster steps; reduce-overhead: with CUDA graphs (as default on a CPU)",

@@ -18,9 +18,10 @@ from pydantic import Field, PrivateAttr, SerializeAsAny, TypeAdapter, Validation
 from mmsweep.components import UNKNOWN_KEY, Choice, Section
 from mmsweep.errors import UserError, masked
 from mmsweep.methods.options import METHODS, MethodOptions
+from mmsweep.models.options import ModelOptions
 from mmsweep.study.data import Data
 from mmsweep.study.search import Dimension, Sweep
-from mmsweep.study.sections import InferenceSpec, Model, Resources, Scenarios, Tracking, Train
+from mmsweep.study.sections import InferenceSpec, Resources, Scenarios, Tracking, Train
 from mmsweep.study.source import Source, first_problem
 
 
@@ -31,7 +32,7 @@ class Study(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$", description="Name of the sweep and of its folder under sweeps/."
     )
     data: Data = Field(description="what is learned from")
-    model: Model = Field(description="the network of all modalities")
+    model: ModelOptions = Field(description="the network of all modalities")
     method: Annotated[SerializeAsAny[MethodOptions], Choice(METHODS, "method")] = Field(
         description="what is done about missing modalities"
     )
@@ -244,7 +245,7 @@ class Study(Section):
 
 
 CHOICES: tuple[Choice, ...] = tuple(
-    choice for section in (Study, Model) for info in section.model_fields.values() for choice in info.metadata
+    choice for section in (Study, ModelOptions) for info in section.model_fields.values() for choice in info.metadata
     if isinstance(choice, Choice)
 )  # fmt: skip
 

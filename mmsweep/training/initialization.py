@@ -75,8 +75,10 @@ def check_first_stage(study: Study) -> None:
             return  # bare tensors: what they fit is seen when they are read
     first = Study.load(Path(source) / "study.yaml")
     pairs = {
-        "model.backbone.name": (first.model.backbone.name, study.model.backbone.name),
-        "model.backbone.size": (first.model.backbone.size, study.model.backbone.size),
+        **{
+            f"model.backbone.{key}": tuple(getattr(s.model.backbone, key, None) for s in (first, study))
+            for key in study.model.backbone.shaping
+        },
         "model.encoders": (sorted(first.model.encoders), sorted(study.model.encoders)),
         "model.lora.rank": (first.model.lora and first.model.lora.rank, study.model.lora and study.model.lora.rank),
         # The same adapters at another scale are another network.

@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 from mmsweep.data.dataset import Batch
 from mmsweep.errors import UserError
 from mmsweep.methods.restoration import token_shapes
-from mmsweep.models.backbone import Adaptation, Blueprint, LoraOptions
-from mmsweep.models.backbones import BACKBONES
-from mmsweep.models.input_formats import FormatOptions
+from mmsweep.models.backbones.vilt import ViLT
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise
-from mmsweep.models.vilt import ViLT
-from tests.contracts.test_methods import CLASSES, FRAMES, ROWS, SCENE, SIZES, TEXT_LENGTH, blueprint, make_batch
+from mmsweep.models.options import BACKBONES, LoraOptions, ModelOptions
+from tests.contracts.test_methods import CLASSES, FRAMES, ROWS, SCENE, SIZES, TEXT_LENGTH, make_batch, wishes
 
 EVERY = pytest.mark.parametrize(("backbone", "M"), [(b, M) for b in SIZES for M in SIZES[b]])
 
@@ -27,7 +26,7 @@ EVERY = pytest.mark.parametrize(("backbone", "M"), [(b, M) for b in SIZES for M 
 @pytest.fixture()
 def make(encoder_folders):
     def build(backbone, M=2):
-        network = BACKBONES[backbone].build(blueprint(backbone, M, encoder_folders))
+        network = BACKBONES[backbone].build(*wishes(backbone, M, encoder_folders), CLASSES)
         network.reset(torch.Generator().manual_seed(5))
         return network, make_batch(network.modalities)
 
@@ -44,7 +43,7 @@ def test_tokens_are_what_it_says(backbone, M, make, encoder_folders):
             batch.inputs[modality] = {k: torch.nn.functional.pad(v, (0, more), value=1) for k, v in x.items()}
     tokens = network.embed(batch)
     assert list(tokens) == list(network.modalities) == list(network.formats)
-    assert BACKBONES[backbone].formats_of(blueprint(backbone, M, encoder_folders)) == network.formats
+    assert BACKBONES[backbone].formats_of(*wishes(backbone, M, encoder_folders)) == network.formats
     for modality, shape in token_shapes(network).items():
         values = tokens[modality].values_BND
         assert values.shape == (ROWS * shape.sequences, shape.count // shape.sequences, shape.width)
@@ -69,13 +68,17 @@ def test_an_absent_modality_influences_nothing(backbone, M, make):
 
 
 @EVERY
-def test_a_trial_s_copy_shares_what_is_frozen(backbone, M, make):
+def test_a_trial_s_copy_shares_what_is_frozen(backbone, M, make, encoder_folders):
     network, _ = make(backbone, M)
     part = next(iter(network.parts()))
-    for trainable in (frozenset(), frozenset({part})):
-        adaptation = Adaptation(LoraOptions(2, 2.0, 0.0), trainable)
-        own = network.trial_copy(adaptation)
-        own.adapt(adaptation, Noise(), torch.Generator())
+    model = wishes(backbone, M, encoder_folders, LoraOptions(rank=2, alpha=2.0, dropout=0.0))[0]
+    changed = model.encoders[part] if network.encoded else model.backbone
+    changed = changed.model_copy(update={"trainable": True})
+    whole = {"encoders": {**model.encoders, part: changed}} if network.encoded else {"backbone": changed}
+    for trainable, wish in ((set(), model), ({part}, model.model_copy(update=whole))):
+        assert wish.trainable == trainable
+        own = network.trial_copy(wish)
+        own.adapt(wish, Noise(), torch.Generator())
         for name, whole in network.parts().items():
             theirs = {p.data_ptr() for p in own.parts()[name].parameters()}
             shared = all(p.data_ptr() in theirs for p in whole.parameters())
@@ -86,16 +89,19 @@ def test_a_trial_s_copy_shares_what_is_frozen(backbone, M, make):
 
 @EVERY
 def test_counting_needs_no_memory(backbone, M, encoder_folders):
-    plan = blueprint(backbone, M, encoder_folders)
     with torch.device("meta"):
-        network = BACKBONES[backbone].build(Blueprint(**{**vars(plan), "load": False}))
+        network = BACKBONES[backbone].build(*wishes(backbone, M, encoder_folders), CLASSES, load=False)
     network.reset(torch.Generator())
     assert all(p.device.type == "meta" for p in network.parameters()) and network.token_shapes()
 
 
-def vilt(folder, **values):
-    plan = {"weights": folder, "load": True, "inputs": FormatOptions(length=TEXT_LENGTH)} | values
-    network = ViLT.build(Blueprint({"image": "image", "text": "text"}, CLASSES, **plan))
+def vilt_options(folder, **values):
+    return ModelOptions(backbone={"name": "vilt", "weights": folder} | values)
+
+
+def vilt(folder, inputs=None, **values):
+    inputs = Inputs({"image": "image", "text": "text"}, **(inputs or {"length": TEXT_LENGTH}))
+    network = ViLT.build(vilt_options(folder, **values), inputs, CLASSES)
     network.reset(torch.Generator().manual_seed(0))  # the head's memory holds anything, NaN too, until it is drawn
     return network
 
@@ -114,7 +120,7 @@ def test_vilt_equals_the_library_s_own_model(encoder_folders):
 
 
 def test_vilt_reads_pictures_of_another_size(encoder_folders):
-    ours = vilt(encoder_folders["vilt"], inputs=FormatOptions(size=32, length=TEXT_LENGTH))
+    ours = vilt(encoder_folders["vilt"], inputs={"size": 32, "length": TEXT_LENGTH})
     assert ours.token_shapes() == {"image": (17, 16), "text": (TEXT_LENGTH, 16)}
     batch = make_batch(("image", "text"))
     batch.inputs["image"] = torch.randn(ROWS, 3, 32, 32)
@@ -137,7 +143,7 @@ def test_vilt_stretches_its_positions_to_longer_texts(encoder_folders):
     theirs = transformers.ViltModel.from_pretrained(encoder_folders["vilt"])
     old_ND = theirs.embeddings.text_embeddings.position_embeddings.weight.detach().numpy()
     most, length = len(old_ND), 3 * len(old_ND) + 1
-    ours = vilt(encoder_folders["vilt"], inputs=FormatOptions(length=length))
+    ours = vilt(encoder_folders["vilt"], inputs={"length": length})
     found_ND = ours.network.embeddings.text_embeddings.position_embeddings.weight.numpy()
     places_N = (np.arange(length) + 0.5) * most / length - 0.5
     expected_ND = np.stack([np.interp(places_N, np.arange(most), column) for column in old_ND.T], 1)
@@ -152,7 +158,7 @@ def test_vilt_stretches_its_positions_to_longer_texts(encoder_folders):
         found = ours.predict(ours.embed(long), batch.present_BM)
         changed = Batch({**batch.inputs, "text": other}, batch.present_BM, batch.target)
         assert found.isfinite().all() and not torch.equal(found, ours.predict(ours.embed(changed), batch.present_BM))
-    as_many = vilt(encoder_folders["vilt"], inputs=FormatOptions(length=most)).network.embeddings.text_embeddings
+    as_many = vilt(encoder_folders["vilt"], inputs={"length": most}).network.embeddings.text_embeddings
     assert np.array_equal(as_many.position_embeddings.weight.numpy(), old_ND)
 
 
@@ -171,13 +177,13 @@ def test_vilt_without_a_text_predicts_from_the_class_token_s_place(encoder_folde
 
 def test_vilt_from_a_configuration_draws_its_own_values(encoder_folders):
     def values(seed):
-        network = vilt(encoder_folders["vilt"], pretrained=False)
+        network = vilt(encoder_folders["vilt"], pretrained=False, trainable=True)
         torch.rand(3)
         network.reset(torch.Generator().manual_seed(seed))
         return torch.cat([p.detach().flatten() for p in network.parameters()])
 
     assert torch.equal(values(1), values(1)) and not torch.equal(values(1), values(2))
-    network = vilt(encoder_folders["vilt"], pretrained=False)
+    network = vilt(encoder_folders["vilt"], pretrained=False, trainable=True)
     network.reset(torch.Generator().manual_seed(1))
     assert network.network.embeddings.patch_embeddings.projection.weight.std() == pytest.approx(0.02, rel=0.2)
     assert network.network.layernorm.weight.eq(1).all() and network.network.pooler.dense.bias.eq(0).all()
@@ -190,7 +196,7 @@ def test_vilt_from_a_configuration_draws_its_own_values(encoder_folders):
         ({"weights": "bert"}, "bert: model.backbone.weights: no checkpoint of ViLT; found 'bert'; expected model_type"),
         ({"weights": "wide"}, r"wide: .*another architecture: \S+ is \(.*\), its config.json says \("),
         ({"weights": "lacks"}, r"lacks: .*the checkpoint lacks 1 tensors, for example layernorm.bias"),
-        ({"inputs": FormatOptions(size=20)}, "data.image.size: .* found 20; expected a multiple of 8"),
+        ({"inputs": {"size": 20}}, "data.image.size: .* found 20; expected a multiple of 8"),
         ({"weights": "cut"}, "model.safetensors: the encoder's weights cannot be read"),
     ],
 )
@@ -213,20 +219,13 @@ def test_vilt_says_what_is_wrong(change, message, encoder_folders, tmp_path):
 def test_vilt_reads_two_modalities_only(encoder_folders):
     kinds = {"image": "image", "text": "text", "audio": "audio"}
     with pytest.raises(UserError, match=r"model.backbone.name: vilt reads one text and one picture"):
-        ViLT.build(Blueprint(kinds, CLASSES, FormatOptions(), weights=encoder_folders["vilt"]))
+        ViLT.build(vilt_options(encoder_folders["vilt"]), Inputs(kinds), CLASSES)
 
 
 def test_vilt_s_known_architecture_needs_nothing_on_disk():
-    plan = Blueprint(
-        {"image": "image", "text": "text"},
-        101,
-        FormatOptions(),
-        weights="dandelin/vilt-b32-mlm",
-        load=False,
-        files=False,
-    )
+    inputs = Inputs({"image": "image", "text": "text"})
     with torch.device("meta"):
-        network = ViLT.build(plan)
+        network = ViLT.build(vilt_options("dandelin/vilt-b32-mlm"), inputs, 101, load=False, files=False)
     assert network.token_shapes() == {"image": (145, 768), "text": (40, 768)}
     assert sum(p.numel() for p in network.network.parameters()) == 111_595_008
     assert json.dumps(network.token_grids()) == '{"image": [12, 12], "text": [39]}'

@@ -12,16 +12,17 @@ from safetensors.torch import load_file, save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Blueprint, EncoderOptions
-from mmsweep.models.dual_encoder import DualEncoder
+from mmsweep.models.backbones.dual_encoder import DualEncoder
 from mmsweep.models.families.timm import SplitQKV
-from mmsweep.models.input_formats import FormatOptions
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
+from mmsweep.models.options import ModelOptions
 from mmsweep.models.packing import values_of
 from mmsweep.models.pretrained import PretrainedEncoder
 
 FAMILIES = ["clip", "vit", "dinov2", "ast", "bert", "whisper", "timm"]
+INPUTS = Inputs({"it": "any"})
 
 
 def sample_input(name: str, rows: int = 3):
@@ -60,21 +61,23 @@ def make(encoder_folders, tiny_timm):
     return build
 
 
-def blueprint(place: tuple[str, str], options=None, **wish) -> Blueprint:
-    return Blueprint({"it": "any"}, 2, options or FormatOptions(), encoders={"it": EncoderOptions(*place, **wish)})
+def format_of(source: str, name: str, inputs: Inputs = INPUTS, **wish):
+    """Its format as a backbone tells it, without building the encoder."""
+    model = ModelOptions(encoders={"it": {"source": source, "name": name, **wish}})
+    return DualEncoder.formats_of(model, inputs)["it"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_its_format_is_known_before_it_is_built(name, make, encoder_folders, tiny_timm):
     place = ("timm", tiny_timm[0]) if name == "timm" else ("transformers", encoder_folders[name])
-    for options in (FormatOptions(), FormatOptions(length=9)):
-        assert DualEncoder.formats_of(blueprint(place, options)) == {"it": make(name, options=options).format}
+    for inputs in (INPUTS, replace(INPUTS, length=9)):
+        assert format_of(*place, inputs) == make(name, inputs=inputs).format
 
 
 @pytest.mark.parametrize("wish", [{"layers": 99}, {"pool": "pooler"}])
 def test_what_an_encoder_may_lack_is_refused_before_it_is_built(wish, encoder_folders):
     with pytest.raises(UserError, match=r"fewer layers|no pooler"):
-        DualEncoder.formats_of(blueprint(("transformers", encoder_folders["vit"]), **wish))
+        format_of("transformers", encoder_folders["vit"], **wish)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -252,17 +255,17 @@ def test_what_is_missing_is_said_once_and_clearly(source, name, kwargs, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "key"),
+    ("name", "inputs", "key"),
     [
-        ("bert", FormatOptions(length=17), "data.text.length"),
-        ("ast", FormatOptions(frames=35), "data.audio.frames"),
-        ("whisper", FormatOptions(frames=21), "data.audio.frames"),
-        ("timm", FormatOptions(size=64), "data.image.size"),
+        ("bert", Inputs(length=17), "data.text.length"),
+        ("ast", Inputs(frames=35), "data.audio.frames"),
+        ("whisper", Inputs(frames=21), "data.audio.frames"),
+        ("timm", Inputs(size=64), "data.image.size"),
     ],
 )
-def test_lengths_that_an_encoder_does_not_read_are_refused(name, options, key, make):
+def test_lengths_that_an_encoder_does_not_read_are_refused(name, inputs, key, make):
     with pytest.raises(UserError, match=key):
-        make(name, options=options)
+        make(name, inputs=inputs)
 
 
 @pytest.mark.parametrize(

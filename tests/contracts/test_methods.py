@@ -11,10 +11,9 @@ from mmsweep.availability import pattern_rows
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import RasterFormat
 from mmsweep.methods import METHODS
-from mmsweep.models.backbone import Adaptation, Blueprint, EncoderOptions, LoraOptions
-from mmsweep.models.backbones import BACKBONES
-from mmsweep.models.input_formats import FormatOptions
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise
+from mmsweep.models.options import BACKBONES, LoraOptions, ModelOptions
 
 pytestmark = pytest.mark.long
 
@@ -27,27 +26,25 @@ SIZES = {
     "dual_encoder": (2, 3, 4),
     "vilt": (2,),
     "cmnext": (2, 3, 4),
-}  # a new backbone: its line here, and what `blueprint` needs for it
+}  # a new backbone: its line here, and what `wishes` needs for it
 # (MulT reads sequences and nothing else: its methods are in test_mult.py)
 
 
-def blueprint(backbone, M, folders):
+def wishes(backbone, M, folders, lora=None) -> tuple[ModelOptions, Inputs]:
+    """What a study says of a backbone for M modalities, and what the backbone is to read."""
+    model = {"lora": lora and lora.model_dump()}
     if backbone == "cmnext":
         grey = {m: RasterFormat(SCENE, 1, "uint16", (0.0,), (1.0,)) for m in ("height", "night", "heat")[: M - 1]}
         rasters = {"rgb": RasterFormat(SCENE)} | grey
-        return Blueprint(
-            dict.fromkeys(rasters, "raster"), CLASSES, FormatOptions(), pretrained=False, rasters=rasters, size="nano"
-        )
+        own = BACKBONES.options("cmnext", size="nano", pretrained=False, trainable=True)
+        frozen = own.model_copy(update={"trainable": False})  # as if its values came from a checkpoint
+        return ModelOptions(**model, backbone=frozen), Inputs(dict.fromkeys(rasters, "raster"), rasters=rasters)
     modalities = list(KINDS)[:M]
-    encoders = {m: EncoderOptions("transformers", folders[FAMILIES[m]]) for m in modalities}
-    return Blueprint(
-        {m: KINDS[m] for m in modalities},
-        CLASSES,
-        FormatOptions(length=TEXT_LENGTH),
-        FRAMES,
-        encoders,
-        weights=None if backbone == "dual_encoder" else folders[backbone],
-    )
+    if backbone == "dual_encoder":
+        model["encoders"] = {m: {"name": folders[FAMILIES[m]]} for m in modalities}
+    else:
+        model["backbone"] = {"name": backbone, "weights": folders[backbone]}
+    return ModelOptions(**model), Inputs({m: KINDS[m] for m in modalities}, length=TEXT_LENGTH, clip_frames=FRAMES)
 
 
 def make_batch(modalities, rows=ROWS, seed=0):
@@ -82,9 +79,11 @@ def placeholders(modalities):
 def make(encoder_folders):
     def build(name, M, backbone="dual_encoder", rank=2, dropout=0.0, **spec):
         g, noise = torch.Generator().manual_seed(5), Noise()
-        network = BACKBONES[backbone].build(blueprint(backbone, M, encoder_folders))
+        lora = LoraOptions(rank=rank, alpha=rank, dropout=dropout)
+        model, inputs = wishes(backbone, M, encoder_folders, lora)
+        network = BACKBONES[backbone].build(model, inputs, CLASSES)
         network.reset(g)
-        network.adapt(Adaptation(LoraOptions(rank, rank, dropout)), noise, g)
+        network.adapt(model, noise, g)
         method = METHODS[name](network, METHODS.options(name, **spec), noise, g)
         with torch.no_grad():  # adapters start at zero, where no test could see them
             for n, p in method.named_parameters():

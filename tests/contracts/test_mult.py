@@ -15,10 +15,10 @@ from mmsweep.data.formats import ImageFormat, SequenceFormat
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.methods.method import Method
-from mmsweep.models.backbone import Adaptation
+from mmsweep.models.backbones.mult import Layer, MulT, MulTOptions, sinusoids
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.lora import Noise
-from mmsweep.models.mult import Layer, MulT, MulTOptions, sinusoids
+from mmsweep.models.options import ModelOptions
 
 SEQUENCES = {
     "text": SequenceFormat(9, 6),
@@ -208,7 +208,7 @@ def test_dropout_comes_from_the_trial_s_own_generator() -> None:
         return network.predict(network.embed(batch), batch.present_BM).detach()
 
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2)) and torch.equal(run(None), run(None))
-    network.adapt(Adaptation(), other := Noise(), torch.Generator())
+    network.adapt(ModelOptions(backbone={"name": "mult"}), other := Noise(), torch.Generator())
     before = run(1)
     assert torch.equal(before, run(2)) and not other.generators
 
@@ -349,7 +349,6 @@ def test_it_learns_what_stands_in_one_sequence() -> None:
             SMALL,
             r"data.modalities.image.kind: MulT reads sequences only",
         ),
-        (SEQUENCES, MulTOptions(width=8, heads=3), r"model.backbone.mult.heads.*found 3.*divisor of the width 8"),
         (SEQUENCES, MulTOptions(width=8, heads=2, kernel=8), r"data.modalities.pulse.length.*found 7.*8 or more"),
     ],
 )

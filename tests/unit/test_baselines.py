@@ -16,9 +16,9 @@ from mmsweep.methods import METHODS
 from mmsweep.methods.method import Update
 from mmsweep.methods.mla import weighted
 from mmsweep.methods.ogm_ge import coefficients, true_probability
+from mmsweep.models.backbones.vilt import _parts
 from mmsweep.models.last_block import SplitBlock
 from mmsweep.models.packing import values_of
-from mmsweep.models.vilt import _parts
 from mmsweep.record.trial import TrialFolder
 from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from safetensors.torch import save_file
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Adaptation, Blueprint
-from mmsweep.models.cmnext import SIZES, CMNeXt
-from mmsweep.models.cmnext_parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop
-from mmsweep.models.cmnext_weights import load_published, published_names
-from mmsweep.models.input_formats import FormatOptions
+from mmsweep.models.backbones.cmnext.network import SIZES, CMNeXt
+from mmsweep.models.backbones.cmnext.parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop
+from mmsweep.models.backbones.cmnext.weights import load_published, published_names
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise
+from mmsweep.models.options import ModelOptions
 
 pytestmark = pytest.mark.long
 
@@ -31,6 +32,10 @@ def rasters(*modalities: str, size: tuple[int, int] = (32, 40)) -> dict[str, Ras
 
 def network(M: int = 4, size: str = "nano", seed: int = 0, **options: bool) -> CMNeXt:
     return CMNeXt(rasters(*list(CHANNELS)[:M]), 5, (32, 40), size, torch.Generator().manual_seed(seed), **options)
+
+
+def of_cmnext(**options: Any) -> ModelOptions:
+    return ModelOptions(backbone={"name": "cmnext", "size": "nano", **options}, lora=None)
 
 
 def batch_of(backbone: CMNeXt, rows: int = 3, size: tuple[int, int] = (32, 40)) -> Batch:
@@ -260,15 +265,16 @@ def test_an_encoder_alone_is_not_frozen_beside_initial_values(tmp_path) -> None:
            if n.startswith(("backbone.patch", "backbone.block", "backbone.norm"))}  # fmt: skip
     save_file(hub, tmp_path / "mit.safetensors")
     for M in (1, 2):
-        plan = Blueprint(dict.fromkeys(list(CHANNELS)[:M], "raster"), 5, FormatOptions(), size="nano",
-                         weights=str(tmp_path / "mit.safetensors"), rasters=rasters(*list(CHANNELS)[:M]))  # fmt: skip
-        CMNeXt.build(plan).adapt(Adaptation(None, frozenset({"backbone"})), Noise(), torch.Generator())
-        frozen = CMNeXt.build(plan)
+        scenes = rasters(*list(CHANNELS)[:M])
+        inputs = Inputs(dict.fromkeys(scenes, "raster"), rasters=scenes)
+        whole, model = (of_cmnext(weights=str(tmp_path / "mit.safetensors"), trainable=t) for t in (True, False))
+        CMNeXt.build(whole, inputs, 5).adapt(whole, Noise(), torch.Generator())
+        frozen = CMNeXt.build(model, inputs, 5)
         if M == 1:  # no extras
-            frozen.adapt(Adaptation(), Noise(), torch.Generator())
+            frozen.adapt(model, Noise(), torch.Generator())
             continue
         with pytest.raises(UserError, match=r"model.backbone.trainable: .*MiT's encoder alone.*found False; expected"):
-            frozen.adapt(Adaptation(), Noise(), torch.Generator())
+            frozen.adapt(model, Noise(), torch.Generator())
 
 
 @pytest.mark.parametrize("wrong", ["size", "extras", "pickle", "absent", "deeper", "deeper hub", "more extras"])
@@ -318,7 +324,7 @@ def test_training_reaches_every_parameter_and_statistic() -> None:
     used = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1], [1, 0, 0, 0]]).bool()
     backbone.predict(backbone.embed(batch), used)
     assert all(torch.equal(v, before[n]) != n.startswith("head.") for n, v in backbone.named_buffers() if n in before)
-    backbone.adapt(Adaptation(None, frozenset({"backbone"})), Noise(), g)
+    backbone.adapt(of_cmnext(pretrained=False, trainable=True), Noise(), g)
     backbone.train()
     backbone.predict(backbone.embed(batch), used).square().mean().backward()
     assert not any(torch.equal(v, before[n]) for n, v in backbone.named_buffers() if n in before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,20 @@ import torch
 import transformers
 from pydantic import Field
 
+from mmsweep.assembly import card_of, make_backbone, make_method
 from mmsweep.check import check_sweep
 from mmsweep.components import Registry, register
+from mmsweep.data.dataset import Batch
+from mmsweep.data.formats import ImageFormat, TextFormat
 from mmsweep.errors import UserError
 from mmsweep.jobs import company
 from mmsweep.methods.modality_dropout import ModalityDropout
 from mmsweep.methods.options import METHODS, MaskingMethodOptions
+from mmsweep.models.backbone import Backbone
+from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import FAMILIES, PictureFamily
+from mmsweep.models.input_formats import Inputs
+from mmsweep.models.options import BACKBONES, BackboneOptions, ModelOptions
 from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.plan import dry_run
 from mmsweep.search_space import SearchSpace
@@ -88,6 +95,76 @@ def test_an_encoder_family_is_one_file(toy_family: type[Any], tiny_study: Study,
         tokens = encoder.embed(x)
         torch.testing.assert_close(encoder.encode(tokens), theirs(x).last_hidden_state)
     assert tokens.values_BND.shape[1:] == encoder.token_shape() == (2 + 4, 16) and tokens.grid == (2, 2)
+
+
+@pytest.fixture()
+def toy_backbone() -> Iterator[type[Any]]:
+    @register("toy")
+    class Toy(Backbone):
+        class Options(BackboneOptions):
+            width: int = Field(4, ge=1, description="Width of the toy's tokens.")
+
+        def __init__(self, inputs: Inputs, outputs: int, width: int) -> None:
+            super().__init__()
+            self.modalities, self.outputs, self.width = tuple(inputs.kinds), outputs, width
+            self.formats = {"image": ImageFormat(8), "text": TextFormat("", inputs.length or 5)}
+            self.patches, self.words = torch.nn.Conv2d(3, width, 4, 4), torch.nn.Embedding(9, width)
+            self.head = torch.nn.Linear(width, outputs)
+
+        @classmethod
+        def build(cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True) -> Any:
+            return cls(inputs, outputs, model.backbone.width)  # type: ignore[attr-defined]
+
+        def token_shapes(self) -> dict[str, tuple[int, int]]:
+            return {"image": (4, self.width), "text": (self.formats["text"].length, self.width)}
+
+        def embed(self, batch: Batch) -> dict[str, Tokens]:
+            image, text = self.patches(batch.inputs["image"]), self.words(batch.inputs["text"]["ids"])
+            return {"image": Tokens(image.flatten(2).mT, None, (4,)), "text": Tokens(text, None, (text.shape[1],))}
+
+        def predict(self, tokens: Mapping[str, Tokens], used_BM: torch.Tensor) -> torch.Tensor:
+            means = torch.stack([tokens[m].values_BND.mean(1) for m in self.modalities], 1)
+            return self.head((means * used_BM[..., None]).sum(1))
+
+    yield Toy
+    del BACKBONES._components["toy"]
+
+
+def test_a_backbone_is_one_file(toy_backbone: type[Any], tiny_values: dict[str, Any]) -> None:
+    values = {**tiny_values, "method": {"name": "plain"}, "model": {"backbone": {"name": "toy"}, "lora": None}}
+    study = Study.parse({**values, "search": {"model.backbone.width": {"choice": [4, 6]}}})
+    check_sweep(study)
+    card = card_of(study)
+    method = make_method(study, make_backbone(study, card))
+    plan = dry_run(study)
+    assert plan["tokens"] == {"image": 4, "text": 8} and list(plan["search"]) == ["model.backbone.width"]
+    assert plan["parameters"]["total"] == sum(p.numel() for p in method.parameters())
+    batch = Batch({"image": torch.randn(2, 3, 8, 8), "text": {"ids": torch.ones(2, 8, dtype=torch.int64)}},
+                  torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, dtype=torch.int64))  # fmt: skip
+    assert method(batch, batch.present_BM).prediction.shape == (2, card.target.width)
+    assert "## `model.backbone` of `toy`" in study_reference.render()
+    with pytest.raises(UserError, match=r"model.backbone.widht: unknown key; .*Did you mean 'width'\?"):
+        study.with_values({"model.backbone.widht": 3})
+    with pytest.raises(UserError, match=r"search.model.backbone.width: .*impossible value.*found 0"):
+        check_sweep(study.with_values({"search": {"model.backbone.width": {"choice": [0, 4]}}}))
+    with pytest.raises(UserError, match=r"method.name: method cmpt does not work on backbone toy"):
+        check_sweep(study.with_values({"method.name": "cmpt"}))
+    with pytest.raises(UserError, match=r"model.encoders: backbone toy has no place for encoders"):
+        study.with_values({"model.encoders": tiny_values["model"]["encoders"]})
+
+
+def test_the_backbone_s_options_stand_alone(tiny_values: dict[str, Any]) -> None:
+    """A study of an older version lists what all backbones have; a section without a name is the usual backbone's."""
+    mult = {"width": 50, "heads": 10, "levels": 4, "kernel": 5, "attention_dropout": 0.3,
+            "key_dropout": {"audio": 0.2, "vision": 0.0}, "input_dropout": {"text": 0.5}, "embedding_dropout": 0.2,
+            "output_dropout": 0.5}  # fmt: skip
+    own = {"size": None, "mult": mult, "weights": None, "pretrained": True, "trainable": False}
+    for listed in ({"name": "dual_encoder", **own}, own, {}):
+        study = Study.parse({**tiny_values, "model": {**tiny_values["model"], "backbone": listed}})
+        assert study.resolved() == Study.parse(tiny_values).resolved()
+        assert study.resolved()["model"]["backbone"] == {"name": "dual_encoder"}
+    with pytest.raises(UserError, match=r"model.backbone.mult: unknown key; .*It is an option of backbone mult\."):
+        Study.parse({**tiny_values, "model": {**tiny_values["model"], "backbone": {**own, "mult": {"width": 20}}}})
 
 
 def test_defaults_of_other_choices_change_no_study(tiny_study: Study) -> None:

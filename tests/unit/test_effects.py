@@ -13,6 +13,7 @@ from mmsweep.effects import _READERS, _task_options
 from mmsweep.errors import UserError
 from mmsweep.jobs import count_trials
 from mmsweep.methods import METHODS
+from mmsweep.models.options import BACKBONES
 from mmsweep.study import Study
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -248,6 +249,9 @@ def test_every_option_of_the_table_is_a_key_of_the_study() -> None:
         found: Any = study
         for part in option.split("."):
             found = found[part]
+    for component in (*METHODS.values(), *BACKBONES.values()):
+        named = {key for option, (other, _) in component.Options.read_with.items() for key in (option, other)}
+        assert named <= component.Options.model_fields.keys()
 
 
 def test_a_grid_may_say_its_own_number_of_trials():

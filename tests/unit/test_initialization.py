@@ -11,9 +11,9 @@ from mmsweep.check import check
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
-from mmsweep.models.backbone import Adaptation
-from mmsweep.models.cmnext import CMNeXt
+from mmsweep.models.backbones.cmnext.network import CMNeXt
 from mmsweep.models.lora import Noise
+from mmsweep.models.options import ModelOptions
 from mmsweep.models.packing import values_of
 from mmsweep.record.trial import TrialFolder
 from mmsweep.training.checkpoint import running_statistics
@@ -144,9 +144,10 @@ def test_running_statistics_come_along(freeze, tmp_path):
     """Also where the second stage freezes the norms that they are of; the shared network keeps its own."""
 
     def made(name, network, trainable):
-        adaptation, noise = Adaptation(None, frozenset({"backbone"} if trainable else ())), Noise()
-        own = network.trial_copy(adaptation)
-        own.adapt(adaptation, noise, torch.Generator())
+        backbone = {"name": "cmnext", "size": "nano", "weights": "of.safetensors", "trainable": trainable}
+        model, noise = ModelOptions(backbone=backbone, lora=None), Noise()
+        own = network.trial_copy(model)
+        own.adapt(model, noise, torch.Generator())
         return METHODS[name](own, METHODS.options(name), noise, torch.Generator().manual_seed(0))
 
     scenes = {m: RasterFormat((32, 32)) for m in ("rgb", "relief")}

@@ -12,7 +12,7 @@ import pytest
 from mmsweep.data.formats import AudioFormat, ImageFormat
 from mmsweep.errors import UserError
 from mmsweep.models.families.family import FAMILIES
-from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format, text_format
+from mmsweep.models.input_formats import Inputs, Preprocessing, image_format, text_format
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -25,7 +25,7 @@ def said(folder: Path, content: Any, name: str = "preprocessor_config.json") -> 
 
 def pictures(folder: Path, content: Any, config: Any = None, **options: Any) -> ImageFormat:
     config = config or SimpleNamespace(image_size=96)
-    return image_format(config, said(folder, content), FormatOptions(**options), HALF, HALF)
+    return image_format(config, said(folder, content), Inputs(**options), HALF, HALF)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_size_of_the_study_keeps_the_margin(tmp_path: Path) -> None:
 def test_settings_of_a_processor_are_found(tmp_path: Path) -> None:
     """transformers 5 writes pictures' settings as a part of processor_config.json."""
     found = said(tmp_path, {"image_processor": {"resample": 2}}, "processor_config.json")
-    assert image_format(SimpleNamespace(image_size=96), found, FormatOptions(), HALF, HALF).resample == "bilinear"
+    assert image_format(SimpleNamespace(image_size=96), found, Inputs(), HALF, HALF).resample == "bilinear"
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,19 @@ def test_texts_are_no_longer_than_their_tokenizer_says(tmp_path: Path) -> None:
     config = SimpleNamespace(max_position_embeddings=512)
     for most, length in ((64, 64), (512, 128), (1e30, 128), (None, 128)):
         found = said(tmp_path, {"model_max_length": most}, "tokenizer_config.json")
-        assert text_format(config, found, "folder", FormatOptions()).length == length
-        assert text_format(config, found, "folder", FormatOptions(length=200)).length == 200
+        assert text_format(config, found, "folder", Inputs()).length == length
+        assert text_format(config, found, "folder", Inputs(length=200)).length == 200
 
 
 def test_sounds_are_made_as_the_preprocessing_says(tmp_path: Path) -> None:
     ast = SimpleNamespace(num_mel_bins=64, max_length=100)
     content = {"sampling_rate": 32_000, "mean": -3.0, "std": 2.0}
-    found = FAMILIES["audio-spectrogram-transformer"].format(ast, said(tmp_path, content), "", FormatOptions())
+    found = FAMILIES["audio-spectrogram-transformer"].format(ast, said(tmp_path, content), "", Inputs())
     assert found == AudioFormat(32_000, 64, 100, -3.0, 2.0)
     plain = said(tmp_path, {**content, "do_normalize": False})
-    found = FAMILIES["audio-spectrogram-transformer"].format(ast, plain, "", FormatOptions())
+    found = FAMILIES["audio-spectrogram-transformer"].format(ast, plain, "", Inputs())
     assert isinstance(found, AudioFormat) and (found.mean, found.std) == (0.0, 0.5)
     whisper = SimpleNamespace(num_mel_bins=80, max_source_positions=100)
     for key, value in (("sampling_rate", 8_000), ("hop_length", 80), ("n_fft", 512), ("dither", 0.1)):
         with pytest.raises(UserError, match=rf"{key}: .*does not compute; found {value}"):
-            FAMILIES["whisper"].format(whisper, said(tmp_path, {key: value}), "", FormatOptions())
+            FAMILIES["whisper"].format(whisper, said(tmp_path, {key: value}), "", Inputs())

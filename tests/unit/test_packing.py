@@ -19,10 +19,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from mmsweep.assembly import Job, Warm, pack_key, warm_key
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
-from mmsweep.models.backbone import Adaptation, LoraOptions
-from mmsweep.models.backbones import BACKBONES
 from mmsweep.models.few_rows import SteadyLinear
 from mmsweep.models.lora import Noise, PackedLoRALinear
+from mmsweep.models.options import BACKBONES, LoraOptions
 from mmsweep.models.packing import PackedLinear, alone, merge, select, trained, values_of
 from mmsweep.models.peft_format import export_adapter, import_adapter
 from mmsweep.record.trial import TrialFolder
@@ -31,7 +30,7 @@ from mmsweep.study.sections import Optimizer
 from mmsweep.training.checkpoint import load_checkpoint, save_checkpoint
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
-from tests.contracts.test_methods import ROWS, blueprint, make_batch
+from tests.contracts.test_methods import CLASSES, ROWS, make_batch, wishes
 
 pytestmark = pytest.mark.long
 
@@ -236,9 +235,11 @@ def make(encoder_folders):
     def build(name="cmpt", rank=2, padded=5, seed=1, dropout=0.0, dtype=torch.float32, backbone="dual_encoder"):
         g, noise = torch.Generator().manual_seed(seed), Noise()
         torch.manual_seed(0)
-        network = BACKBONES[backbone].build(blueprint(backbone, 2, encoder_folders))
+        lora = LoraOptions(rank=rank, alpha=1.5, dropout=dropout)
+        model, inputs = wishes(backbone, 2, encoder_folders, lora)
+        network = BACKBONES[backbone].build(model, inputs, CLASSES)
         network.reset(g)
-        network.adapt(Adaptation(LoraOptions(rank, 1.5, dropout, padded)), noise, g)
+        network.adapt(model, noise, g, padded)
         method = METHODS[name](network, METHODS.options(name), noise, g).to(dtype)
         for t in trained(method):
             if "lora_B" in t.name:

@@ -11,7 +11,7 @@ from mmsweep.data.formats import AudioFormat, Format
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import PictureFamily
-from mmsweep.models.input_formats import FormatOptions, Preprocessing
+from mmsweep.models.input_formats import Inputs, Preprocessing
 
 
 @register("audio-spectrogram-transformer")
@@ -28,12 +28,12 @@ class Ast(PictureFamily):
         return Tokens(model.embeddings(x), None, _grid(model.config))
 
     @classmethod
-    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> AudioFormat:
-        if options.frames not in (None, config.max_length):  # its positions are learned for this grid
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> AudioFormat:
+        if inputs.frames not in (None, config.max_length):  # its positions are learned for this grid
             raise UserError(
                 "the encoder does not read spectrograms of this length",
                 key="data.audio.frames",
-                found=options.frames,
+                found=inputs.frames,
                 expected=str(config.max_length),
             )
         media = preprocessing.media

@@ -10,7 +10,7 @@ from mmsweep.components import register
 from mmsweep.data.formats import Format, TextFormat
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import Family
-from mmsweep.models.input_formats import FormatOptions, Preprocessing, text_format
+from mmsweep.models.input_formats import Inputs, Preprocessing, text_format
 from mmsweep.models.last_block import BlockParts
 
 
@@ -50,8 +50,8 @@ class Bert(Family):
         return model.embeddings.LayerNorm.bias  # where the embedding norm centres every token
 
     @classmethod
-    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> TextFormat:
-        return text_format(config, preprocessing, folder, options)
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> TextFormat:
+        return text_format(config, preprocessing, folder, inputs)
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:

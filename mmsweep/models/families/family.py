@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmsweep.components import Registry
 from mmsweep.data.formats import Format, ImageFormat
+from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
-from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format
+from mmsweep.models.input_formats import Inputs, Preprocessing, image_format
 from mmsweep.models.last_block import BlockParts
 
 FAMILIES = Registry("encoder family", "mmsweep.models.families")
@@ -81,7 +83,7 @@ class Family(ABC):
 
     @classmethod
     def load(cls, folder: str, config: Any, pooler: bool) -> Any:
-        """The network with a checkpoint's weights. Raises ValueError as `load_whole`."""
+        """The network with a checkpoint's weights. Raises UserError as `load_whole`."""
         extra = {"add_pooling_layer": pooler} if cls.pooler else {}
         return load_whole(cls.network(), folder, cls.config(config), **extra)
 
@@ -123,7 +125,7 @@ class Family(ABC):
 
     @classmethod
     @abstractmethod
-    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> Format: ...
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> Format: ...
 
     @classmethod
     @abstractmethod
@@ -169,8 +171,8 @@ class PictureFamily(Family):
         return model.embeddings.cls_token[0, 0]
 
     @classmethod
-    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> Format:
-        return image_format(config, preprocessing, options, cls.mean, cls.std)
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> Format:
+        return image_format(config, preprocessing, inputs, cls.mean, cls.std)
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
@@ -188,14 +190,18 @@ class PictureFamily(Family):
 
 
 def load_whole(model: Any, folder: str, config: Any, **options: Any) -> Any:
-    """A model of transformers with a checkpoint's weights. Raises ValueError where some are missing or do not fit."""
+    """A model of transformers with a checkpoint's weights. Raises UserError where some are missing or do not fit."""
     options |= {"ignore_mismatched_sizes": True}  # left alone it refuses them too, but names none
-    network, info = model.from_pretrained(
-        folder, config=config, dtype=torch.float32, output_loading_info=True, **options
-    )
-    if misfits := sorted(info["mismatched_keys"]):
-        name, found, expected = misfits[0]
-        raise ValueError(f"another architecture: {name} is {tuple(found)}, its config.json says {tuple(expected)}")
-    if missing := sorted(k for k in info["missing_keys"] if "mask_token" not in k):
-        raise ValueError(f"the checkpoint lacks {len(missing)} tensors, for example {missing[0]}")
+    try:
+        network, info = model.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, **options
+        )
+        if misfits := sorted(info["mismatched_keys"]):
+            name, found, expected = misfits[0]
+            raise ValueError(f"another architecture: {name} is {tuple(found)}, its config.json says {tuple(expected)}")
+        if missing := sorted(k for k in info["missing_keys"] if "mask_token" not in k):
+            raise ValueError(f"the checkpoint lacks {len(missing)} tensors, for example {missing[0]}")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = f"the network's weights cannot be loaded ({str(error).splitlines()[0]})"
+        raise UserError(problem, file=folder, expected="a whole checkpoint") from error
     return network

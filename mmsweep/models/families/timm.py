@@ -13,7 +13,7 @@ from mmsweep.data.formats import Format, ImageFormat
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import PictureFamily
-from mmsweep.models.input_formats import FormatOptions, Preprocessing, scaled_format
+from mmsweep.models.input_formats import Inputs, Preprocessing, scaled_format
 from mmsweep.models.last_block import BlockParts
 from mmsweep.models.weights import hub_folder, hub_name_of_timm
 
@@ -66,20 +66,20 @@ class Timm(PictureFamily):
         return "cls" if cls.has_class_token(model) and model.global_pool in ("token", "") else "mean"
 
     @classmethod
-    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> ImageFormat:
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> ImageFormat:
         """How a network's pictures are made. Raises UserError where the study wants another size."""
         from timm.data import resolve_data_config
 
         said = resolve_data_config({}, model=config)
         size, channels = config.patch_embed.img_size[0], config.patch_embed.proj.in_channels
-        if options.size not in (None, size):
+        if inputs.size not in (None, size):
             raise UserError(
-                "timm encoders run at their own size", key="data.image.size", found=options.size, expected=str(size)
+                "timm encoders run at their own size", key="data.image.size", found=inputs.size, expected=str(size)
             )
         if channels != 3:
             raise UserError("the encoder reads pictures of another number of channels", found=channels, expected="3")
         resize = size if said["crop_mode"] == "squash" else int(size / said["crop_pct"])
-        return scaled_format(options, size, resize, tuple(said["mean"]), tuple(said["std"]), said["interpolation"])
+        return scaled_format(inputs, size, resize, tuple(said["mean"]), tuple(said["std"]), said["interpolation"])
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from mmsweep.data.formats import AudioFormat, Format
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import Family, load_whole
-from mmsweep.models.input_formats import FormatOptions, Preprocessing
+from mmsweep.models.input_formats import Inputs, Preprocessing
 
 
 @register("whisper")
@@ -51,17 +51,17 @@ class Whisper(Family):
         return model.embed_positions.weight.mean(0)
 
     @classmethod
-    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, options: FormatOptions) -> AudioFormat:
+    def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> AudioFormat:
         most = 2 * config.max_source_positions
-        if options.frames is not None and options.frames > most:
+        if inputs.frames is not None and inputs.frames > most:
             raise UserError(
                 "the encoder does not read spectrograms of this length",
                 key="data.audio.frames",
-                found=options.frames,
+                found=inputs.frames,
                 expected=f"at most {most}",
             )
         preprocessing.check({"sampling_rate": 16000, "hop_length": 160, "n_fft": 400, "dither": 0.0}, "spectrograms")
-        return AudioFormat(16000, config.num_mel_bins, options.frames or most, kind="whisper")
+        return AudioFormat(16000, config.num_mel_bins, inputs.frames or most, kind="whisper")
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:

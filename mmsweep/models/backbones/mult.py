@@ -18,49 +18,66 @@ queries are zeros with their positions, which is what a silent input gives in th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from mmsweep.components import Section, misfit, register
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, SequenceFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Adaptation, Backbone, Blueprint
+from mmsweep.models.backbone import Backbone, check_modality
 from mmsweep.models.encoder import Tokens
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise, SeededDropout
+from mmsweep.models.options import BackboneOptions, ModelOptions
 from mmsweep.transfer import sent
 
-
-@dataclass(frozen=True)
-class MulTOptions:
-    """MMSA's defaults for CMU-MOSI.
-
-    Args:
-        width: D, of every modality's tokens.
-        heads: of every attention; divides D and (M - 1) D.
-        levels: layers of a crossmodal transformer; the transformer after them has at least three.
-        kernel: of the convolutions: N = T - kernel + 1.
-        attention_dropout: where nothing else is said, and in the transformer of each target.
-        key_dropout: source modality -> attention dropout where it is attended to.
-        input_dropout: modality -> dropout before its convolution.
-        embedding_dropout, output_dropout: after the positions; within the residual block.
-    """
-
-    width: int = 50
-    heads: int = 10
-    levels: int = 4
-    kernel: int = 5
-    attention_dropout: float = 0.3
-    key_dropout: Mapping[str, float] = field(default_factory=lambda: {"audio": 0.2, "vision": 0.0})
-    input_dropout: Mapping[str, float] = field(default_factory=lambda: {"text": 0.5})
-    embedding_dropout: float = 0.2
-    output_dropout: float = 0.5
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
+class MulTOptions(Section):
+    """The shape of `mult`; the defaults are MMSA's for CMU-MOSI (research/methods.md §5.3)."""
+
+    width: int = Field(50, ge=2, description="Width of every modality's tokens (D).")
+    heads: int = Field(10, ge=1, description="Heads of every attention; they divide the width.")
+    levels: int = Field(
+        4, ge=1, description="Layers from one modality to another; as many follow in each target, but at least three."
+    )
+    kernel: int = Field(
+        5,
+        ge=1,
+        description="Steps that the convolutions before them see at once: T steps give T - kernel + 1 tokens.",
+    )
+    attention_dropout: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="Dropout of attention weights where no key_dropout is given, and in the layers of each target.",
+    )
+    key_dropout: dict[str, Rate] = Field(
+        {"audio": 0.2, "vision": 0.0},
+        description="Dropout of attention weights where the modality of this name is attended to.",
+    )
+    input_dropout: dict[str, Rate] = Field(
+        {"text": 0.5}, description="Dropout of the inputs of the modality of this name."
+    )
+    embedding_dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of tokens with their positions.")
+    output_dropout: float = Field(0.5, ge=0, lt=1, description="Dropout within the block before the head.")
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> MulTOptions:
+        if self.width % self.heads:
+            raise misfit(f"{self.heads} heads cannot share a width of {self.width}", "heads that divide width")
+        return self
+
+
+@register("mult")
 class MulT(Backbone):
     """Args:
         formats: modality -> its sequences, in the dataset's order; two or more.
@@ -70,8 +87,11 @@ class MulT(Backbone):
         generator: draws the initial values; None leaves them to `reset`.
 
     Raises:
-        UserError: fewer than two modalities, widths that the heads do not divide, sequences shorter than the kernel.
+        UserError: fewer than two modalities, sequences shorter than the kernel.
     """
+
+    class Options(BackboneOptions):
+        mult: MulTOptions = Field(MulTOptions(), description="Its shape.")
 
     def __init__(
         self,
@@ -117,8 +137,17 @@ class MulT(Backbone):
             self.reset(generator)
 
     @classmethod
-    def build(cls, blueprint: Blueprint) -> MulT:
-        for modality, kind in blueprint.kinds.items():
+    def check(cls, model: ModelOptions, modalities: Sequence[str], task: str) -> None:
+        """As Backbone's. The dropouts' defaults name MOSI's modalities, whatever the dataset's are called."""
+        super().check(model, modalities, task)
+        shape = _shape(model).model_dump(include={"key_dropout", "input_dropout"}, exclude_defaults=True)
+        for key, given in shape.items():
+            for name in given:
+                check_modality(name, modalities, "unknown modality", f"model.backbone.mult.{key}")
+
+    @classmethod
+    def build(cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True) -> MulT:
+        for modality, kind in inputs.kinds.items():
             if kind != "sequence":
                 raise UserError(
                     "MulT reads sequences only",
@@ -126,10 +155,11 @@ class MulT(Backbone):
                     found=f"mult for {modality}, which is {kind}",
                     expected="modalities of kind sequence, or another backbone",
                 )
-        formats = {modality: blueprint.sequences[modality] for modality in blueprint.kinds}
-        return cls(formats, blueprint.outputs, blueprint.mult)
+        return cls({modality: inputs.sequences[modality] for modality in inputs.kinds}, outputs, _shape(model))
 
-    def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
+    def adapt(
+        self, model: ModelOptions, noise: Noise, generator: torch.Generator, largest_rank: int | None = None
+    ) -> None:
         """Everything is trained always; what a trial brings of its own is where dropout masks come from."""
         for module in self.modules():
             if isinstance(module, SeededDropout):
@@ -280,6 +310,11 @@ def _sinusoids_on(steps: int, width: int, device: torch.device, dtype: torch.dty
         return sent(sinusoids(steps, width).to(dtype), device)
 
 
+def _shape(model: ModelOptions) -> MulTOptions:
+    assert isinstance(model.backbone, MulT.Options)
+    return model.backbone.mult
+
+
 def _key_dropout(options: MulTOptions, source: str) -> float:
     return options.key_dropout.get(source, options.attention_dropout)
 
@@ -313,9 +348,4 @@ def _checked(formats: Mapping[str, Format], options: MulTOptions) -> dict[str, S
                 key=f"data.modalities.{modality}.length", found=format.length, expected=f"{options.kernel} or more",
             )  # fmt: skip
         sequences[modality] = format
-    if options.width % options.heads:
-        raise UserError(
-            "the heads must share the width evenly",
-            key="model.backbone.mult.heads", found=options.heads, expected=f"a divisor of the width {options.width}",
-        )  # fmt: skip
     return sequences

@@ -22,19 +22,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from mmsweep.components import register
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, TextFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import NO_PART_PROMPTS, Blueprint, PromptedBackbone, draw_linear, without_absent
+from mmsweep.models.backbone import NO_PART_PROMPTS, PromptedBackbone, draw_linear, without_absent
 from mmsweep.models.compilation import BlockCompiler, block_compiler
-from mmsweep.models.encoder import NO_PROMPTS, CompileMode, PromptPlace, Prompts, Tokens
+from mmsweep.models.encoder import NO_PROMPTS, PromptPlace, Prompts, Tokens
 from mmsweep.models.families.family import load_whole
 from mmsweep.models.few_rows import steady
-from mmsweep.models.input_formats import FormatOptions, Preprocessing, image_format, text_format
+from mmsweep.models.input_formats import Inputs, Preprocessing, image_format, text_format
 from mmsweep.models.last_block import BlockParts, SplitBlock
+from mmsweep.models.options import CompileMode, ModelOptions, NetworkOptions
 from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import find, has_pooler
 
@@ -42,6 +43,7 @@ _LINEARS = (*(f"attention.attention.{p}" for p in ("query", "key", "value")), "a
 """Of a block, what LoRA adapts, in the order in which it is called."""
 
 
+@register("vilt")
 class ViLT(PromptedBackbone):
     """Args:
     network: the whole network; frozen here, thawed by `adapt` (B25).
@@ -52,6 +54,7 @@ class ViLT(PromptedBackbone):
     pretrained: False: `reset` draws the network's values too.
     """
 
+    Options = NetworkOptions
     network: Any
 
     def __init__(
@@ -78,9 +81,10 @@ class ViLT(PromptedBackbone):
         self.network.requires_grad_(False)
 
     @classmethod
-    def build(cls, blueprint: Blueprint) -> ViLT:
+    def build(cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True) -> ViLT:
         """Raises UserError: other modalities than one text and one picture, no checkpoint, impossible sizes."""
-        kinds = blueprint.kinds
+        kinds, given = inputs.kinds, model.backbone
+        assert isinstance(given, NetworkOptions)
         if sorted(kinds.values()) != ["image", "text"]:
             raise UserError(
                 "vilt reads one text and one picture",
@@ -89,14 +93,14 @@ class ViLT(PromptedBackbone):
                 expected="image, text",
             )
         key = "model.backbone.weights"
-        if blueprint.weights is None:
+        if given.weights is None:
             raise UserError(
                 "vilt needs a checkpoint",
                 key=key,
                 found=None,
                 expected="a folder or a name such as dandelin/vilt-b32-mlm",
             )
-        folder, config = find("transformers", blueprint.weights, key, blueprint.files)
+        folder, config = find(given.source, given.weights, key, files)
         if config.model_type != "vilt":
             raise UserError(
                 "no checkpoint of ViLT", file=folder, key=key, found=config.model_type, expected="model_type vilt"
@@ -104,11 +108,14 @@ class ViLT(PromptedBackbone):
         formats: dict[str, ImageFormat | TextFormat] = {}
         for modality, kind in kinds.items():
             make = _image_format if kind == "image" else _text_format
-            formats[modality] = make(config, folder, blueprint.inputs)
-        load = blueprint.load and blueprint.pretrained
-        network = _load(folder, config) if load and folder is not None else _fresh(folder, config, blueprint.pretrained)
-        class_id = _class_id(folder) if blueprint.load and folder is not None else 0
-        return cls(network, kinds, formats, blueprint.outputs, class_id, blueprint.pretrained)
+            formats[modality] = make(config, folder, inputs)
+        pooler = not given.pretrained or folder is None or has_pooler(folder)
+        if load and given.pretrained and folder is not None:
+            network = load_whole(transformers.ViltModel, str(folder), config, add_pooling_layer=pooler)
+        else:
+            network = transformers.ViltModel(config, add_pooling_layer=pooler)
+        class_id = _class_id(folder) if load and folder is not None else 0
+        return cls(network, kinds, formats, outputs, class_id, given.pretrained)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.network}
@@ -230,7 +237,7 @@ def _parts(block: Any) -> BlockParts:
     )
 
 
-def _image_format(config: Any, folder: Path | None, inputs: FormatOptions) -> ImageFormat:
+def _image_format(config: Any, folder: Path | None, inputs: Inputs) -> ImageFormat:
     form = image_format(config, Preprocessing(folder), inputs, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     if form.size % config.patch_size:
         raise UserError(
@@ -242,7 +249,7 @@ def _image_format(config: Any, folder: Path | None, inputs: FormatOptions) -> Im
     return form
 
 
-def _text_format(config: Any, folder: Path | None, inputs: FormatOptions) -> TextFormat:
+def _text_format(config: Any, folder: Path | None, inputs: Inputs) -> TextFormat:
     return text_format(config, Preprocessing(folder), str(folder or ""), inputs, stretches=True)
 
 
@@ -260,22 +267,6 @@ def _stretch(embeddings: Any, length: int) -> None:
     embeddings.position_embeddings = nn.Embedding.from_pretrained(new_ND, freeze=False)
     embeddings.position_ids = torch.arange(length, device=old_ND.device)[None]
     embeddings.token_type_ids = torch.zeros(1, length, dtype=torch.int64, device=old_ND.device)
-
-
-def _fresh(folder: Path | None, config: Any, pretrained: bool) -> Any:
-    pooler = not pretrained or folder is None or has_pooler(folder)
-    return transformers.ViltModel(config, add_pooling_layer=pooler)
-
-
-def _load(folder: Path, config: Any) -> Any:
-    try:
-        return load_whole(transformers.ViltModel, str(folder), config, add_pooling_layer=has_pooler(folder))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"the network's weights cannot be loaded ({str(error).splitlines()[0]})",
-            file=folder,
-            expected="a whole checkpoint",
-        ) from error
 
 
 def _class_id(folder: Path) -> int:

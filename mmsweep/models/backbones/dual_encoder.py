@@ -9,16 +9,20 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from mmsweep.components import register
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, ImageFormat, VideoFormat
-from mmsweep.models.backbone import NO_PART_PROMPTS, Blueprint, EncoderBackbone, draw_linear, without_absent
-from mmsweep.models.encoder import NO_PROMPTS, CompileMode, Encoder, Prompt, PromptPlace, Prompts, Tokens
+from mmsweep.models.backbone import NO_PART_PROMPTS, EncoderBackbone, draw_linear, without_absent
+from mmsweep.models.encoder import NO_PROMPTS, Encoder, Prompt, PromptPlace, Prompts, Tokens
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.last_block import wanted_tokens
+from mmsweep.models.options import CompileMode, ModelOptions
 from mmsweep.models.packing import PackedLinear, by_slot
 from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.models.weights import locate
 
 
+@register("dual_encoder")
 class DualEncoder(EncoderBackbone):
     """Args:
     encoders: modality -> encoder, in the dataset's order.
@@ -54,13 +58,15 @@ class DualEncoder(EncoderBackbone):
             self.reset(generator)
 
     @classmethod
-    def build(cls, blueprint: Blueprint) -> DualEncoder:
-        encoders = {m: _encoder(blueprint, m, blueprint.load) for m in blueprint.kinds}
-        return cls(encoders, blueprint.outputs, clip_frames=_clip_frames(blueprint))
+    def build(
+        cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True
+    ) -> DualEncoder:
+        encoders = {m: _encoder(model, inputs, m, load, files) for m in inputs.kinds}
+        return cls(encoders, outputs, clip_frames=_clip_frames(inputs))
 
     @classmethod
-    def formats_of(cls, blueprint: Blueprint) -> Mapping[str, Format]:
-        return _clips({m: _format(blueprint, m) for m in blueprint.kinds}, _clip_frames(blueprint))
+    def formats_of(cls, model: ModelOptions, inputs: Inputs) -> Mapping[str, Format]:
+        return _clips({m: _format(model, inputs, m) for m in inputs.kinds}, _clip_frames(inputs))
 
     def parts(self) -> dict[str, nn.Module]:
         return dict(self.encoders.items())
@@ -156,27 +162,26 @@ def _key(modality: str) -> str:
     return f"model.encoders.{modality}.name"
 
 
-def _encoder(blueprint: Blueprint, modality: str, load: bool) -> PretrainedEncoder:
-    given = blueprint.encoders[modality]
-    key, inputs, files = _key(modality), blueprint.inputs, blueprint.files
-    return PretrainedEncoder(given.source, given.name, key, inputs, given.layers, given.pool, load, files)
+def _encoder(model: ModelOptions, inputs: Inputs, modality: str, load: bool, files: bool) -> PretrainedEncoder:
+    given = model.encoders[modality]
+    return PretrainedEncoder(given.source, given.name, _key(modality), inputs, given.layers, given.pool, load, files)
 
 
-def _format(blueprint: Blueprint, modality: str) -> Format:
+def _format(model: ModelOptions, inputs: Inputs, modality: str) -> Format:
     """An encoder's format, from its configuration where that tells all: a network's code takes seconds to import.
 
     Where the study asks for something that the encoder may not have, it is built, without weights.
     """
-    given = blueprint.encoders[modality]
-    architecture = locate(given.source, given.name, _key(modality), blueprint.files)
+    given = model.encoders[modality]
+    architecture = locate(given.source, given.name, _key(modality))
     if architecture.family.described and given.layers is None and given.pool == "auto":
-        return architecture.format(blueprint.inputs)
+        return architecture.format(inputs)
     with torch.device("meta"):
-        return _encoder(blueprint, modality, load=False).format
+        return _encoder(model, inputs, modality, load=False, files=True).format
 
 
-def _clip_frames(blueprint: Blueprint) -> dict[str, int]:
-    return {m: blueprint.clip_frames for m, kind in blueprint.kinds.items() if kind == "video"}
+def _clip_frames(inputs: Inputs) -> dict[str, int]:
+    return {m: inputs.clip_frames for m, kind in inputs.kinds.items() if kind == "video"}
 
 
 def _clips(formats: Mapping[str, Format], frames: Mapping[str, int]) -> dict[str, Format]:

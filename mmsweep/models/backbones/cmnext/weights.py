@@ -9,13 +9,16 @@ d.items()}, 'OUT.safetensors')"
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmsweep.errors import UserError
-from mmsweep.models.cmnext import HUB_ONLY, CMNeXt
+
+HUB_ONLY = ("hub.",)
+"""What a checkpoint of MiT's encoder gives values to."""
 
 # Our name -> theirs, of one module each; {s} is the stage from 0, {n} from 1, {i} a block, {e} an extra modality.
 # "…[0]" and "…[1]" are halves of a tensor along its first axis: their keys and values are one linear.
@@ -78,8 +81,8 @@ HEAD = {
 }
 
 
-def published_names(network: CMNeXt) -> dict[str, str]:
-    """The published name of each of a network's tensors (parameters and running statistics)."""
+def published_names(network: Any) -> dict[str, str]:
+    """The published name of each tensor of a CMNeXt (parameters and running statistics)."""
     tables = [(HUB, "backbone."), (EXTRAS, "backbone."), (HEAD, "decode_head.")]
     modules: dict[str, str] = {}
     extras, depths = len(network.modalities) - 1, network.size.depths
@@ -101,10 +104,11 @@ def published_names(network: CMNeXt) -> dict[str, str]:
     return names
 
 
-def load_published(network: CMNeXt, path: Path, key: str) -> tuple[str, ...]:
+def load_published(network: Any, path: Path, key: str) -> tuple[str, ...]:
     """Put a published checkpoint into a network; a file of MiT's encoder alone (no `backbone.`) into the hub only.
 
     Args:
+        network: a CMNeXt.
         path: a .safetensors file.
         key: of the study, for messages.
 
@@ -116,9 +120,10 @@ def load_published(network: CMNeXt, path: Path, key: str) -> tuple[str, ...]:
             lacks, has in another shape, or has too many).
     """
     if path.suffix != ".safetensors":
-        raise UserError("only .safetensors files are read: others run code when they are opened", key=key,
-                        file=path, expected="a .safetensors file",
-                        hint="mmsweep/models/cmnext_weights.py says how to convert one that you trust.")  # fmt: skip
+        raise UserError(
+            "only .safetensors files are read: others run code when they are opened", key=key, file=path,
+            expected="a .safetensors file", hint=f"The top of {__file__} says how to convert one that you trust.",
+        )  # fmt: skip
     try:
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

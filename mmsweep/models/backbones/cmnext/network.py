@@ -16,17 +16,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from mmsweep.components import misfit, register
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
-from mmsweep.models.backbone import Adaptation, Backbone, Blueprint, without_absent
-from mmsweep.models.cmnext_parts import (
+from mmsweep.models.backbone import Backbone, without_absent
+from mmsweep.models.backbones.cmnext.parts import (
     ChannelNorm,
     Fusion,
     PoolBlock,
@@ -36,13 +38,14 @@ from mmsweep.models.cmnext_parts import (
     SegFormerHead,
     SharedEmbedding,
 )
+from mmsweep.models.backbones.cmnext.weights import HUB_ONLY, load_published
 from mmsweep.models.encoder import Tokens
+from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise
+from mmsweep.models.options import ModelOptions, NetworkOptions
 
 HEADS, REDUCTIONS, POOL_RATIOS = (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
 DROP_PATH, DROP_HEAD = 0.1, 0.1
-HUB_ONLY = ("hub.",)
-"""`CMNeXt.given` after a checkpoint of MiT's encoder."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class ExtraStage(nn.Module):
         return without_absent(largest, used_BE.any(1)), [without_absent(x, used_BE[:, e]) for e, x in enumerate(shown)]
 
 
+@register("cmnext")
 class CMNeXt(Backbone):
     """The network; see the top of this file.
 
@@ -129,6 +133,27 @@ class CMNeXt(Backbone):
         published_order: read the extras between stages in the memory order of the published code, which takes
             [B, C, H, W] for [B, H, W, C]: what its checkpoints were trained with.
     """
+
+    class Options(NetworkOptions):
+        shaping: ClassVar[tuple[str, ...]] = ("name", "size")
+        source: ClassVar[str] = "file"
+        read_with: ClassVar[Mapping[str, tuple[str, Any]]] = {"weights": ("pretrained", True)}
+
+        weights: str | None = Field(
+            None, description="A .safetensors file of CMNeXt's weights, or of MiT's for the hub alone."
+        )
+        size: Literal["nano", "b0", "b1", "b2", "b3", "b4", "b5"] | None = Field(
+            None, description="Its size: b0 to b5 as MiT's, or nano, ours, for CPUs; it has to be given."
+        )
+
+        @model_validator(mode="after")
+        def _is_whole(self) -> CMNeXt.Options:
+            if self.size is None:
+                raise misfit("cmnext, which reads rasters, comes in sizes", "nano (ours) or b0 to b5 (MiT's)", "size")
+            if self.pretrained and self.weights is None:
+                expected = "weights: FILE.safetensors, or pretrained: false"
+                raise misfit("cmnext's weights lie in a file of yours", expected)
+            return self
 
     dense: ClassVar[bool] = True
     smallest: ClassVar[int] = 29  # below it a stage's grid is smaller than the patch that its keys are reduced by
@@ -169,26 +194,21 @@ class CMNeXt(Backbone):
             body.requires_grad_(False)
 
     @classmethod
-    def build(cls, blueprint: Blueprint) -> CMNeXt:
-        """Raises UserError: other modalities than rasters, no such size, pictures too small, a foreign checkpoint."""
-        if set(blueprint.kinds.values()) != {"raster"}:
+    def build(cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True) -> CMNeXt:
+        """Raises UserError: other modalities than rasters, pictures too small, a foreign checkpoint."""
+        given = model.backbone
+        assert isinstance(given, CMNeXt.Options) and given.size is not None
+        if set(inputs.kinds.values()) != {"raster"}:
             raise UserError(
-                "cmnext reads rasters that lie pixel on pixel", key="model.backbone.name", found=dict(blueprint.kinds),
+                "cmnext reads rasters that lie pixel on pixel", key="model.backbone.name", found=dict(inputs.kinds),
                 expected="modalities of kind raster",
             )  # fmt: skip
-        if blueprint.size not in SIZES:
-            raise UserError(
-                "cmnext comes in sizes", key="model.backbone.size", found=blueprint.size, expected=", ".join(SIZES)
-            )
-        formats = {m: blueprint.rasters[m] for m in blueprint.kinds}
-        picture = blueprint.window or next(iter(formats.values())).size
-        weights = blueprint.weights if blueprint.pretrained else None
-        start = torch.Generator().manual_seed(0) if blueprint.load else None
-        published = weights is not None
-        network = cls(formats, blueprint.outputs, picture, blueprint.size, start, published_order=published)
-        if weights is not None and blueprint.load:
-            from mmsweep.models.cmnext_weights import load_published  # it knows this file
-
+        formats = {m: inputs.rasters[m] for m in inputs.kinds}
+        picture = inputs.window or next(iter(formats.values())).size
+        weights = given.weights if given.pretrained else None
+        start = torch.Generator().manual_seed(0) if load else None
+        network = cls(formats, outputs, picture, given.size, start, published_order=weights is not None)
+        if weights is not None and load:
             network.given = load_published(network, Path(weights), "model.backbone.weights")
         return network
 
@@ -201,14 +221,16 @@ class CMNeXt(Backbone):
             f"0.{s}.blocks.{i}.attention.{p}_proj" for s in range(4) for i in range(self.size.depths[s]) for p in "qkvo"
         ]
 
-    def adapt(self, adaptation: Adaptation, noise: Noise, generator: torch.Generator) -> None:
+    def adapt(
+        self, model: ModelOptions, noise: Noise, generator: torch.Generator, largest_rank: int | None = None
+    ) -> None:
         """As Backbone's. Raises UserError where what no checkpoint gave would be frozen."""
-        if self.given == HUB_ONLY and len(self.extras) and "backbone" not in adaptation.trainable:
+        if self.given == HUB_ONLY and len(self.extras) and "backbone" not in model.trainable:
             raise UserError(
                 "the checkpoint is of MiT's encoder alone: the extras' branch would be frozen at initial values",
                 key="model.backbone.trainable", found=False, expected="true",
             )  # fmt: skip
-        super().adapt(adaptation, noise, generator)
+        super().adapt(model, noise, generator, largest_rank)
         self.hear(noise)
 
     def train(self, mode: bool = True) -> CMNeXt:

@@ -29,7 +29,7 @@ from pack_steps import PackSteps, seconds_of, slot_studies
 from ran_on import Machine, device_of, hand_over, out_option, table
 from sizes import SIZES, study_file
 
-from mmsweep.assembly import Warm
+from mmsweep.assembly.host import Warm
 from mmsweep.study import Study
 from mmsweep.training.world import World
 

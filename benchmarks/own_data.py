@@ -25,7 +25,7 @@ from outside import place_of, python, tune
 from ran_on import Machine, hand_over, out_option, table
 from sklearn import datasets
 
-from mmsweep.assembly import make_builder
+from mmsweep.assembly.build import make_builder
 from mmsweep.readers import wording
 from mmsweep.readers.report.sentences import shortfall
 from mmsweep.record.sweep import SweepRecord

@@ -28,7 +28,7 @@ from outside import place_of, tune
 from ran_on import Machine, hand_over, out_option, table
 from sizes import SIZES, study_file
 
-from mmsweep.assembly import prepare_data
+from mmsweep.assembly.build import prepare_data
 from mmsweep.record.packing import PackEpoch, Packing
 from mmsweep.study import Study
 

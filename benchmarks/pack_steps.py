@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from mmsweep.assembly import Warm
+from mmsweep.assembly.host import Warm
 from mmsweep.data.dataset import Batch
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study

@@ -37,7 +37,7 @@ from ran_on import Machine, device_of, hand_over, out_option, table
 from sizes import SIZES, study_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmsweep.assembly import Warm
+from mmsweep.assembly.host import Warm
 from mmsweep.models.packing import alone
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study

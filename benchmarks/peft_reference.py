@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModel
 
-from mmsweep.assembly import Warm
+from mmsweep.assembly.host import Warm
 from mmsweep.data.formats import ImageFormat
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.models.packing import values_of

@@ -43,7 +43,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmsweep.assembly import Warm, card_of, make_backbone, make_method
+from mmsweep.assembly.build import card_of, make_backbone, make_method
+from mmsweep.assembly.host import Warm
 from mmsweep.availability import Scenario, availability_table, pattern_rows
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.methods.method import Method

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from mmsweep.assembly import Warm
+from mmsweep.assembly.host import Warm
 from mmsweep.readers.report.arrays import read_arrays
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study

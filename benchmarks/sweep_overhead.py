@@ -41,7 +41,7 @@ from outside import Ran, place_of, tune
 from ran_on import Machine, hand_over, out_option, table
 from sizes import SIZES, study_file
 
-from mmsweep.assembly import prepare_data
+from mmsweep.assembly.build import prepare_data
 from mmsweep.record.files import cache_folder
 from mmsweep.record.packing import PackEpoch, Packing
 from mmsweep.record.trial import TrialFolder

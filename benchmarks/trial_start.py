@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from ran_on import Machine, hand_over, out_option, table
 
-from mmsweep.assembly import Warm, prepare_data
-from mmsweep.jobs import Job, pack_key, warm_key
+from mmsweep.assembly.build import prepare_data
+from mmsweep.assembly.host import Warm
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job, pack_key, warm_key
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.world import World
 
@@ -97,7 +98,7 @@ def one_trainer(config: dict[str, Any]) -> None:
     def loop(config: dict[str, Any]) -> None:
         torch.set_num_threads(int(config["threads"]))
         own = Study.parse(config["study"])
-        job = Job("0000", "trial", config["folder"], config["study"], warm_key(own))
+        job = Job("0000", "trial", config["folder"], own)
         TimedWarm("cpu", World.current()).run(job, lambda report: True)
 
     workers = train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": config["threads"] - 0.02})

@@ -47,9 +47,11 @@ from outside import place_of, python, tune
 from ran_on import Machine, cores, device_of, hand_over, out_option, table
 from sizes import SIZES, study_file
 
-from mmsweep.assembly import Job, Warm, prepare_data, warm_key
+from mmsweep.assembly.build import prepare_data
+from mmsweep.assembly.host import Warm
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job
 from mmsweep.study.search import Conditions
 from mmsweep.training.world import World
 
@@ -103,7 +105,7 @@ def train_alone(
     """One trial from nothing to its end: the whole program of `process`, and what a TorchTrainer's worker does."""
     torch.set_num_threads(threads)
     study = Study.load(folder / "study.yaml")
-    Warm(device, World.current()).run(Job(folder.name, "trial", str(folder), study.resolved(), warm_key(study)), report)
+    Warm(device, World.current()).run(Job(folder.name, "trial", str(folder), study), report)
 
 
 def train_fn_per_worker(config: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from mmsweep.ending import exit_code, resume_command, say_interrupted
 from mmsweep.errors import UserError
-from mmsweep.json_text import json_text
+from mmsweep.record.files import json_text
 from mmsweep.study import Study
 from mmsweep.study.source import Source
 from mmsweep.terminal import failed_finals, out, print_plan, print_record
@@ -80,14 +80,14 @@ def tune(
         )
     with _studying(study_file, overrides) as study:
         if dry_run:
-            from mmsweep.plan import dry_run as plan_of
+            from mmsweep.assembly.plan import dry_run as plan_of
 
             plan = plan_of(study)
             print(json_text(plan)) if as_json else print_plan(plan)
             return
-        from mmsweep.assembly import facts, prepare_data
-        from mmsweep.check import check_sweep
-        from mmsweep.check_network import require_weights
+        from mmsweep.assembly.build import prepare_data
+        from mmsweep.assembly.checks import check_sweep, require_weights
+        from mmsweep.assembly.host import facts
         from mmsweep.sweep.start import run_sweep
 
         folder = out_folder or Path("sweeps") / study.name
@@ -117,9 +117,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a study's own configuration once and evaluate it on test."""
-    from mmsweep.assembly import facts, prepare_data
-    from mmsweep.check import check_training
-    from mmsweep.check_network import require_weights
+    from mmsweep.assembly.build import prepare_data
+    from mmsweep.assembly.checks import check_training, require_weights
+    from mmsweep.assembly.host import facts
     from mmsweep.sweep.start import train_one
 
     with _studying(study_file, overrides) as study:
@@ -147,7 +147,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run's best checkpoint under every pattern and scenario of its study."""
-    from mmsweep.assembly import evaluate_run
+    from mmsweep.assembly.host import evaluate_run
 
     if split not in ("val", "test"):
         raise UserError("no such split", key="--split", found=split, expected="val or test")
@@ -222,10 +222,10 @@ def validate(
     for file in files:
         try:
             with _studying(file, None) as study:
-                from mmsweep.check import check_sweep  # once the file itself is right: it takes seconds
+                from mmsweep.assembly.checks import check_sweep
 
                 check_sweep(study)
-                from mmsweep.check_network import missing_weights
+                from mmsweep.assembly.checks import missing_weights
 
                 missing = missing_weights(study)
             if not as_json:
@@ -253,7 +253,7 @@ def submit(
 ) -> None:
     """Print and run the `ray job submit` that tunes this study on a cluster."""
     with _studying(study_file, overrides) as study:
-        from mmsweep.check import check_sweep
+        from mmsweep.assembly.checks import check_sweep
 
         check_sweep(study)
     if out_folder is None or not out_folder.is_absolute():
@@ -289,7 +289,7 @@ def data_list(as_json: AsJson = False) -> None:
 @data_app.command("check")
 def data_check(study_file: StudyOrDataset, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Read a study's dataset (or one by its name: tuxpaint data.root=…) and say what was found and what is missing."""
-    from mmsweep.assembly import make_builder
+    from mmsweep.assembly.build import make_builder
     from mmsweep.data.check import check, named_builder
 
     if (builder := named_builder(str(study_file), overrides or [])) is not None:
@@ -305,7 +305,7 @@ def data_check(study_file: StudyOrDataset, overrides: Overrides = None, as_json:
 @data_app.command("prepare")
 def data_prepare(study_file: StudyOrDataset, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Decode a study's dataset once, into the cache that training maps."""
-    from mmsweep.assembly import prepare_data
+    from mmsweep.assembly.build import prepare_data
     from mmsweep.data.check import named_builder
 
     if (builder := named_builder(str(study_file), overrides or [])) is not None:

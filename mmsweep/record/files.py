@@ -6,6 +6,8 @@ A file of another shape (`[1]`, `null`, a count that is text) is refused with it
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -44,6 +46,19 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it would hold the space that the next attempt needs
         raise
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON in which a score that does not exist (NaN: no eligible rows) is null, for JSON has no NaN."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False, default=str)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_record(path: Path, shape: type[Shape], *, problem: str | None = None, hint: str | None = None) -> Shape | None:

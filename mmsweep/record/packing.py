@@ -24,7 +24,7 @@ class Capacity:
     """How many slots a host has for the packs of a key.
 
     Args:
-        pack: their `jobs.pack_key`.
+        pack: their `study.packs.pack_key`.
         on: the kind of host: device, ranks, and what `resources.slots` asked for.
         slots: how many.
         reason: why it is one, or why no more were tried.

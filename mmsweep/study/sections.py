@@ -92,13 +92,26 @@ class Train(Section):
         return self
 
 
-class InferenceSpec(Section):
-    """How segmentation predicts at test; validation sees whole pictures once."""
+class Inference(Section):
+    """How segmentation predicts at test; validation sees whole pictures once. The default is one pass over them."""
 
     window: int | None = Field(None, ge=8, description="side of windows that slide over the picture; null: all of it")
     stride: int | None = Field(None, ge=1, description="step between windows; null: two thirds of the window")
-    scales: tuple[float, ...] = Field((1.0,), description="the picture is seen at each; probabilities are averaged")
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0,), min_length=1, description="the picture is seen at each; probabilities are averaged"
+    )
     flip: bool = Field(False, description="each scale is seen mirrored too")
+
+    @model_validator(mode="after")
+    def _windows_leave_no_gaps(self) -> Inference:
+        if self.stride is not None and (self.window is None or self.stride > self.window):
+            raise misfit("windows would leave gaps", f"1 to inference.window ({self.window})", "stride", self.stride)
+        return self
+
+    @property
+    def views(self) -> int:
+        """How often the picture is seen, windows not counted."""
+        return len(self.scales) * (2 if self.flip else 1)
 
 
 class Scenarios(Section):

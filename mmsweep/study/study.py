@@ -21,7 +21,7 @@ from mmsweep.methods.options import METHODS, MethodOptions
 from mmsweep.models.options import ModelOptions
 from mmsweep.study.data import Data
 from mmsweep.study.search import Dimension, Sweep
-from mmsweep.study.sections import InferenceSpec, Resources, Scenarios, Tracking, Train
+from mmsweep.study.sections import Inference, Resources, Scenarios, Tracking, Train
 from mmsweep.study.source import Source, first_problem
 
 
@@ -38,7 +38,7 @@ class Study(Section):
     )
     train: Train = Field(Train(), description="how a configuration is trained")
     scenarios: Scenarios = Field(Scenarios(), description="what is missing, in training and where it is scored")
-    inference: InferenceSpec = Field(InferenceSpec(), description="how segmentation predicts at test")
+    inference: Inference = Field(Inference(), description="how segmentation predicts at test")
     search: dict[str, Dimension] = Field(
         default_factory=dict, description="what is searched: dotted key -> range or choices"
     )

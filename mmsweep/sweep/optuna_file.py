@@ -17,8 +17,8 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from mmsweep.environment_faults import environment_fault
 from mmsweep.record.trial import TrialFolder
-from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study
+from mmsweep.study.space import SearchSpace
 from mmsweep.sweep.search import FOLDER, ended_as, open_optuna
 
 log = logging.getLogger("mmsweep.sweep")

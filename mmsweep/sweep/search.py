@@ -28,8 +28,8 @@ from ray.tune.search import Searcher
 from mmsweep.errors import UserError
 from mmsweep.record.objective import Objective
 from mmsweep.record.trial import TrialFolder, trial_id
-from mmsweep.search_space import SearchSpace, identity
 from mmsweep.study import Study
+from mmsweep.study.space import SearchSpace, identity
 from mmsweep.sweep.trial import EPOCH, OBJECTIVE
 
 MAX_LOSSES = 3  # how often a trial that Tune loses is served again

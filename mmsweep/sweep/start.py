@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmsweep.errors import UserError
-from mmsweep.jobs import count_trials
 from mmsweep.readers.mlflow.address import check_store
-from mmsweep.search_space import check_search
 from mmsweep.study import Study
+from mmsweep.study.packs import count_trials
+from mmsweep.study.space import check_search
 from mmsweep.sweep.cluster import connecting, ray_lines_to
 from mmsweep.sweep.folder import SweepFolder, check_lasting
 from mmsweep.sweep.outcome import SweepOutcome
 
-WARM = "mmsweep.assembly:Warm"
+WARM = "mmsweep.assembly.host:Warm"
 
 
 def run_sweep(

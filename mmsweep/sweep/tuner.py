@@ -27,12 +27,12 @@ import mmsweep.sweep.cluster as cluster
 from mmsweep.ending import Interrupt
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
-from mmsweep.jobs import company
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.record.trial import TrialFolder, trial_id
-from mmsweep.search_space import starting_points
 from mmsweep.study import Study
+from mmsweep.study.packs import company
 from mmsweep.study.sections import MOST_SLOTS
+from mmsweep.study.space import starting_points
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
 from mmsweep.sweep.folder import SweepFolder
 from mmsweep.sweep.hosts import LIGHT_TRIAL, HostPool

@@ -44,12 +44,12 @@ import torch.distributed as dist
 
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
-from mmsweep.jobs import Job
 from mmsweep.record.files import cache_folder
 from mmsweep.record.lock import HeldError, held
 from mmsweep.record.packing import Capacity, MeasuredCapacities
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job
 from mmsweep.study.sections import MOST_SLOTS
 from mmsweep.sweep.board import Posting, StaleHost
 from mmsweep.sweep.train_function import Place
@@ -96,6 +96,7 @@ class _Host:
         self.capacity = Capacity("", "", 1)
         self.measured = MeasuredCapacities(cache_folder(), machine(torch.device(self.device)))
         self.served: dict[str, Posting] = {}  # the pack's
+        self.studies: dict[str, Study] = {}  # theirs
         self.metrics: dict[str, list[str]] = {}  # that must be in their reports
         self.locks: dict[str, contextlib.ExitStack] = {}  # on rank 0
         self.epoch_seconds = 0.0
@@ -133,7 +134,7 @@ class _Host:
     # ------------------------------------------------------------------ a pack
 
     def _train(self, first: Posting) -> None:
-        self.served, self.metrics = {first.id: first}, {}
+        self.served, self.studies, self.metrics = {first.id: first}, {}, {}
         try:
             self.capacity = self._find_capacity(first)
             jobs = self._joined([first], COHORT_SECONDS)
@@ -160,9 +161,10 @@ class _Host:
         for posting in self._share(list(postings)):
             log.info("%s starts on %s", posting.id, self.device)
             self.served[posting.id] = posting
-            objectives = Study.parse(posting.study).sweep.objectives if posting.kind == "trial" else []
+            job = self._job(posting)
+            objectives = job.study.sweep.objectives if posting.kind == "trial" else []
             self.metrics[posting.id] = [objective.metric for objective in objectives]
-            jobs.append(_job(posting))
+            jobs.append(job)
         return jobs
 
     def _hold(self, posting: Posting) -> None:
@@ -263,7 +265,7 @@ class _Host:
 
     def _find_capacity(self, first: Posting) -> Capacity:
         """How many slots there are for packs of a trial's kind; measured once for all, and for later sweeps."""
-        asked = Study.parse(first.study).resources.slots
+        asked = self._job(first).study.resources.slots
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"cpu, {self.place.threads} threads"
         on = f"{name}, {self.world.size} ranks, slots {asked}"
         known = self._share(self._known(first, on) if self.world.first else None)
@@ -304,15 +306,16 @@ class _Host:
                 self._ask(self.board.trying, Capacity(first.pack, on, max(1, slots), reason))
 
         warm = self._warm(first.key)
-        slots, reason = warm.slots_for(_job(first), first.company, self._share, reached)
+        slots, reason = warm.slots_for(self._job(first), first.company, self._share, reached)
         found = Capacity(first.pack, on, slots, reason, first.company)
         if tried and self.world.first:
             self.measured.put(found)
         return found
 
-
-def _job(posting: Posting) -> Job:
-    return Job(posting.id, posting.kind, posting.folder, dict(posting.study), posting.key)
+    def _job(self, posting: Posting) -> Job:
+        if posting.id not in self.studies:
+            self.studies[posting.id] = Study.parse(posting.study)
+        return Job(posting.id, posting.kind, posting.folder, self.studies[posting.id])
 
 
 def _environment_fault(problem: Exception, folders: Sequence[str]) -> str | None:

@@ -84,7 +84,7 @@ def fit(
     the one before it, and the epochs between are trained again.
 
     Args:
-        slots: of one pack: their studies may differ in what a pack allows (`assembly.pack_key`) and in nothing else.
+        slots: of one pack: their studies may differ in what a pack allows (`study.packs.pack_key`) and in nothing else.
         report: called after each epoch with all slots' reports, when their checkpoints and report lines are on disk;
             gives an answer to each: whether the slot stops, or the error that ends it, as one does that its checkpoint
             raises when it joins.

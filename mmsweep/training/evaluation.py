@@ -28,12 +28,12 @@ from mmsweep.availability import (
 )
 from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared_split import PreparedSplit
-from mmsweep.json_text import json_text
 from mmsweep.methods.method import Method
-from mmsweep.record.files import write_whole
+from mmsweep.record.files import json_text, write_whole
 from mmsweep.record.objective import direction, worst_of
+from mmsweep.study.sections import Inference
 from mmsweep.tasks.task import Task
-from mmsweep.training.inference import WHOLE, Inference
+from mmsweep.training.inference import WHOLE, predict_patterns
 from mmsweep.training.world import World
 
 
@@ -118,7 +118,7 @@ def predict_slots(
         # Maps under all patterns at once would fill the memory: 15 of 20 classes at 1024 x 1024 are 1.3 GB a row.
         for some_PM in patterns_PM.split(1 if task.dense else len(patterns_PM)):
             with autocast(precision, device):
-                prediction = inference.predict_patterns(method, batch, some_PM)
+                prediction = predict_patterns(inference, method, batch, some_PM)
             pairs = zip(prediction.chunk(slots, 1), batch.target.chunk(slots), strict=True)  # as each slot by itself
             found.append(torch.cat([own.statistics(*pair) for own, pair in zip(tasks, pairs, strict=True)], 1))
         parts.append(torch.cat(found).unflatten(1, (slots, -1)))

@@ -12,7 +12,8 @@ from mmsweep.availability import pattern_name, pattern_rows, patterns
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.methods.method import Method
-from mmsweep.training.inference import Inference
+from mmsweep.study.sections import Inference
+from mmsweep.training.inference import predict_patterns
 
 EXAMPLES = 4
 
@@ -31,7 +32,7 @@ def write_examples(
     method.noise.off()
     batch = split.batch(index, device)
     maps = [
-        inference.predict_patterns(method, batch, torch.from_numpy(row[None]).to(device))[0].argmax(1)
+        predict_patterns(inference, method, batch, torch.from_numpy(row[None]).to(device))[0].argmax(1)
         for row in pattern_rows(modalities)
     ]
     arrays: dict[str, Any] = {f"input_{m}": _pictures(split, m, index) for m in modalities}

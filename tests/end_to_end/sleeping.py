@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from mmsweep.errors import UserError
-from mmsweep.jobs import Job
 from mmsweep.record.files import write_whole
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job
 from mmsweep.training.checkpoint import load_checkpoint, save_checkpoint
 from mmsweep.training.world import World
 
@@ -65,7 +65,7 @@ class SleepingWarm:
     def slots_for(
         self, job: Job, most: int, agree: Callable[[Any], Any], reached: Callable[[int], None]
     ) -> tuple[int, str | None]:
-        asked = Study.parse(job.study).resources.slots
+        asked = job.study.resources.slots
         if asked != "auto":
             return asked, None
         reached(1)
@@ -158,7 +158,7 @@ class SleepingWarm:
 
 class _Slot:
     def __init__(self, job: Job) -> None:
-        self.job, self.study, self.folder = job, Study.parse(job.study), TrialFolder(job.folder)
+        self.job, self.study, self.folder = job, job.study, TrialFolder(job.folder)
         self.weight, self.state, self.epoch = self.study.value("method.align_weight"), torch.zeros(1), 0
         if last := self.folder.last_checkpoint():
             weights, _, resume = load_checkpoint(last)

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mmsweep.jobs import Job
 from mmsweep.record.trial import TrialFolder
-from mmsweep.search_space import starting_points
 from mmsweep.study import Study
+from mmsweep.study.packs import Job
+from mmsweep.study.space import starting_points
 from mmsweep.sweep.search import TrialSearch, open_optuna
 from mmsweep.training.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sleeping import SleepingWarm, study, warm_key
+from sleeping import SleepingWarm, study
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -97,7 +97,7 @@ def undisturbed(folder: Path, place: Path) -> dict[str, list[dict[str, float]]]:
         own = Study.load(path / "study.yaml")
         same = TrialFolder(place / path.relative_to(folder))
         same.create(TrialFolder(path).trial(), own.to_yaml())
-        job = Job("0", "trial", str(same.path), own.resolved(), warm_key(own))
+        job = Job("0", "trial", str(same.path), own)
         SleepingWarm("cpu", World()).run_pack([job], lambda told: [False] * len(told), tuple, lambda *_: None)
     return metrics(place)
 

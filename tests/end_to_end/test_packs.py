@@ -38,7 +38,7 @@ def undisturbed(folder: Path, at: Path) -> list[list[dict[str, float]]]:
         own = TrialFolder(at / trial.id)
         values = Study.load(trial.folder / "study.yaml")
         own.create({"id": trial.id, "params": {}}, values.to_yaml())
-        job = Job(trial.id, "trial", str(own.path), values.resolved(), "")
+        job = Job(trial.id, "trial", str(own.path), values)
         SleepingWarm("cpu", World()).run_pack([job], lambda told: [False], tuple, lambda job, problem: None)
         found.append([report.metrics for report in own.reports()])
     return found

@@ -60,7 +60,7 @@ def failures(seed: int, seconds: float, only: tuple[str, int] | None = None) -> 
     with tempfile.TemporaryDirectory(prefix="mmsweep-fuzz-") as place:
         root = Path(place)
         material = make_material(root)
-        import mmsweep.plan
+        import mmsweep.assembly.plan
         import mmsweep.readers.report.page  # noqa: F401 - imported once, not in each child
 
         end, tried = time.monotonic() + seconds, Counter[str]()

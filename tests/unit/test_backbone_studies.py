@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mmsweep.assembly import Job, Warm, warm_key
-from mmsweep.check import check
+from mmsweep.assembly.checks import check
+from mmsweep.assembly.host import Warm
+from mmsweep.assembly.plan import dry_run
 from mmsweep.errors import UserError
-from mmsweep.plan import dry_run
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job
 from mmsweep.training.checkpoint import load_checkpoint
 from mmsweep.training.world import World
 
@@ -27,7 +28,7 @@ def vilt_study(tiny_values, encoder_folders):
 def run(study, path, report=lambda r: False):
     folder = TrialFolder(path)
     folder.create({"id": "0", "params": {}}, study.to_yaml())
-    Warm("cpu", World()).run(Job("0", "final", str(path), study.resolved(), warm_key(study)), report)
+    Warm("cpu", World()).run(Job("0", "final", str(path), study), report)
     return folder
 
 

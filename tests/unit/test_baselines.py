@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 
-from mmsweep.assembly import Warm
+from mmsweep.assembly.checks import check_sweep
+from mmsweep.assembly.host import Warm
 from mmsweep.availability import pattern_rows
-from mmsweep.check import check_sweep
 from mmsweep.errors import UserError
-from mmsweep.jobs import pack_key
 from mmsweep.methods import METHODS
 from mmsweep.methods.method import Update
 from mmsweep.methods.mla import weighted
@@ -20,8 +19,9 @@ from mmsweep.models.backbones.vilt import _parts
 from mmsweep.models.last_block import SplitBlock
 from mmsweep.models.packing import values_of
 from mmsweep.record.trial import TrialFolder
-from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study
+from mmsweep.study.packs import pack_key
+from mmsweep.study.space import SearchSpace
 from mmsweep.training.engine import EvaluationPlan, _Pack
 from mmsweep.training.slot import Member
 from mmsweep.training.world import World

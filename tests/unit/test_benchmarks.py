@@ -20,10 +20,10 @@ from pack_steps import PackSteps, product_rate, seconds_of, slot_studies
 from ran_on import Machine, device_of, in_words, table
 from sizes import study_file
 
-from mmsweep.assembly import Warm
+from mmsweep.assembly.host import Warm
 from mmsweep.record.packing import PackEpoch
-from mmsweep.search_space import starting_points
 from mmsweep.study import Study
+from mmsweep.study.space import starting_points
 from mmsweep.training.world import World
 
 

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmsweep.assembly import Job, Warm, warm_key
+from mmsweep.assembly.host import Warm
 from mmsweep.record.trial import TrialFolder
+from mmsweep.study.packs import Job
 from mmsweep.training import capacity
 from mmsweep.training.capacity import measure
 from mmsweep.training.world import World
@@ -101,7 +102,7 @@ def job(tiny_study, tmp_path):
         study = tiny_study.with_values({key.replace("__", "."): value for key, value in changes.items()})
         folder = TrialFolder(tmp_path / "trials" / f"{len(list(tmp_path.glob('trials/*'))):04d}")
         folder.create({"id": folder.path.name, "params": {}}, study.to_yaml())
-        return Job(folder.path.name, "trial", str(folder.path), study.resolved(), warm_key(study))
+        return Job(folder.path.name, "trial", str(folder.path), study)
 
     return make
 

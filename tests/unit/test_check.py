@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from mmsweep.check import check, check_sweep
-from mmsweep.check_network import require_weights
+from mmsweep.assembly.checks import check, check_sweep, require_weights
+from mmsweep.assembly.plan import dry_run
 from mmsweep.errors import UserError
-from mmsweep.plan import dry_run
 from mmsweep.study import Study
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsweep.assembly import Job, Warm, evaluate_run, warm_key
+from mmsweep.assembly.host import Warm, evaluate_run
 from mmsweep.errors import UserError
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job
 from mmsweep.training.checkpoint import load_checkpoint, save_checkpoint
 from mmsweep.training.world import World
 
@@ -40,7 +41,7 @@ def warm() -> Warm:
 def train(study: Study, path: Path, warm: Warm, until: int = 4) -> TrialFolder:
     folder = TrialFolder(path)
     folder.create({"id": "0", "params": {}}, study.to_yaml())
-    job = Job("0", "trial", str(path), study.resolved(), warm_key(study))
+    job = Job("0", "trial", str(path), study)
     warm.run(job, lambda report: report.epoch == until)
     return folder
 
@@ -82,7 +83,7 @@ def test_training_goes_on_from_the_newest_whole_checkpoint(
     assert any(f"epoch-000{damaged[-1]}" in sentence for sentence in folder.damage())
 
     seen: list[int] = []
-    job = Job("0", "trial", str(folder.path), study.resolved(), warm_key(study))
+    job = Job("0", "trial", str(folder.path), study)
     warm.run(job, lambda report: bool(seen.append(report.epoch)))
     assert seen == list(range(after + 1, 5))
     assert [r.metrics for r in folder.reports()] == [r.metrics for r in whole.reports()]

@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from mmsweep.assembly import Warm, make_method
+from mmsweep.assembly.build import make_method
+from mmsweep.assembly.host import Warm
 from mmsweep.errors import UserError
 from mmsweep.models import compilation
 from mmsweep.models.compilation import BlockCompiler, block_compiler, check_compiler

@@ -12,13 +12,13 @@ import torch
 import transformers
 from pydantic import Field
 
-from mmsweep.assembly import card_of, make_backbone, make_method
-from mmsweep.check import check_sweep
+from mmsweep.assembly.build import card_of, make_backbone, make_method
+from mmsweep.assembly.checks import check_sweep
+from mmsweep.assembly.plan import dry_run
 from mmsweep.components import Registry, register
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, TextFormat
 from mmsweep.errors import UserError
-from mmsweep.jobs import company
 from mmsweep.methods.modality_dropout import ModalityDropout
 from mmsweep.methods.options import METHODS, MaskingMethodOptions
 from mmsweep.models.backbone import Backbone
@@ -27,9 +27,9 @@ from mmsweep.models.families.family import FAMILIES, PictureFamily
 from mmsweep.models.input_formats import Inputs
 from mmsweep.models.options import BACKBONES, BackboneOptions, ModelOptions
 from mmsweep.models.pretrained import PretrainedEncoder
-from mmsweep.plan import dry_run
-from mmsweep.search_space import SearchSpace
 from mmsweep.study import Study
+from mmsweep.study.packs import company
+from mmsweep.study.space import SearchSpace
 from tests.conftest import WIDTH
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))

@@ -11,19 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsweep.assembly import Job, Warm, warm_key
-from mmsweep.check import check
+from mmsweep.assembly.checks import check
+from mmsweep.assembly.host import Warm
+from mmsweep.assembly.plan import dry_run
 from mmsweep.data import registry
 from mmsweep.data.dataset import DatasetBuilder, Sample
 from mmsweep.data.formats import RasterFormat
 from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
-from mmsweep.plan import dry_run
 from mmsweep.readers.report.bootstrap import Bootstrap, Predicted
 from mmsweep.readers.report.maps import coloured
 from mmsweep.readers.report.page import write_report
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job, warm_key
 from mmsweep.sweep.summary import summary_of
 from mmsweep.tasks.task import Target, task_of
 from mmsweep.training.checkpoint import load_checkpoint
@@ -95,7 +96,7 @@ def study(values: Any) -> Study:
 def trained(study: Study, folder: Path, kind: str = "final", stop: int | None = None) -> TrialFolder:
     trial = TrialFolder(folder)
     trial.create({"id": "0000", "params": {}, "seed": 1}, study.to_yaml())
-    job = Job("0000", kind, str(folder), study.resolved(), warm_key(study))
+    job = Job("0000", kind, str(folder), study)
     Warm("cpu", World()).run(job, lambda report: report.epoch == stop)
     return trial
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from mmsweep.__main__ import main
-from mmsweep.check import check
-from mmsweep.effects import _READERS, _task_options
+from mmsweep.assembly.checks import check
 from mmsweep.errors import UserError
-from mmsweep.jobs import count_trials
 from mmsweep.methods import METHODS
 from mmsweep.models.options import BACKBONES
 from mmsweep.study import Study
+from mmsweep.study.effects import _READERS, _task_options
+from mmsweep.study.packs import count_trials
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from mmsweep.assembly import Job, Warm, warm_key
+from mmsweep.assembly.host import Warm
 from mmsweep.errors import UserError
-from mmsweep.json_text import json_text
+from mmsweep.record.files import json_text
 from mmsweep.record.objective import Objective
 from mmsweep.record.trial import Report, TrialFolder, deciding_report
 from mmsweep.study import Study
+from mmsweep.study.packs import Job
 from mmsweep.study.sections import Schedule
 from mmsweep.training.checkpoint import load_checkpoint, load_weights
 from mmsweep.training.optimization import lr_factor
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.long
 def run(study, path, kind="trial", report=lambda r: False, warm=None, world=None):
     folder = TrialFolder(path)
     folder.create({"id": "0", "params": {}}, study.to_yaml())
-    (warm or Warm("cpu", world or World())).run(Job("0", kind, str(path), study.resolved(), warm_key(study)), report)
+    (warm or Warm("cpu", world or World())).run(Job("0", kind, str(path), study), report)
     return folder
 
 

@@ -24,7 +24,7 @@ def loaded(statement: str) -> set[str]:
         ("mmsweep.sweep.hosts", {"torch", "transformers"}),  # the keeper's own
         ("mmsweep.sweep.board", {"torch", "transformers"}),
         ("mmsweep.sweep.trial", {"torch", "transformers"}),
-        ("mmsweep.check", {"transformers.modeling_utils"}),  # a wrong study is told so soon
+        ("mmsweep.assembly.checks", {"transformers.modeling_utils"}),  # a wrong study is told so soon
         ("mmsweep.sweep.start", {"mlflow", "matplotlib", "optuna", "ray.tune"}),  # imported while Ray starts
     ],
 )
@@ -45,8 +45,8 @@ def test_what_is_shown_needs_no_torch(verb: list[str], tmp_path: Path) -> None:
 def test_what_prepares_data_imports_no_network() -> None:
     study = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
     found = loaded(
-        "from pathlib import Path; from mmsweep import assembly; from mmsweep.study import Study; "
-        "assembly.prepare = lambda builder, formats, *rest, **more: print(*formats); "
-        f"assembly.prepare_data(Study.load(Path({str(study)!r}), []))"
+        "from pathlib import Path; from mmsweep.assembly import build; from mmsweep.study import Study; "
+        "build.prepare = lambda builder, formats, *rest, **more: print(*formats); "
+        f"build.prepare_data(Study.load(Path({str(study)!r}), []))"
     )
     assert {"image", "text"} <= found and "transformers.modeling_utils" not in found

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmsweep.assembly import Job, Warm, make_method, warm_key
-from mmsweep.check import check
+from mmsweep.assembly.build import make_method
+from mmsweep.assembly.checks import check
+from mmsweep.assembly.host import Warm
 from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
@@ -16,6 +17,7 @@ from mmsweep.models.lora import Noise
 from mmsweep.models.options import ModelOptions
 from mmsweep.models.packing import values_of
 from mmsweep.record.trial import TrialFolder
+from mmsweep.study.packs import Job
 from mmsweep.training.checkpoint import running_statistics
 from mmsweep.training.initialization import digest, start_from, weights_file
 from mmsweep.training.world import World
@@ -24,7 +26,7 @@ from mmsweep.training.world import World
 def run(study, path, warm, epochs=None):
     folder = TrialFolder(path)
     folder.create({"id": "0", "params": {}}, study.to_yaml())
-    warm.run(Job("0", "trial", str(path), study.resolved(), warm_key(study)), lambda r: r.epoch == epochs)
+    warm.run(Job("0", "trial", str(path), study), lambda r: r.epoch == epochs)
     return folder
 
 

@@ -13,18 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsweep.assembly import Warm, make_scenarios, prepare_data
+from mmsweep.assembly.build import make_augmentation, make_scenarios, prepare_data
+from mmsweep.assembly.host import Warm
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared import PreparedData
 from mmsweep.errors import UserError
-from mmsweep.jobs import warm_key
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import warm_key
 from mmsweep.training import engine
 from mmsweep.training.slot import Member
 from mmsweep.training.world import World
-from mmsweep.views import make_augmentation
 
 FRAMES, WIDTH, HEIGHT = 12, 48, 24
 RANDOM = {"random_frames": True}

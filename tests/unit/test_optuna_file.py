@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from mmsweep.record.trial import Report, TrialFolder
-from mmsweep.search_space import starting_points
 from mmsweep.study import Study
+from mmsweep.study.space import starting_points
 from mmsweep.sweep.optuna_file import open_checked
 from mmsweep.sweep.search import TrialSearch
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 
-from mmsweep.assembly import Job, Warm, pack_key, warm_key
+from mmsweep.assembly.host import Warm
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.models.few_rows import SteadyLinear
@@ -26,6 +26,7 @@ from mmsweep.models.packing import PackedLinear, alone, merge, select, trained, 
 from mmsweep.models.peft_format import export_adapter, import_adapter
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job, pack_key
 from mmsweep.study.sections import Optimizer
 from mmsweep.training.checkpoint import load_checkpoint, save_checkpoint
 from mmsweep.training.optimization import PackedAdamW
@@ -72,7 +73,7 @@ def studies(tiny_values):
 
 def job(study, path):
     TrialFolder(path).create({"id": path.name, "params": {}}, study.to_yaml())
-    return Job(path.name, "trial", str(path), study.resolved(), warm_key(study))
+    return Job(path.name, "trial", str(path), study)
 
 
 def run_pack(jobs, report=lambda job, record: False, later=(), **more):
@@ -129,7 +130,7 @@ def _rank(rank, size, studies, path, port):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
-    jobs = [Job(str(i), "trial", str(path / str(i)), values, "") for i, values in enumerate(studies)]
+    jobs = [Job(str(i), "trial", str(path / str(i)), values) for i, values in enumerate(studies)]
     Warm("cpu", World.current()).run_pack(
         jobs, lambda told: [job.id == "1" and record.epoch == 1 for job, record in told]
     )

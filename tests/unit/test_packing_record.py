@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mmsweep.assembly.plan import dry_run
 from mmsweep.errors import UserError
-from mmsweep.plan import dry_run
 from mmsweep.record.objective import Objective
 from mmsweep.record.packing import FILE, Capacity, MeasuredCapacities, PackEpoch, Packing
 from mmsweep.sweep.progress import Progress

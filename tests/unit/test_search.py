@@ -12,11 +12,11 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from mmsweep.errors import UserError
-from mmsweep.jobs import count_trials
 from mmsweep.record.trial import Report, TrialFolder
-from mmsweep.search_space import SearchSpace, check_search, identity, starting_points
 from mmsweep.study import Study
+from mmsweep.study.packs import count_trials
 from mmsweep.study.search import Dimension
+from mmsweep.study.space import SearchSpace, check_search, identity, starting_points
 from mmsweep.sweep.search import MAX_LOSSES, TrialSearch, open_optuna, tell
 from mmsweep.sweep.tuner import judged_epochs, make_scheduler
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mmsweep.assembly import card_of, make_backbone, make_method
+from mmsweep.assembly.build import card_of, make_backbone, make_method
+from mmsweep.assembly.checks import check
+from mmsweep.assembly.plan import dry_run
 from mmsweep.availability import Scenario
-from mmsweep.check import check
 from mmsweep.errors import UserError
-from mmsweep.jobs import company, count_trials
-from mmsweep.plan import dry_run
 from mmsweep.study import Study
+from mmsweep.study.packs import company, count_trials
 
 pytestmark = pytest.mark.long
 

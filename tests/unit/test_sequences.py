@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmsweep.assembly import card_of, make_backbone
+from mmsweep.assembly.build import card_of, make_backbone
+from mmsweep.assembly.plan import dry_run
 from mmsweep.data.check import check
 from mmsweep.data.decoding import decode_sequence
 from mmsweep.data.derived import picture_features, sequence_decoder, sound_features, word_features
@@ -24,7 +25,6 @@ from mmsweep.data.sets.manifest import Manifest
 from mmsweep.data.sets.tuxpaint import CLASSES
 from mmsweep.data.sets.tuxpaint_sequences import ALIVE, SEQUENCES, TuxPaintSequences
 from mmsweep.errors import UserError
-from mmsweep.plan import dry_run
 from mmsweep.study import Study
 from tests.data.files import write_picture
 from tests.data.stamps import write_sound, write_stamps

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmsweep.assembly import Warm, make_method
+from mmsweep.assembly.build import make_method
+from mmsweep.assembly.host import Warm
 from mmsweep.methods.method import StandIn
 from mmsweep.methods.restoration import per_sample
 from mmsweep.training.stand_ins import nearness, write_stand_ins

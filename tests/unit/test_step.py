@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmsweep.assembly import Warm, make_scenarios
+from mmsweep.assembly.build import make_scenarios
+from mmsweep.assembly.host import Warm
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.formats import ImageFormat, RasterFormat
 from mmsweep.data.raw_batch import Normalisation, RawBatch

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmsweep.assembly import Warm, evaluate_run
-from mmsweep.check import check
+from mmsweep.assembly.checks import check
+from mmsweep.assembly.host import Warm, evaluate_run
 from mmsweep.errors import UserError
-from mmsweep.jobs import Job, warm_key
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
+from mmsweep.study.packs import Job
 from mmsweep.tasks.regression import SCALE, Regression, TargetScale
 from mmsweep.tasks.single_label import SingleLabel
 from mmsweep.tasks.task import Target, task_of
@@ -78,7 +78,7 @@ def study_of(tiny_tasks: dict[str, Study], tiny_table: Path, folder: Path, facto
 def run(study: Study, path: Path, kind: str = "trial", epochs: int | None = None) -> TrialFolder:
     folder = TrialFolder(path)
     folder.create({"id": "0", "params": {}}, study.to_yaml())
-    job = Job("0", kind, str(path), study.resolved(), warm_key(study))
+    job = Job("0", kind, str(path), study)
     Warm("cpu", World()).run(job, lambda report: report.epoch == epochs)
     return folder
 

@@ -14,8 +14,9 @@ import pytest
 import ray
 import torch
 
-from mmsweep.assembly import Warm, pack_key, warm_key
+from mmsweep.assembly.host import Warm
 from mmsweep.record.trial import TrialFolder
+from mmsweep.study.packs import Job, pack_key, warm_key
 from mmsweep.sweep import worker
 from mmsweep.sweep.board import Board, Posting
 from mmsweep.sweep.train_function import Place
@@ -89,7 +90,7 @@ def serve(board, folders):
     followers = [threading.Thread(target=drive, args=(folder,), daemon=True) for folder in folders]
     for thread in (*followers, threading.Thread(target=close, daemon=True)):
         thread.start()
-    place = Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, "")
+    place = Place(board, "host-0", "mmsweep.assembly.host:Warm", 1, 0, "")
     worker._Host(place, World()).run()
 
 
@@ -108,8 +109,7 @@ def test_what_a_trial_computes_does_not_depend_on_the_slots(board, studies, tmp_
     for n, study in enumerate(studies):
         single = TrialFolder(tmp_path / "single" / str(n))
         single.create({"id": str(n), "params": {}}, study.to_yaml())
-        Warm("cpu", World()).run(worker._job(Posting(str(n), "trial", str(single.path), study.resolved(), "", "", 1,
-                                                     3, ())), lambda record: False)  # fmt: skip
+        Warm("cpu", World()).run(Job(str(n), "trial", str(single.path), study), lambda record: False)
         assert [r.metrics for r in folders[n].reports()] == [r.metrics for r in single.reports()]
         assert (folders[n].done() or {})["state"] == "finished"
 
@@ -256,7 +256,7 @@ def test_a_device_that_breaks_while_slots_are_counted_fails_no_trial(board, stud
     folders = post(board, studies[:2], tmp_path)
     for _ in range(2):  # the worker group starts anew
         with pytest.raises(worker.BrokenDeviceError):
-            worker._Host(Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, ""), World()).run()
+            worker._Host(Place(board, "host-0", "mmsweep.assembly.host:Warm", 1, 0, ""), World()).run()
     serve(board, folders)  # what came through is taken from then on
     assert [(f.done() or {})["state"] for f in folders] == ["finished"] * 2 and max(widths(board)) == 2
 
@@ -302,7 +302,7 @@ def test_a_fault_of_the_environment_fails_no_trial(slots, fault, board, studies,
 
     threading.Thread(target=close, daemon=True).start()
     try:
-        worker._Host(Place(board, "host-0", "mmsweep.assembly:Warm", 1, 0, ""), World()).run()
+        worker._Host(Place(board, "host-0", "mmsweep.assembly.host:Warm", 1, 0, ""), World()).run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     states = [(f.done() or {}).get("state") for f in folders]

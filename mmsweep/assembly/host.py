@@ -1,187 +1,49 @@
-"""From a study to the things that train: the one place that knows every registry.
+"""What a host keeps warm between trials, and how it trains and evaluates them.
 
-Study ─► builder, formats ─► prepared data      (warm: kept by a host from trial to trial)
-      ─► backbone, frozen                       (warm)
-      ─► adapters, head, method, task ─► Slot   (a trial's own, drawn from train.seed)
+Study ─► prepared data, frozen backbone         (kept from trial to trial)
+      ─► adapters, head, method, task ─► Slot   (a trial's own)
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
-from mmsweep.availability import Scenario, availability_table, table_digest
-from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
+from mmsweep.assembly.build import (
+    kept_formats,
+    make_augmentation,
+    make_backbone,
+    make_builder,
+    make_method,
+    make_scenarios,
+    parse_scenario,
+    task_options,
+)
+from mmsweep.availability import availability_table, table_digest
 from mmsweep.data.prepared import PreparedData, prepare
-from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
-from mmsweep.errors import UNSET, UserError
-from mmsweep.jobs import Job, largest_rank, warm_key
-from mmsweep.jobs import pack_key as pack_key  # a host's module offers both keys
-from mmsweep.methods.method import METHODS, Method
+from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone
-from mmsweep.models.input_formats import Inputs
-from mmsweep.models.lora import Noise
-from mmsweep.models.options import BACKBONES
 from mmsweep.models.packing import alone
 from mmsweep.record.files import cache_folder
 from mmsweep.record.trial import Report, TrialFolder, deciding_report
 from mmsweep.study import Study
-from mmsweep.study.data import ManifestSplit
-from mmsweep.study.sections import MOST_SLOTS, ScenarioSpec
-from mmsweep.tasks.task import TASKS, Target
+from mmsweep.study.packs import Job, warm_key
+from mmsweep.study.packs import pack_key as pack_key  # a host's module offers both keys
+from mmsweep.study.sections import MOST_SLOTS
+from mmsweep.tasks.task import TASKS
 from mmsweep.training.capacity import measure
 from mmsweep.training.checkpoint import load_checkpoint, load_weights
 from mmsweep.training.engine import Answer, Ending, EvaluationPlan, fit, rehearse
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from, task_state
-from mmsweep.training.slot import Slot, generator
+from mmsweep.training.slot import Slot
 from mmsweep.training.stand_ins import write_stand_ins
 from mmsweep.training.world import World
-from mmsweep.views import kept_formats, make_augmentation, make_inference, raster_window
-
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-
-
-def make_builder(study: Study) -> DatasetBuilder:
-    """The dataset of a study. Raises UserError where its data cannot be found."""
-    data = study.data
-    if data.root and "${" in data.root:
-        raise UserError(
-            "an environment variable is not set",
-            key="data.root",
-            found=data.root,
-            hint=f"It says where the raw data lies. {dataset_card(data.dataset, dataset_options(study)).get}".rstrip(),
-        )
-    return build_dataset(data.dataset, dataset_options(study))
-
-
-def dataset_options(study: Study) -> DatasetOptions:
-    """The part of a study that concerns reading its data."""
-    data = study.data
-    return DatasetOptions(
-        Path(data.root) if data.root else None,
-        data.task,
-        data.text.field,
-        data.split_seed,
-        _manifest(study),
-        data.audio.language,
-    )
-
-
-def card_of(study: Study, rows: bool = False) -> DatasetCard:
-    """What is known of a study's dataset; a manifest is read where its classes are not listed, or its rows wanted."""
-    card = dataset_card(study.data.dataset, dataset_options(study))
-    if card.target is None or (rows and study.data.dataset == "manifest"):
-        builder = make_builder(study)
-        counts = {name: len(samples) for name, samples in builder.splits().items()}
-        card = replace(card, target=builder.target, modalities=builder.modalities, rows=counts)
-    return card
-
-
-def _manifest(study: Study) -> ManifestOptions | None:
-    data = study.data
-    if data.path is None or data.modalities is None or data.target is None:
-        return None
-    columns = {name: ModalityColumn(m.kind, m.column, m.length, m.width) for name, m in data.modalities.items()}
-    classes = tuple(data.target.classes) if data.target.classes else None
-    target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes, data.target.signed)
-    split = data.split or ManifestSplit()
-    seed = data.split_seed if split.seed is None else split.seed
-    shares = (0.8, 0.1, 0.1) if split.train is None else (split.train, split.val or 0.0, split.test or 0.0)
-    rule = SplitRule(split.column, *shares, seed, split.stratify)
-    group, id = (part.column if part else None for part in (data.group, data.id))
-    return ManifestOptions(Path(data.path), columns, target, rule, group, id)
-
-
-def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool = True, files: bool = True) -> Backbone:
-    """The backbone of a study for a dataset's modalities and target, frozen; `load` and `files` as `Backbone.build`.
-
-    Raises:
-        UserError: no such backbone, or one that cannot be built for this data.
-    """
-    assert card.target is not None
-    return _backbone(study, card).build(study.model, _inputs(study, card), card.target.width, load, files)
-
-
-def _backbone(study: Study, card: DatasetCard | DatasetBuilder) -> type[Backbone]:
-    """The class of a study's backbone. Raises UserError where it cannot serve the dataset."""
-    kind: type[Backbone] = BACKBONES[study.model.backbone.name]
-    assert card.target is not None
-    kind.check(study.model, tuple(card.modalities), card.target.task)
-    return kind
-
-
-def _inputs(study: Study, card: DatasetCard | DatasetBuilder) -> Inputs:
-    """What a study's network is to read."""
-    data = study.data
-    return Inputs(
-        dict(card.modalities),
-        data.image.size,
-        data.image.fit,
-        data.text.length,
-        data.audio.frames,
-        data.video.frames,
-        card.rasters,
-        card.sequences,
-        raster_window(study),
-    )
-
-
-def make_method(study: Study, backbone: Backbone) -> Method:
-    """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
-    init, noise = generator(study.train.seed, "init", 0), Noise()
-    own = backbone.trial_copy(study.model)
-    own.reset(init)
-    own.adapt(study.model, noise, init, largest_rank(study))
-    own.compile_blocks(study.train.compile)
-    method = METHODS[study.method.name](own, study.method, noise, init)
-    scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
-    masking = getattr(study.method, "masking", None)
-    if masking and not method.masks(scenario.leaves_gaps(backbone.modalities), masking.with_training_gaps):
-        method.masking = None  # B3
-    return method
-
-
-def parse_scenario(spec: ScenarioSpec, modalities: Sequence[str], key: str) -> Scenario:
-    """The scenario that a study describes under `key`. Raises UserError, naming that key."""
-    try:
-        return Scenario.parse(spec, modalities)
-    except UserError as problem:
-        found = spec if problem.found is UNSET else problem.found
-        raise problem.placed(key=(problem.key or "scenarios").replace("scenarios", key, 1), found=found) from None
-
-
-def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
-    """The scenarios to evaluate. Raises UserError where two of them would share a name."""
-    specs = study.scenarios.evaluate
-    scenarios = [parse_scenario(spec, modalities, f"scenarios.evaluate.{i}") for i, spec in enumerate(specs)]
-    names = [s.name for s in scenarios]
-    if len(set(names)) != len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise UserError(
-            "two scenarios of one name", key="scenarios.evaluate", found=twice, hint="Give one a name: {name: …, …}."
-        )
-    if reserved := {"mean_missing", "worst_missing", "constant"} & set(names):
-        raise UserError(
-            "this name is taken", key="scenarios.evaluate", found=sorted(reserved)[0], expected="another name"
-        )
-    return scenarios
-
-
-def prepare_data(study: Study) -> PreparedData:
-    """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, no weights."""
-    builder = make_builder(study)
-    formats = kept_formats(study, _backbone(study, builder).formats_of(study.model, _inputs(study, builder)))
-    return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
 
 
 class Warm:
@@ -258,7 +120,7 @@ class Warm:
             refill: asked after every epoch of the pack for jobs that are to join it.
             over: called when a job has left and its folder is marked, with what ended it where that is its own error.
         """
-        served: dict[int, tuple[Job, Study]] = {}
+        served: dict[int, Job] = {}
 
         def slots(some: Sequence[Job]) -> list[Slot]:
             found = []
@@ -266,21 +128,20 @@ class Warm:
                 self.world.barrier()  # rank 0 holds the folder's lock from here on: all ranks read the same checkpoint
                 slot, problem = None, None
                 try:
-                    study = Study.parse(job.study)
-                    slot = self.slot(study, TrialFolder(job.folder))
+                    slot = self.slot(job.study, TrialFolder(job.folder))
                 except UserError as own:
                     problem = own
                 if self._anywhere(problem is not None):
                     over(job, problem or UserError("another rank could not set it up; its log says why"))
                 elif slot is not None:
-                    served[id(slot)] = job, study
+                    served[id(slot)] = job
                     found.append(slot)
             return found
 
         def ended(slot: Slot, ending: Ending) -> None:
-            job, study = served.pop(id(slot))
+            job = served.pop(id(slot))
             if ending.how == "finished":
-                self._finish(job, study, slot)
+                self._finish(job, slot)
             if ending.how == "diverged" and self.world.first:
                 slot.folder.mark_done("failed", str(ending.problem))
             self.world.barrier()
@@ -289,14 +150,14 @@ class Warm:
         first = slots(jobs)
         if not first:
             return
-        study = served[id(first[0])][1]
+        study = served[id(first[0])].study
         data, backbone = self.ready(study)
         plan = EvaluationPlan(make_scenarios(study, backbone.modalities), study.scenarios.seed)
         fit(
             first,
             data,
             plan,
-            lambda told: report([(served[id(slot)][0], record) for slot, record in told]),
+            lambda told: report([(served[id(slot)], record) for slot, record in told]),
             self.device,
             self.world,
             refill=lambda: slots(refill()),
@@ -318,7 +179,7 @@ class Warm:
         Args:
             most: jobs that there may be of its kind: more slots are of no use.
         """
-        nowhere, study = TrialFolder(f"{job.folder}.rehearsal"), Study.parse(job.study)
+        nowhere, study = TrialFolder(f"{job.folder}.rehearsal"), job.study
         if reason := alone(self.slot(study, nowhere).method):
             return 1, reason
         if study.resources.slots != "auto":
@@ -336,16 +197,17 @@ class Warm:
         """Whether it is so on some rank."""
         return bool(self.world.all_reduce_sum_(torch.tensor([float(here)], device=self.device)).item())
 
-    def _finish(self, job: Job, study: Study, slot: Slot) -> None:
+    def _finish(self, job: Job, slot: Slot) -> None:
         """A job has reached its end."""
-        folder, data = slot.folder, self.ready(study)[0]
+        study, folder = job.study, slot.folder
+        data = self.ready(study)[0]
         if job.kind == "final":
             record, predictions = self.evaluate(study, folder, slot, "test")
             if self.world.first:
                 write_evaluation(folder.path, record, predictions)
                 write_stand_ins(folder.path, slot.method, data.splits["test"], study.train.rows_at_once, self.device)
                 if slot.task.dense:
-                    write_examples(folder.path, slot.method, data.splits["test"], self.device, make_inference(study))
+                    write_examples(folder.path, slot.method, data.splits["test"], self.device, study.inference)
         if self.world.first:
             folder.mark_done("finished")
 
@@ -361,9 +223,9 @@ class Warm:
         train, task = study.train, slot.task.restored(weights)
 
         def of(name: str) -> Predictions:
-            part, views = data.splits[name], make_inference(study)
             size, precision = train.rows_at_once, train.precision
-            return predict(slot.method, task, part, size, self.device, self.world, precision, views)
+            part = data.splits[name]
+            return predict(slot.method, task, part, size, self.device, self.world, precision, study.inference)
 
         if study.scenarios.thresholds == "tuned" and "scenarios.thresholds" in task.reads:
             val = of("val")
@@ -372,11 +234,6 @@ class Warm:
         scenarios = make_scenarios(study, backbone.modalities)
         targets, seed = data.splits["train"].targets, study.scenarios.seed
         return evaluation_record(predictions, task, scenarios, seed, split, best.epoch, targets), predictions
-
-
-def task_options(study: Study, target: Target) -> dict[str, Any]:
-    """The options of the study that say how its task is trained."""
-    return {key: study.value(key) for key in TASKS[target.task].reads if key.startswith("train.")}
 
 
 def evaluate_run(path: Path, split: str, device: str) -> dict[str, Any]:

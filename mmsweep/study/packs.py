@@ -24,15 +24,13 @@ class Job:
         id: the trial's id, `0003` or `final/best/seed-101`.
         kind: `trial`, or `final`: evaluated on test at its end.
         folder: the trial's folder, absolute.
-        study: its resolved study.
-        key: `warm_key` of the study: equal keys share prepared data and frozen backbone.
+        study: its configuration.
     """
 
     id: str
     kind: str
     folder: str
-    study: dict[str, Any]
-    key: str
+    study: Study
 
 
 def warm_key(study: Study) -> str:

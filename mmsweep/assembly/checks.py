@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from mmsweep.assembly import card_of, make_builder, make_scenarios, parse_scenario, task_options
-from mmsweep.check_network import check_networks
-from mmsweep.compatibility import (
-    check_fill,
-    check_masking,
-    check_method,
-    check_method_options,
-    check_task,
+from mmsweep.assembly.build import (
+    card_of,
+    make_augmentation,
+    make_backbone,
+    make_builder,
+    make_method,
+    make_scenarios,
+    parse_scenario,
+    task_options,
 )
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.formats import KINDS, RasterFormat
 from mmsweep.data.registry import DatasetCard
-from mmsweep.effects import check_effects
 from mmsweep.errors import UserError
+from mmsweep.methods.method import METHODS, Phase
+from mmsweep.models.backbone import Backbone
 from mmsweep.models.options import BACKBONES
+from mmsweep.models.weights import NOT_HERE, require
 from mmsweep.readers.mlflow.address import resolve_uri
-from mmsweep.search_space import check_search
 from mmsweep.study import Study
+from mmsweep.study.effects import check_effects, check_fill, check_masking, check_method_options
+from mmsweep.study.packs import warm_key
+from mmsweep.study.space import check_search, met
 from mmsweep.tasks.task import TASKS, Task, task_of
 from mmsweep.training.initialization import check_first_stage, task_state
-from mmsweep.views import make_augmentation, make_inference
 
 MOST_MODALITIES = 12
+_SIZES = {
+    "image": "data.image.size",
+    "video": "data.image.size",
+    "audio": "data.audio.frames",
+    "text": "data.text.length",
+}
 
 
 def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[str]:
@@ -121,6 +133,29 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
     check_effects(study, card)
 
 
+def check_method(name: str, key: str, backbone: str) -> None:
+    """Refuse a method that does not work on a backbone. Raises UserError."""
+    if not issubclass(BACKBONES[backbone], METHODS[name].accepts):
+        raise UserError(
+            f"method {name} does not work on backbone {backbone}",
+            key=key,
+            found=name,
+            expected=f"one of {', '.join(n for n, m in METHODS.items() if issubclass(BACKBONES[backbone], m.accepts))}",
+        )
+
+
+def check_task(method: str, key: str, task: str) -> None:
+    """Refuse a method on a task that it is not made for. Raises UserError."""
+    tasks = METHODS[method].tasks
+    if tasks is not None and task not in tasks:
+        raise UserError(
+            f"method {method} does not know the task {task}",
+            key=key,
+            found=method,
+            expected=f"a dataset whose task is {' or '.join(sorted(tasks))}",
+        )
+
+
 def _check_training_targets(study: Study) -> None:
     """The training rows' targets must differ; numbers need a scale, near that of the run that training starts from."""
     builder, targets = make_builder(study), []
@@ -146,7 +181,7 @@ def _check_training_targets(study: Study) -> None:
 
 def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:
     """What segmentation sees at test must be possible, and large enough for the backbone."""
-    inference, least = make_inference(study), BACKBONES[study.model.backbone.name].smallest
+    inference, least = study.inference, BACKBONES[study.model.backbone.name].smallest
     sides = [side for format in rasters.values() for side in format.size]
     for scale in inference.scales if rasters else ():
         side = round(min(sides) * scale)
@@ -179,3 +214,107 @@ def _check_warmup(study: Study, rows: int | None) -> None:
             found=scheduler.grace_epochs,
             expected=f"more than train.schedule.warmup_steps ({steps} steps of {per_epoch} an epoch)",
         )
+
+
+def check_networks(study: Study, card: DatasetCard) -> None:
+    """Refuse networks that cannot be built as the study asks; those that are not on this machine are left out.
+
+    Raises:
+        UserError: naming the study's key, or the searched one whose value does not fit.
+    """
+    built: dict[str, Backbone] = {}
+    for key, value, variant in _variants(study):
+        try:
+            _build(variant, card, built)
+        except UserError as problem:
+            if problem.problem == NOT_HERE:
+                continue
+            if key is None:
+                raise
+            raise UserError(
+                f"the search space holds an impossible value ({problem.problem})", key=f"search.{key}", found=value,
+                expected=problem.expected, hint=problem.hint,
+            ) from None  # fmt: skip
+
+
+def _variants(study: Study) -> Iterator[tuple[str | None, Any, Study]]:
+    """The study as it stands, and with each searched value that decides what is built."""
+    yield None, None, study
+    for key, dimension in study.search.items():
+        if key.startswith(("data.", "model.", "method.", "train.epochs")):  # phases may need more epochs
+            for values in _beside(study, key):
+                for value in dimension.edges():
+                    yield key, value, study.with_values({**values, key: value})
+
+
+def _beside(study: Study, key: str) -> list[dict[str, Any]]:
+    """Values of other searched keys beside which a key is tried: of epochs each method's, whose phases share them."""
+    values, methods = met(study, key), study.search.get("method.name")
+    if key != "train.epochs" or methods is None or "method.name" in values:
+        return [values]
+    return [{"method.name": name, **values} for name in methods.choices]
+
+
+def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:
+    check_method(study.method.name, "method.name", study.model.backbone.name)
+    if card.target is not None:
+        check_task(study.method.name, "method.name", card.target.task)
+    key = warm_key(study)
+    if key not in built:
+        with torch.device("meta"):
+            built[key] = make_backbone(study, card, load=False, files=False)
+        _check_inputs(built[key], card)
+    check_phases(study, make_method(study, built[key]).phases(study.train.epochs))
+
+
+def check_phases(study: Study, phases: list[Phase]) -> None:
+    """Refuse a warm-up that fills a phase, and a scheduler that judges trials before the last one. Raises UserError."""
+    *before, last = phases
+    epochs, scheduler = sum(phase.epochs for phase in before), study.sweep.scheduler
+    shortest, schedule = min(phase.epochs for phase in phases), study.train.schedule
+    if before and schedule.warmup_steps is None and 0 < shortest <= schedule.warmup_epochs:
+        raise UserError(
+            f"the warm-up, which each phase of method {study.method.name} begins with, would not end in one of them",
+            key="train.schedule.warmup_epochs", found=schedule.warmup_epochs, expected=f"less than {shortest}",
+        )  # fmt: skip
+    if scheduler.name != "none" and before and scheduler.grace_epochs <= epochs:
+        raise UserError(
+            f"{scheduler.name} would judge trials of method {study.method.name} before its phase {last.name!r} begins",
+            key="sweep.scheduler.grace_epochs", found=scheduler.grace_epochs, expected=f"more than {epochs}",
+            hint=f"Set sweep.scheduler.grace_epochs above {epochs}, or sweep.scheduler.name to none.",
+        )  # fmt: skip
+
+
+def _check_inputs(backbone: Backbone, card: DatasetCard) -> None:
+    """Every encoder reads the kind of its modality and sees something of an input of the study's size."""
+    grids = backbone.token_grids()
+    for modality, kind in card.modalities.items():
+        found = KINDS[type(backbone.formats[modality])]
+        if found != kind:
+            raise UserError(
+                f"this network reads {found}, and the modality is {kind}", key=f"model.encoders.{modality}.name",
+                expected=f"a network that reads {kind}",
+            )  # fmt: skip
+        if min(grids[modality], default=1) < 1:
+            raise UserError(
+                f"the network of {modality} sees nothing of an input of this size",
+                key=_SIZES.get(kind, "data"), found=getattr(backbone.formats[modality], "size", None),
+                expected="at least the side of one of its patches",
+            )  # fmt: skip
+
+
+def missing_weights(study: Study) -> list[UserError]:
+    """What of a study's networks is not on this machine; each says where it was looked for. Fetches nothing."""
+    missing = []
+    for source, name, key in study.model.networks():
+        try:
+            require(source, name, key, fetch=False)
+        except UserError as problem:
+            missing.append(problem)
+    return missing
+
+
+def require_weights(study: Study) -> None:
+    """Fetch what may be fetched. Raises UserError where a network of the study can be found nowhere."""
+    for source, name, key in study.model.networks():
+        require(source, name, key, fetch=True)

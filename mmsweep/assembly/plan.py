@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsweep.assembly import card_of, make_backbone, make_builder, make_method, make_scenarios
+from mmsweep.assembly.build import card_of, make_backbone, make_builder, make_method, make_scenarios
+from mmsweep.assembly.checks import check_sweep, missing_weights
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
-from mmsweep.check import check_sweep
-from mmsweep.check_network import missing_weights
 from mmsweep.data.registry import DatasetCard
 from mmsweep.errors import UserError
-from mmsweep.jobs import count_trials
 from mmsweep.methods.method import Method
 from mmsweep.models.packing import alone, trained
 from mmsweep.models.weights import NOT_HERE
 from mmsweep.study import Study
+from mmsweep.study.packs import count_trials
 
 
 def dry_run(study: Study) -> dict[str, Any]:

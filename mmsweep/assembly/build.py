@@ -1,0 +1,206 @@
+"""From a study to what trains: dataset, backbone, method, scenarios, and how inputs are varied and seen.
+
+Study ─► builder, formats ─► prepared data
+      ─► backbone, frozen ─► adapters, head, method, drawn from train.seed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from mmsweep.availability import Scenario
+from mmsweep.data.augmentation import Augmentation
+from mmsweep.data.dataset import DatasetBuilder
+from mmsweep.data.formats import Format
+from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
+from mmsweep.data.prepared import PreparedData, prepare
+from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
+from mmsweep.errors import UNSET, UserError
+from mmsweep.methods.method import METHODS, Method
+from mmsweep.models.backbone import Backbone
+from mmsweep.models.input_formats import Inputs
+from mmsweep.models.lora import Noise
+from mmsweep.models.options import BACKBONES
+from mmsweep.record.files import cache_folder
+from mmsweep.study import Study
+from mmsweep.study.data import ManifestSplit
+from mmsweep.study.packs import largest_rank
+from mmsweep.study.sections import ScenarioSpec
+from mmsweep.tasks.task import TASKS, Target
+from mmsweep.training.slot import generator
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+def make_builder(study: Study) -> DatasetBuilder:
+    """The dataset of a study. Raises UserError where its data cannot be found."""
+    data = study.data
+    if data.root and "${" in data.root:
+        raise UserError(
+            "an environment variable is not set",
+            key="data.root",
+            found=data.root,
+            hint=f"It says where the raw data lies. {dataset_card(data.dataset, dataset_options(study)).get}".rstrip(),
+        )
+    return build_dataset(data.dataset, dataset_options(study))
+
+
+def dataset_options(study: Study) -> DatasetOptions:
+    """The part of a study that concerns reading its data."""
+    data = study.data
+    return DatasetOptions(
+        Path(data.root) if data.root else None,
+        data.task,
+        data.text.field,
+        data.split_seed,
+        _manifest(study),
+        data.audio.language,
+    )
+
+
+def card_of(study: Study, rows: bool = False) -> DatasetCard:
+    """What is known of a study's dataset; a manifest is read where its classes are not listed, or its rows wanted."""
+    card = dataset_card(study.data.dataset, dataset_options(study))
+    if card.target is None or (rows and study.data.dataset == "manifest"):
+        builder = make_builder(study)
+        counts = {name: len(samples) for name, samples in builder.splits().items()}
+        card = replace(card, target=builder.target, modalities=builder.modalities, rows=counts)
+    return card
+
+
+def _manifest(study: Study) -> ManifestOptions | None:
+    data = study.data
+    if data.path is None or data.modalities is None or data.target is None:
+        return None
+    columns = {name: ModalityColumn(m.kind, m.column, m.length, m.width) for name, m in data.modalities.items()}
+    classes = tuple(data.target.classes) if data.target.classes else None
+    target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes, data.target.signed)
+    split = data.split or ManifestSplit()
+    seed = data.split_seed if split.seed is None else split.seed
+    shares = (0.8, 0.1, 0.1) if split.train is None else (split.train, split.val or 0.0, split.test or 0.0)
+    rule = SplitRule(split.column, *shares, seed, split.stratify)
+    group, id = (part.column if part else None for part in (data.group, data.id))
+    return ManifestOptions(Path(data.path), columns, target, rule, group, id)
+
+
+def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool = True, files: bool = True) -> Backbone:
+    """The backbone of a study for a dataset's modalities and target, frozen; `load` and `files` as `Backbone.build`.
+
+    Raises:
+        UserError: no such backbone, or one that cannot be built for this data.
+    """
+    assert card.target is not None
+    return _backbone(study, card).build(study.model, _inputs(study, card), card.target.width, load, files)
+
+
+def _backbone(study: Study, card: DatasetCard | DatasetBuilder) -> type[Backbone]:
+    """The class of a study's backbone. Raises UserError where it cannot serve the dataset."""
+    kind: type[Backbone] = BACKBONES[study.model.backbone.name]
+    assert card.target is not None
+    kind.check(study.model, tuple(card.modalities), card.target.task)
+    return kind
+
+
+def _inputs(study: Study, card: DatasetCard | DatasetBuilder) -> Inputs:
+    """What a study's network is to read."""
+    data = study.data
+    return Inputs(
+        dict(card.modalities),
+        data.image.size,
+        data.image.fit,
+        data.text.length,
+        data.audio.frames,
+        data.video.frames,
+        card.rasters,
+        card.sequences,
+        raster_window(study),
+    )
+
+
+def make_method(study: Study, backbone: Backbone) -> Method:
+    """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
+    init, noise = generator(study.train.seed, "init", 0), Noise()
+    own = backbone.trial_copy(study.model)
+    own.reset(init)
+    own.adapt(study.model, noise, init, largest_rank(study))
+    own.compile_blocks(study.train.compile)
+    method = METHODS[study.method.name](own, study.method, noise, init)
+    scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
+    masking = getattr(study.method, "masking", None)
+    if masking and not method.masks(scenario.leaves_gaps(backbone.modalities), masking.with_training_gaps):
+        method.masking = None  # B3
+    return method
+
+
+def task_options(study: Study, target: Target) -> dict[str, Any]:
+    """The options of the study that say how its task is trained."""
+    return {key: study.value(key) for key in TASKS[target.task].reads if key.startswith("train.")}
+
+
+def parse_scenario(spec: ScenarioSpec, modalities: Sequence[str], key: str) -> Scenario:
+    """The scenario that a study describes under `key`. Raises UserError, naming that key."""
+    try:
+        return Scenario.parse(spec, modalities)
+    except UserError as problem:
+        found = spec if problem.found is UNSET else problem.found
+        raise problem.placed(key=(problem.key or "scenarios").replace("scenarios", key, 1), found=found) from None
+
+
+def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
+    """The scenarios to evaluate. Raises UserError where two of them would share a name."""
+    specs = study.scenarios.evaluate
+    scenarios = [parse_scenario(spec, modalities, f"scenarios.evaluate.{i}") for i, spec in enumerate(specs)]
+    names = [s.name for s in scenarios]
+    if len(set(names)) != len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise UserError(
+            "two scenarios of one name", key="scenarios.evaluate", found=twice, hint="Give one a name: {name: …, …}."
+        )
+    if reserved := {"mean_missing", "worst_missing", "constant"} & set(names):
+        raise UserError(
+            "this name is taken", key="scenarios.evaluate", found=sorted(reserved)[0], expected="another name"
+        )
+    return scenarios
+
+
+def make_augmentation(study: Study) -> Augmentation | None:
+    """What is varied while training; None where nothing is. Raises UserError where the crop is impossible."""
+    options = study.data.augmentation
+    if not (options.crop or options.flip or options.random_frames or options.window or options.scale):
+        return None
+    try:
+        return Augmentation(
+            options.crop,
+            flip=0.5 if options.flip else 0.0,
+            random_frames=options.random_frames,
+            window=raster_window(study),
+            scale=options.scale,
+        )
+    except UserError as problem:
+        key = "scale" if problem.key == "scale" else "crop"
+        raise problem.placed(key=f"data.augmentation.{key}") from None
+
+
+def kept_formats(study: Study, formats: Mapping[str, Format]) -> dict[str, Format]:
+    """The formats that data is prepared in: an encoder's, with room for what the study's augmentation draws from."""
+    augmentation = make_augmentation(study)
+    return dict(formats) if augmentation is None else augmentation.kept_formats(formats)
+
+
+def raster_window(study: Study) -> tuple[int, int] | None:
+    """(H, W) that training sees of rasters; None: all of them."""
+    side = study.data.augmentation.window
+    return None if side is None else (side, side)
+
+
+def prepare_data(study: Study) -> PreparedData:
+    """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, no weights."""
+    builder = make_builder(study)
+    formats = kept_formats(study, _backbone(study, builder).formats_of(study.model, _inputs(study, builder)))
+    return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)

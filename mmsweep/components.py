@@ -105,6 +105,10 @@ class Options(Section):
         return {**handler(self), **self._shared}
 
 
+REGISTRIES: list[Registry] = []
+"""Of all kinds of component that have been imported."""
+
+
 class Registry(Mapping[str, Any]):
     """The components of one kind by their names, sorted.
 
@@ -118,6 +122,7 @@ class Registry(Mapping[str, Any]):
         self.noun, self.package = noun, package
         self._components: dict[str, Any] = {}
         self._all = False
+        REGISTRIES.append(self)
 
     def add(self, name: str, component: Any) -> None:
         """Enter a component. Raises ValueError where another one has the name."""
@@ -148,6 +153,17 @@ class Registry(Mapping[str, Any]):
     def with_option(self, key: str) -> list[str]:
         """The components that have an option."""
         return [name for name, component in self.items() if key in component.Options.model_fields]
+
+    def about(self, name: str) -> dict[str, Any]:
+        """A component for people: its name, its docstring's first line, and its options with defaults and meanings."""
+        options = {}
+        for key, info in self[name].Options.model_fields.items():
+            default = None if info.is_required() else info.get_default(call_default_factory=True)
+            if key != "name":
+                plain = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+                options[key] = {"default": plain, "what": info.description}
+        what = (self[name].__doc__ or "").strip().split("\n")[0].partition("; see the top")[0]
+        return {"name": name, "what": what, "options": options}
 
     def _modules(self) -> list[str]:
         return [module.name for module in pkgutil.iter_modules(import_module(self.package).__path__)]

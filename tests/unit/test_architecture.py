@@ -24,7 +24,7 @@ FLOORS = [
     {"training"},
     {"assembly"},
     {"sweep"},
-    {"cli", "terminal"},
+    {"cli"},
     {"__main__"},
 ]
 LONGEST_FILE = 450

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import Field
 from mmsweep.assembly.build import card_of, make_backbone, make_method
 from mmsweep.assembly.checks import check_sweep
 from mmsweep.assembly.plan import dry_run
+from mmsweep.cli.inputs import list_components
 from mmsweep.components import Registry, register
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import ImageFormat, TextFormat
@@ -165,6 +167,21 @@ def test_the_backbone_s_options_stand_alone(tiny_values: dict[str, Any]) -> None
         assert study.resolved()["model"]["backbone"] == {"name": "dual_encoder"}
     with pytest.raises(UserError, match=r"model.backbone.mult: unknown key; .*It is an option of backbone mult\."):
         Study.parse({**tiny_values, "model": {**tiny_values["model"], "backbone": {**own, "mult": {"width": 20}}}})
+
+
+def test_what_there_is_can_be_listed(toy_method: type[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    list_components()
+    shown = capsys.readouterr().out
+    assert "method toy: A toy." in shown and "temperature" not in shown
+    assert [name for name in METHODS if f"method {name}: " in shown] == list(METHODS)
+    list_components("toy")
+    shown = capsys.readouterr().out
+    assert "temperature (1.0): Temperature of the toy's energy." in shown and "cmpt" not in shown
+    list_components("toy", as_json=True)
+    (about,) = json.loads(capsys.readouterr().out)["method"]
+    assert about["name"] == "toy" and about["options"]["temperature"]["default"] == 1.0
+    with pytest.raises(UserError, match=r"no component has this name; found 'toi'"):
+        list_components("toi")
 
 
 def test_defaults_of_other_choices_change_no_study(tiny_study: Study) -> None:

@@ -1,0 +1,58 @@
+"""What verbs share: their arguments, and what stands behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmsweep.errors import UserError
+from mmsweep.study import Study
+from mmsweep.study.source import Source
+
+if TYPE_CHECKING:
+    from mmsweep.record.sweep import SweepRecord
+
+StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).", metavar="STUDY")]
+StudyOrDataset = Annotated[
+    Path, typer.Argument(help="A study file (YAML), or a dataset's name.", metavar="STUDY|DATASET")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.epochs=2", metavar="[KEY=VALUE]...")]
+SweepPath = Annotated[Path, typer.Argument(help="A sweep's folder, or its name under ./sweeps.", metavar="SWEEP")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The sweep's folder; default sweeps/<name>.")]
+
+
+def studying(file: Path, overrides: list[str] | None) -> Iterator[Study]:
+    """Read a study; what is refused of it within, by a floor that knows keys but no files, gets file and line."""
+    study = Study.load(file, overrides or [])
+    try:
+        yield study
+    except UserError as problem:
+        if problem.file is not None:
+            raise
+        if problem.key is None:
+            raise problem.placed(file=file) from problem
+        if problem.key.split(".")[0] not in Study.model_fields:  # an option, or a variable of the environment
+            raise
+        raise problem.placed(**Source.read(file, overrides or []).place(problem.key)) from problem
+
+
+def sweep_folder(path: Path) -> Path:
+    """A sweep's folder from a path or a name under ./sweeps; one that an older mmsweep began gets its summary."""
+    from mmsweep.record.summary import lacks_summary
+
+    folder = path if path.exists() or not (Path("sweeps") / path).exists() else Path("sweeps") / path
+    if lacks_summary(folder):
+        from mmsweep.sweep.summary import summarize
+
+        summarize(folder)
+    return folder
+
+
+def record_of(path: Path) -> SweepRecord:
+    from mmsweep.record.sweep import SweepRecord
+
+    return SweepRecord.load(sweep_folder(path))

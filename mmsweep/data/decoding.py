@@ -254,7 +254,7 @@ def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = 
         if (peak := float(np.abs(sound).max())) > _LOUDEST:  # NaN is found in what is made of it
             raise Undecodable(f"the sound {name_of(value)} holds samples of up to {peak:g}; expected -1 to 1")
         if own != rate:
-            from scipy.signal import resample_poly  # comes with scikit-learn
+            from scipy.signal import resample_poly
 
             sound = resample_poly(sound, rate, own).astype(np.float32)
     return sound

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from mmsweep.errors import UserError
 from mmsweep.readers import tables, wording
+from mmsweep.readers.report import search_figures
 from mmsweep.readers.report.page import write_report
 from mmsweep.readers.report.published import ROWS, published, published_table
 from mmsweep.readers.report.search_figures import importance_bars, importance_note, importances
@@ -266,6 +267,12 @@ def test_importance_is_fanova_s_with_its_spread_and_needs_twenty_finished_trials
     assert all(rank.low > other.high for other in others)
     assert "40 finished trials" in importance_note(SweepRecord.load(folder))
     assert importance_bars(SweepRecord.load(folder), tmp_path / "bars.png") is not None
+
+
+def test_without_scikit_learn_importance_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_figures, "FOREST", False)
+    record = SweepRecord.load(factory.make_sweep(tmp_path / "s", trials=24))
+    assert importances(record) == {} and "needs scikit-learn" in importance_note(record)
 
 
 class _Page(HTMLParser):

@@ -5,6 +5,7 @@ Every function returns the PNG's path, or None where there is nothing to draw ye
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ FEWEST_FOR_IMPORTANCE = 20
 """Finished trials. On six studies of 20 trials with three parameters and a random objective, fANOVA gave one of them up
 to 64 % of the variance."""
 IMPORTANCE_TREES = 32
+FOREST = importlib.util.find_spec("sklearn") is not None
+"""Optuna's fANOVA grows its trees with scikit-learn, which MLflow brings along today and might not tomorrow."""
 
 
 def history(record: SweepRecord, path: Path) -> Path | None:
@@ -134,7 +137,7 @@ def importances(record: SweepRecord) -> dict[str, Importance]:
     """
     complete = _complete_trials(record)
     several = len(record.summary.objectives) > 1
-    if several or len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
+    if not FOREST or several or len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
         return {}
     study = optuna.create_study(direction="minimize")  # fANOVA explains variance: the direction changes nothing
     study.add_trials(complete)
@@ -174,6 +177,8 @@ def importance_note(record: SweepRecord) -> str:
     """What the importances stand on, or why there are none; "" for several objectives."""
     if len(record.summary.objectives) > 1 or not record.trials:
         return ""
+    if not FOREST:
+        return "Parameter importance is not shown: it needs scikit-learn, which is not installed."
     trials = len(_complete_trials(record))
     if trials < FEWEST_FOR_IMPORTANCE:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The sweep's folder; default sweeps/<name>.")]
 
 
+@contextmanager
 def studying(file: Path, overrides: list[str] | None) -> Iterator[Study]:
     """Read a study; what is refused of it within, by a floor that knows keys but no files, gets file and line."""
     study = Study.load(file, overrides or [])

@@ -21,16 +21,23 @@ _FEW = 32
 class Dimension(Section):
     """One line of the search space: one of uniform, log_uniform, int, log_int, choice; `when` makes it conditional."""
 
-    uniform: tuple[float, float] | None = Field(None, description="a number within the bounds")
-    log_uniform: tuple[float, float] | None = Field(None, description="its logarithm is uniform")
-    int_: tuple[int, int] | None = Field(None, alias="int", description="a whole number, bounds included")
-    log_int: tuple[int, int] | None = Field(None, description="a whole number, its logarithm uniform")
+    uniform: tuple[float, float] | None = Field(None, description="A number within these bounds, uniformly.")
+    log_uniform: tuple[float, float] | None = Field(
+        None, description="A number within these bounds, uniformly on a logarithmic scale."
+    )
+    int_: tuple[int, int] | None = Field(
+        None, alias="int", description="A whole number within these bounds, both included."
+    )
+    log_int: tuple[int, int] | None = Field(
+        None, description="A whole number within these bounds, uniformly on a logarithmic scale."
+    )
     choice: list[Any] | None = Field(None, min_length=1, max_length=1000, description="One of these values.")
     step: float | None = Field(
-        None, gt=0, description="distance between values, counted from the lower bound; for uniform and int only"
+        None, gt=0, description="Distance between values, counted from the lower bound; for uniform and int only."
     )
     when: dict[str, Any] = Field(
-        default_factory=dict, description="key: value or list of values under which it is searched"
+        default_factory=dict,
+        description="Other keys with the value, or list of values, under which this key is searched.",
     )
 
     @model_validator(mode="after")
@@ -230,9 +237,9 @@ class ObjectiveOptions(Section):
 
 class Sampler(Section):
     name: Literal["tpe", "random", "grid", "gp", "nsgaii"] = Field(
-        "tpe", description="Optuna's; grid: every combination"
+        "tpe", description="Sampler of Optuna that suggests configurations; grid tries every combination."
     )
-    seed: int = Field(0, ge=0, description="of what it suggests")
+    seed: int = Field(0, ge=0, description="Seed of the suggestions.")
 
 
 class Scheduler(Section):
@@ -242,7 +249,7 @@ class Scheduler(Section):
     grace_epochs: int = Field(
         1, ge=1, description="Epochs before a trial is first judged; must exceed the warm-up. For asha and median."
     )
-    reduction_factor: int = Field(3, ge=2, description="asha: one trial of this many continues at each rung.")
+    reduction_factor: int = Field(3, ge=2, description="For asha: one trial of this many continues at each rung.")
 
 
 class Budget(Section):
@@ -259,7 +266,9 @@ class Final(Section):
         3, ge=1, le=1000, description="Training seeds with which the winner is trained again; none was used before."
     )
     per: str | list[str] | None = Field(
-        None, description="searched keys: the best configuration of each of their (combined) values is re-trained"
+        None,
+        description="One or several searched keys: the best configuration of each of their (combined) values "
+        "is trained again.",
     )
 
     @property
@@ -273,21 +282,28 @@ class Sweep(Section):
         20, ge=1, le=100_000, description="Configurations that are trained; a grid trains every combination instead."
     )
     objective: ObjectiveOptions | list[ObjectiveOptions] = Field(
-        ObjectiveOptions(), description="what is best; a list: a Pareto front"
+        ObjectiveOptions(),
+        description="What makes a configuration the best; a list of objectives gives a Pareto front.",
     )
-    sampler: Sampler = Field(Sampler(), description="who suggests configurations")
-    seeds: int = Field(1, ge=1, description="training seeds of a configuration; 1 in this version")
+    sampler: Sampler = Field(Sampler(), description="The rule that suggests configurations.")
+    seeds: int = Field(1, ge=1, description="Training seeds of each configuration; this version takes 1 only.")
     duplicates: Literal["skip", "reseed"] = Field(
         "skip",
         description="What happens to a suggestion that was trained before. skip tells Optuna the known score and asks "
         "for another; reseed trains it again with another train.seed.",
     )
-    scheduler: Scheduler = Field(Scheduler(name="none"), description="who stops weak trials")
+    scheduler: Scheduler = Field(Scheduler(name="none"), description="The rule that stops weak trials early.")
     start_from: list[Literal["current"] | dict[str, Any]] = Field(
-        ["current"], description="the first trials: current is the file's own values; or key: value"
+        ["current"],
+        description="First trials of the sweep: current stands for the file's own values; a mapping gives "
+        "values by key.",
     )
-    budget: Budget = Field(Budget(), description="when the sweep ends at the latest")
-    final: Final | None = Field(Final(), description="the winner, trained again and read on test; null: not")
+    budget: Budget = Field(Budget(), description="When the search ends at the latest.")
+    final: Final | None = Field(
+        Final(),
+        description="The final runs: the best configuration is trained again over several seeds and scored on "
+        "test. null runs none.",
+    )
 
     @field_validator("objective")
     @classmethod

@@ -14,56 +14,78 @@ ScenarioSpec = str | dict[str, Any]
 
 
 class Optimizer(Section):
-    name: Literal["adamw"] = Field("adamw", description="the optimiser")
-    lr: Annotated[float, FUSIBLE] = Field(1e-3, gt=0, description="learning rate after the warm-up")
+    name: Literal["adamw"] = Field("adamw", description="The optimizer.")
+    lr: Annotated[float, FUSIBLE] = Field(1e-3, gt=0, description="Learning rate after the warm-up.")
     weight_decay: Annotated[float, FUSIBLE] = Field(
-        0.02, ge=0, description="not on biases, norms, proxy and aggregated tokens"
+        0.02, ge=0, description="Decoupled weight decay; biases, norms, proxy tokens and aggregated tokens have none."
     )
-    eps: float = Field(1e-8, gt=0, description="added to the denominator (B26)")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of the means of gradients and their squares")
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator of AdamW's step (B26).")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.999), description="Decay rates of the running means of the gradients and of their squares."
+    )
 
 
 class Schedule(Section):
     name: Literal["polynomial", "cosine", "constant"] = Field(
-        "polynomial", description="how the rate falls to 0, or stays"
+        "polynomial",
+        description="How the learning rate goes on after the warm-up: polynomial and cosine fall to 0, constant stays.",
     )
-    power: float = Field(0.9, gt=0, description="of the polynomial")
-    warmup_epochs: float = Field(0, ge=0, description="before that")
-    warmup_steps: int | None = Field(None, ge=0, description="instead of warmup_epochs")
+    power: float = Field(0.9, gt=0, description="Exponent of the polynomial.")
+    warmup_epochs: float = Field(0, ge=0, description="Length of the warm-up in epochs; 0 means none.")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Length of the warm-up in steps, instead of warmup_epochs."
+    )
     warmup: Literal["linear", "constant"] = Field(
-        "linear", description="B20: ramp from the ratio to 1, or hold the ratio"
+        "linear",
+        description="Whether the warm-up climbs from warmup_ratio to the full rate (linear) or holds "
+        "warmup_ratio (constant; B20).",
     )
-    warmup_ratio: float = Field(0.1, gt=0, le=1, description="share of the rate at which the warm-up starts, or stays")
+    warmup_ratio: float = Field(
+        0.1, gt=0, le=1, description="Share of the learning rate at which the warm-up starts, or which it holds."
+    )
 
 
 class Train(Section):
     epochs: int = Field(
         10, ge=1, le=100_000, description="Passes over the training rows; each ends with a score on validation."
     )
-    batch_size: int = Field(8, ge=1, le=1_000_000, description="global, over all ranks (B22)")
-    eval_batch_size: int | None = Field(None, ge=1, le=1_000_000, description="null: four times batch_size")
-    optimizer: Optimizer = Field(Optimizer(), description="how weights are changed")
-    schedule: Annotated[Schedule, FUSIBLE] = Field(Schedule(), description="the learning rate over the run")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is used where the device has it")
+    batch_size: int = Field(
+        8, ge=1, le=1_000_000, description="Rows of a training step over all workers together (B22)."
+    )
+    eval_batch_size: int | None = Field(
+        None, ge=1, le=1_000_000, description="Rows of a batch in evaluation; null means four times batch_size."
+    )
+    optimizer: Optimizer = Field(Optimizer(), description="The optimizer, its learning rate and weight decay.")
+    schedule: Annotated[Schedule, FUSIBLE] = Field(Schedule(), description="The learning rate over the run.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the arithmetic; bf16 applies where the device has it."
+    )
     compile: CompileMode = Field(
         "off",
-        description="torch.compile of the encoders' blocks while training: a minute or so at the start of a host for "
-        "faster steps; reduce-overhead: with CUDA graphs (as default on a CPU)",
+        description="Mode of torch.compile for the encoders' blocks while training: steps are faster, and a "
+        "host's start takes a"
+        "minute or so longer. reduce-overhead adds CUDA graphs; on a CPU it means default.",
     )
     clip_norm: Annotated[float | None, FUSIBLE] = Field(
-        None, gt=0, description="largest norm of a step's gradient; null: any"
+        None, gt=0, description="Largest norm of a step's gradient; null means no limit."
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: each class counts alike in the loss"
+        "none", description="balanced weights the loss so that every class counts alike; none weights all rows alike."
     )
-    hard_pixels: bool = Field(False, description="segmentation: OHEM cross entropy, over the hard pixels only")
-    regression_loss: Literal["l1", "mse", "smooth_l1"] = Field("l1", description="what a regression minimises")
+    hard_pixels: bool = Field(
+        False, description="For segmentation: the loss counts hard pixels only (OHEM cross entropy)."
+    )
+    regression_loss: Literal["l1", "mse", "smooth_l1"] = Field(
+        "l1", description="The loss that a regression minimizes."
+    )
     standardize_target: bool = Field(
         True,
         description="Regression learns the target scaled to mean 0 and SD 1 on the training rows; metrics keep the "
         "target's own unit. Set false to learn the target as it is, as papers on CMU-MOSI do.",
     )
-    seed: Annotated[int, FUSIBLE] = Field(0, ge=0, description="initial values, order of rows, masking, dropout")
+    seed: Annotated[int, FUSIBLE] = Field(
+        0, ge=0, description="Seed of initial values, the order of rows, masking and dropout."
+    )
     init_from: str | None = Field(
         None,
         description="Trained weights to start from: a run's folder (its best epoch) or a .safetensors file. A "
@@ -95,12 +117,18 @@ class Train(Section):
 class Inference(Section):
     """How segmentation predicts at test; validation sees whole pictures once. The default is one pass over them."""
 
-    window: int | None = Field(None, ge=8, description="side of windows that slide over the picture; null: all of it")
-    stride: int | None = Field(None, ge=1, description="step between windows; null: two thirds of the window")
-    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1.0,), min_length=1, description="the picture is seen at each; probabilities are averaged"
+    window: int | None = Field(
+        None,
+        ge=8,
+        description="Side in pixels of the windows that slide over the picture; null means the whole picture at once.",
     )
-    flip: bool = Field(False, description="each scale is seen mirrored too")
+    stride: int | None = Field(None, ge=1, description="Step between windows; null means two thirds of the window.")
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="Sizes at which the picture is seen, relative to its own; the probabilities are averaged.",
+    )
+    flip: bool = Field(False, description="Whether each scale is also seen mirrored.")
 
     @model_validator(mode="after")
     def _windows_leave_no_gaps(self) -> Inference:
@@ -115,13 +143,22 @@ class Inference(Section):
 
 
 class Scenarios(Section):
-    seed: int = Field(0, ge=0, description="of the availability tables: which rows lose what")
-    train: ScenarioSpec = Field("complete", description="natural missingness while training, as in Lee et al.")
+    seed: int = Field(
+        0, ge=0, description="Seed of the availability tables, which say which rows lose which modalities."
+    )
+    train: ScenarioSpec = Field(
+        "complete", description="Scenario of the training rows: what they lose for the whole run, as in Lee et al."
+    )
     evaluate: list[ScenarioSpec] = Field(
-        ["complete"], min_length=1, description="what is scored on validation, and on test by the final runs"
+        ["complete"],
+        min_length=1,
+        description="Scenarios that are scored on validation, and by the final runs on test.",
     )
     thresholds: Literal["half", "tuned"] = Field(
-        "half", description="multi-label: .5, or per label on validation (B17)"
+        "half",
+        description="For multi_label: from which probability a label counts as predicted. half is 0.5; tuned "
+        "chooses each "
+        "label's threshold on validation (B17).",
     )
 
 
@@ -132,15 +169,18 @@ MOST_SLOTS = 64
 
 class Resources(Section):
     hosts: int | Literal["auto"] = Field(
-        "auto", description="worker groups that train at once, each with its own backbone; auto: all there is room for"
+        "auto",
+        description="Worker groups that train at once, each with its own copy of the backbone; auto starts as "
+        "many as fit.",
     )
     workers: int = Field(1, ge=1, le=10_000, description="Processes that train a trial together, data-parallel.")
     cpus: float = Field(1, gt=0, le=10_000, description="CPU cores of each worker.")
     gpus: float = Field(0, ge=0, le=1000, description="GPUs of each worker; a fraction shares one.")
     slots: int | Literal["auto"] = Field(
         "auto",
-        description=f"trials that a host trains in one pass, {MOST_SLOTS} at most; auto: doubled as long as a short "
-        "measurement finds that a tenth faster and memory allows. Always one where the backbone itself is trained",
+        description=f"Trials that a host trains in one pass, at most {MOST_SLOTS}. auto doubles the number as "
+        "long as a short "
+        "measurement finds that at least a tenth faster and memory allows it. It is 1 where the backbone is trained.",
     )
 
     @field_validator("slots", "hosts", mode="before")
@@ -159,4 +199,4 @@ class Tracking(Section):
         description="Address of MLflow's store; null means $MLFLOW_TRACKING_URI, else ./mlflow.db. Write a password "
         "as `${VARIABLE}`: the sweep's files then hold the variable's name. A password written out is masked in them.",
     )
-    experiment: str | None = Field(None, description="MLflow's experiment; null: the study's name")
+    experiment: str | None = Field(None, description="Name of MLflow's experiment; null means the study's name.")

@@ -31,20 +31,23 @@ class Study(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$", description="Name of the sweep and of its folder under sweeps/."
     )
-    data: Data = Field(description="what is learned from")
-    model: ModelOptions = Field(description="the network of all modalities")
+    data: Data = Field(description="The dataset, and how its inputs are read.")
+    model: ModelOptions = Field(description="The network of all modalities.")
     method: Annotated[SerializeAsAny[MethodOptions], Choice(METHODS, "method")] = Field(
-        description="what is done about missing modalities"
+        description="The method: what is done about missing modalities."
     )
-    train: Train = Field(Train(), description="how a configuration is trained")
-    scenarios: Scenarios = Field(Scenarios(), description="what is missing, in training and where it is scored")
-    inference: Inference = Field(Inference(), description="how segmentation predicts at test")
+    train: Train = Field(Train(), description="How a configuration is trained.")
+    scenarios: Scenarios = Field(
+        Scenarios(), description="Which modalities are missing while training, and the scenarios that are scored."
+    )
+    inference: Inference = Field(Inference(), description="How segmentation predicts at test.")
     search: dict[str, Dimension] = Field(
-        default_factory=dict, description="what is searched: dotted key -> range or choices"
+        default_factory=dict,
+        description="The search space: each dotted key of the study that is searched, with its range or choices.",
     )
-    sweep: Sweep = Field(Sweep(), description="how it is searched")
-    resources: Resources = Field(Resources(), description="what it runs on")
-    tracking: Tracking = Field(Tracking(), description="where runs are logged")
+    sweep: Sweep = Field(Sweep(), description="How the search space is searched, and what follows the search.")
+    resources: Resources = Field(Resources(), description="How many processes, CPUs and GPUs are used.")
+    tracking: Tracking = Field(Tracking(), description="Where MLflow logs the runs.")
     _references: dict[str, str] = PrivateAttr(default_factory=dict)  # see Source.references
 
     @classmethod

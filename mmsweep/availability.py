@@ -17,14 +17,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsweep.errors import UserError
+from mmsweep.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -271,13 +270,12 @@ def _modalities(value: Any, modalities: Sequence[str]) -> Pattern:
     names = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
     for name in names:
         if name not in modalities:
-            near = get_close_matches(str(name), modalities, 1)
             raise UserError(
                 "a scenario names an unknown modality",
                 key="scenarios",
                 found=name,
                 expected=f"one of {', '.join(modalities)}",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
+                hint=nearest(name, modalities),
             )
     return frozenset(names)
 

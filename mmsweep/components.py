@@ -15,7 +15,6 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, ClassVar, TypeVar, get_args
@@ -33,6 +32,8 @@ from pydantic import (
     model_serializer,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from mmsweep.errors import nearest
 
 C = TypeVar("C", bound=type[Any])
 MISFIT = "misfit"
@@ -256,8 +257,7 @@ class Choice:
     def _known(self, name: str, key: str | None = None) -> type[Options]:
         """The class of a component's options. Raises `misfit` where there is no such component."""
         if name not in self.registry:
-            near = get_close_matches(name, list(self.registry), 1)
-            hint = f"Did you mean {near[0]!r}?" if near else ""
+            hint = nearest(name, self.registry) or ""
             raise misfit(f"unknown {self.registry.noun}", f"one of {', '.join(self.registry)}", key, name, hint)
         options: type[Options] = self.registry[name].Options
         return options
@@ -277,8 +277,7 @@ class Choice:
 
     def _unknown(self, key: str, name: str, section: type[Options], others: Sequence[type[Options]]) -> Exception:
         allowed = list(dict.fromkeys(field for options in (section, *others) for field in options.model_fields))
-        near, owners = get_close_matches(key, allowed, 1, 0.5), self.registry.with_option(key)
-        hint = f"Did you mean {near[0]!r}?" if near else ""
+        hint, owners = nearest(key, allowed, 0.5) or "", self.registry.with_option(key)
         if owners:
             noun = self.registry.noun
             hint = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
@@ -87,6 +89,12 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray carries exceptions between processes; keyword-only arguments need a rebuild from state.
         return _rebuild, (self.problem, {name: getattr(self, name) for name in _FIELDS})
+
+
+def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """A hint: which known name is written most like this one; None where none is near."""
+    near = get_close_matches(str(name), list(known), 1, cutoff)
+    return f"Did you mean {near[0]!r}?" if near else None
 
 
 def _quoted(value: Any) -> str:

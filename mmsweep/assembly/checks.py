@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from mmsweep.assembly.build import (
 )
 from mmsweep.data.formats import KINDS, RasterFormat
 from mmsweep.data.registry import DatasetCard
-from mmsweep.errors import UserError
+from mmsweep.errors import UserError, nearest
 from mmsweep.methods.method import METHODS, Phase
 from mmsweep.models.backbone import Backbone
 from mmsweep.models.options import BACKBONES
@@ -110,7 +109,6 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
     names = metric_names(study, modalities, task_of(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
-            near = get_close_matches(objective.metric, names, 1, 0.4)
             raise UserError(
                 "no such metric",
                 key="sweep.objective.metric",
@@ -118,7 +116,7 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
                 expected=f"one of {', '.join(names)}"
                 if len(names) <= 12
                 else "a val/scenario/metric of the listed scenarios",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
+                hint=nearest(objective.metric, names, 0.4),
             )
     methods = [("method.name", study.method.name)]
     if "method.name" in study.search:

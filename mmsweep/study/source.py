@@ -6,14 +6,13 @@ import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from mmsweep.components import MISFIT, MISSING, UNKNOWN_KEY, Choice
-from mmsweep.errors import UNSET, VARIABLE, UserError
+from mmsweep.errors import UNSET, VARIABLE, UserError, nearest
 from mmsweep.study.yaml_text import LONGEST_KEY, read_text, read_yaml
 
 _PATH_KEYS = ("data.root", "data.path", "train.init_from")
@@ -136,13 +135,12 @@ def first_problem(error: ValidationError, source: Source, schema: type[BaseModel
     place = source.place(".".join(parts))
     if problem["type"] == "extra_forbidden":
         allowed = _fields_at(schema, parts[:-1], source.values)
-        near = get_close_matches(parts[-1], allowed, 1, 0.5)
         return UserError(
             UNKNOWN_KEY,
             **place,
             found=parts[-1],
             expected=f"one of {', '.join(allowed)}" if allowed else None,
-            hint=f"Did you mean {near[0]!r}?" if near else None,
+            hint=nearest(parts[-1], allowed, 0.5),
         )
     if problem["type"] == "missing":
         return UserError("this key is missing", **place, expected="a value")

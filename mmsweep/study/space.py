@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import Any
 
-from mmsweep.errors import UserError
+from mmsweep.errors import UserError, nearest
 from mmsweep.study import Study
 from mmsweep.study.search import MOST_COMBINATIONS, Conditions, Dimension, choice_name
 
@@ -118,11 +117,10 @@ def _given_point(
     """The study's values with some given ones. Raises UserError where one of these would have no effect."""
     for key in given:
         if key not in space.dimensions:
-            near = get_close_matches(key, space.dimensions, 1, 0.5)
             raise UserError(
                 "this key is not searched", key=f"{place}.{key}", found=key,
                 expected=f"one of {', '.join(space.dimensions)}",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
+                hint=nearest(key, space.dimensions, 0.5),
             )  # fmt: skip
         try:
             _check_inside(key, space.dimensions[key], given[key])

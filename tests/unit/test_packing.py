@@ -130,7 +130,7 @@ def _rank(rank, size, studies, path, port):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
-    jobs = [Job(str(i), "trial", str(path / str(i)), values) for i, values in enumerate(studies)]
+    jobs = [Job(str(i), "trial", str(path / str(i)), Study.parse(values)) for i, values in enumerate(studies)]
     Warm("cpu", World.current()).run_pack(
         jobs, lambda told: [job.id == "1" and record.epoch == 1 for job, record in told]
     )

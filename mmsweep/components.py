@@ -13,6 +13,7 @@ A `Registry` holds the components of one kind and imports a component's file whe
 from __future__ import annotations
 
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -156,14 +157,17 @@ class Registry(Mapping[str, Any]):
         return [name for name, component in self.items() if key in component.Options.model_fields]
 
     def about(self, name: str) -> dict[str, Any]:
-        """A component for people: its name, its docstring's first line, and its options with defaults and meanings."""
-        options = {}
-        for key, info in self[name].Options.model_fields.items():
+        """A component for people: name, what its file (of a user's own: its class) says it is, and its options."""
+        component, options = self[name], {}
+        fields = component.Options.model_fields if hasattr(component, "Options") else {}
+        for key, info in fields.items():
             default = None if info.is_required() else info.get_default(call_default_factory=True)
             if key != "name":
                 plain = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
                 options[key] = {"default": plain, "what": info.description}
-        what = (self[name].__doc__ or "").strip().split("\n")[0].partition("; see the top")[0]
+        own_file = component.__module__.startswith(f"{self.package}.")
+        text = (sys.modules[component.__module__] if own_file else component).__doc__ or ""
+        what = text.strip().split("\n\n")[0].replace("\n", " ")
         return {"name": name, "what": what, "options": options}
 
     def _modules(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""CMPT: cross-modal proxy tokens (arXiv 2501.17823), for two modalities as in the paper and for more as in DESIGN §4.
+"""CMPT: cross-modal proxy tokens (arXiv 2501.17823), for two modalities as in the paper, and for more.
 
 Symbols: T_CMPT,m -> proxies[m]; T_CLS,m -> class_BD; M -> modalities; λ -> method.align_weight.
 

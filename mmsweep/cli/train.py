@@ -62,7 +62,7 @@ def tune(
             describe=lambda: facts(study, prepare_data(study)),
             overrides=overrides or [],
         )
-    _conclude(outcome, " --retry-failed", as_json)
+    conclude(outcome, " --retry-failed", as_json)
 
 
 def train(
@@ -92,7 +92,7 @@ def train(
             describe=lambda: facts(study, prepare_data(study)),
             overrides=overrides or [],
         )
-    _conclude(outcome, "", as_json)
+    conclude(outcome, "", as_json)
 
 
 def submit(
@@ -130,7 +130,7 @@ def _as_it_began(study: Study, folder: Path, overrides: list[str] | None) -> Stu
     return own
 
 
-def _conclude(outcome: Any, retry: str, as_json: bool) -> None:
+def conclude(outcome: Any, retry: str, as_json: bool) -> None:
     """Say how a sweep ended, and how to go on; `retry` is what the command needs to try again what failed."""
     record = outcome.record
     if as_json:

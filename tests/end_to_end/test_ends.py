@@ -31,6 +31,7 @@ import os, signal, sys
 from pathlib import Path
 import typer
 from mmsweep import __main__ as process, cli
+from mmsweep.cli.train import conclude
 from mmsweep.ending import exit_code, say_interrupted
 from mmsweep.study import Study
 from mmsweep.sweep.start import run_sweep
@@ -45,7 +46,7 @@ def main():
         asked = Study.load(Path("asked.yaml"))
         out = run_sweep(asked, Path("s"), resume=True, live=False, warm="sleeping:SleepingWarm", describe=describe)
         sys.argv = ["mmsweep", "tune", "s.yaml"]
-        cli._conclude(out, "", False)
+        conclude(out, "", False)
         sys.exit(0)
     except typer.Exit as end:
         sys.exit(end.exit_code)

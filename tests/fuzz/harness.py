@@ -67,8 +67,9 @@ def _child(arguments: list[str], folder: Path, cache: Path, outputs: list[Path])
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
         sys.argv = ["mmsweep", *arguments]
         from mmsweep import cli
+        from mmsweep.cli.printing import out
 
-        cli.out.file = sys.stdout
+        out.file = sys.stdout
         try:
             cli.main()
             code = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsweep import cli
+from mmsweep.cli.results import show
 from mmsweep.errors import UserError
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.sweep.folder import SweepFolder
@@ -111,7 +111,7 @@ def test_a_sweep_of_an_older_mmsweep_gets_its_summary(sweep: Path, capsys: pytes
     summary.unlink()
     with pytest.raises(UserError, match=r"summary.json: the file is missing"):
         SweepRecord.load(sweep)
-    cli.show(sweep)
+    show(sweep)
     assert "Trials by validation" in capsys.readouterr().out and summary.read_bytes() == before
     summary.unlink()
     SweepFolder.open(study(), sweep, trials=4, resume=True, extend=0).release()

@@ -327,7 +327,7 @@ def test_a_starting_point_outside_of_the_space(study: Callable[..., Path], say: 
 def test_as_a_process(study: Callable[..., Path], place: Path) -> None:
     path = study({"train.epochs": "many"})
     command = [sys.executable, "-m", "mmsweep", "validate", str(path)]
-    home = str(Path(cli.__file__).parents[1])
+    home = str(Path(cli.__file__).parents[2])
     ended = subprocess.run(
         command, capture_output=True, text=True, cwd=place, env={**os.environ, "PYTHONPATH": home}, timeout=120
     )

@@ -7,6 +7,9 @@ k, v and o. Each product gets B rows and then S * B rows (S = 3, 4), forward and
 have is compared with what they give by themselves. "equal" says the bits are; otherwise the largest difference of any
 slot, relative to the largest value. Weights that the slots share are frozen: no gradients.
 "single column": the one product here that differs, which mmsweep avoids by padding ranks and heads to two columns.
+
+Last, what the padding costs: training steps of the quickstart's study with it and without it (rows filled up to 16,
+tokens to multiples of four, ranks and heads to two columns), in turn, on one thread.
 """
 
 from __future__ import annotations
@@ -16,22 +19,31 @@ import copy
 import json
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
+from pack_steps import PackSteps, seconds_of, slot_studies
+from sizes import study_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
+from mmsweep.assembly.host import Warm
+from mmsweep.models import few_rows as few_rows_file
+from mmsweep.models import last_block, lora, packing
 from mmsweep.models.families.family import FAMILIES
 from mmsweep.models.last_block import SplitBlock, wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
 from mmsweep.models.packing import Packed, PackedLinear, merge, trained
+from mmsweep.study import Study
+from mmsweep.training.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
 D, HEADS, CLASSES, PACKS = 768, 12, 101, (3, 4)
@@ -182,6 +194,35 @@ def difference(a: Tensor, b: Tensor) -> float:
     return 0.0 if torch.equal(a, b) else float((a - b).abs().max() / b.abs().max())
 
 
+def padding(on: bool) -> None:
+    few_rows_file.LEAST, last_block.MULTIPLE = (16, 4) if on else (0, 1)
+    packing.NARROWEST = lora.NARROWEST = 2 if on else 1
+
+
+def costs(rounds: int = 7) -> list[dict[str, Any]]:
+    """Of each pack: a step's seconds with padding over those without, the median of pairs taken in turn."""
+    found = []
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        for batch in (2, 32):
+            study = Study.load(study_file("quickstart", Path(place) / str(batch), [f"train.batch_size={batch}"]))
+            for slots in (1, 3):
+                packs: dict[bool, PackSteps] = {}
+                for on in (True, False):
+                    padding(on)
+                    packs[on] = PackSteps(Warm("cpu", World()), slot_studies(study, slots))
+                ratios = []
+                for _ in range(rounds):
+                    seconds = {}
+                    for on, pack in packs.items():
+                        padding(on)
+                        (seconds[on],) = seconds_of(pack.step, torch.device("cpu"), 1.0, 1)
+                    ratios.append(seconds[True] / seconds[False])
+                found.append({"batch": batch, "slots": slots, "ratio": median(ratios), "all": sorted(ratios)})
+    padding(True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -198,6 +239,7 @@ def main() -> None:
                 entry[f"{threads} threads"] = compare(product, shapes, options.rows)
             results.append(entry)
     few = {threads: few_rows(threads) for threads in options.threads}
+    costly = costs()
     seconds = time.monotonic() - started
     columns = [f"{way}, {n} thread{'s' * (n > 1)}" for n in options.threads for way in ("forward", "backward")]
     lines = [
@@ -218,12 +260,21 @@ def main() -> None:
     lines += ["", "Rows of a product (768 to 768, up to 24) that differ among more, whatever the layer:"]
     lines += [f"{', '.join(map(str, rows)) or 'none'} on {n} thread{'s' * (n > 1)};" for n, rows in few.items()]
     lines += ["products of fewer than 16 are therefore filled up with rows of zeros (mmsweep/models/few_rows.py)."]
+    lines += [
+        "",
+        "What the padding costs: seconds of a training step of the quickstart's study with it over those without,",
+    ]
+    lines += ["median (smallest, largest) of pairs taken in turn, one thread:", ""]
+    lines += ["| rows of a batch | slots | with / without |", "|---|---|---|"]
+    lines += [
+        f"| {c['batch']} | {c['slots']} | {c['ratio']:.3f} ({c['all'][0]:.3f}, {c['all'][-1]:.3f}) |" for c in costly
+    ]
     print("\n".join(lines))
     if options.write:
         ran = {"rows": options.rows, "packs": list(PACKS), "machine": machine(), "seconds": round(seconds)}
         to = ROOT / "docs" / "results"
         (to / "layer_products.json").write_text(
-            json.dumps(ran | {"products": results, "few_rows": few}, indent=1) + "\n"
+            json.dumps(ran | {"products": results, "few_rows": few, "costs": costly}, indent=1) + "\n"
         )
         (to / "layer_products.md").write_text("\n".join(lines) + "\n")
 

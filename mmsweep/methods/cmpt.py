@@ -22,8 +22,7 @@ from mmsweep.components import Section, register
 from mmsweep.data.dataset import Batch
 from mmsweep.methods.method import Method, Output, StandIn, Term
 from mmsweep.methods.options import AligningMethodOptions
-from mmsweep.models.backbone import EncoderBackbone
-from mmsweep.models.backbones.dual_encoder import fuse
+from mmsweep.models.backbone import EncoderBackbone, fuse
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import PackedParameters
 from mmsweep.transfer import sent

@@ -31,7 +31,7 @@ from mmsweep.components import Section, misfit, register
 from mmsweep.methods.options import AligningMethodOptions
 from mmsweep.methods.restoration import Projector, Restored, Restoring, Sequence, TokenShape, resize
 from mmsweep.models.backbone import draw_linear
-from mmsweep.models.backbones.mult import sinusoids
+from mmsweep.models.encoder import sinusoids
 from mmsweep.transfer import sent
 
 

@@ -18,8 +18,7 @@ from mmsweep.components import register
 from mmsweep.data.dataset import Batch
 from mmsweep.methods.method import Method, Output
 from mmsweep.methods.options import MaskingMethodOptions, MethodOptions
-from mmsweep.models.backbone import Backbone, EncoderBackbone
-from mmsweep.models.backbones.dual_encoder import fuse
+from mmsweep.models.backbone import Backbone, EncoderBackbone, fuse
 from mmsweep.transfer import sent
 
 

@@ -23,8 +23,7 @@ from mmsweep.components import misfit, register
 from mmsweep.data.dataset import Batch
 from mmsweep.methods.method import Method, Output, Update
 from mmsweep.methods.options import MethodOptions
-from mmsweep.models.backbone import EncoderBackbone
-from mmsweep.models.backbones.dual_encoder import fuse
+from mmsweep.models.backbone import EncoderBackbone, fuse
 from mmsweep.models.lora import Noise
 from mmsweep.models.packing import by_slot
 from mmsweep.transfer import sent

@@ -232,6 +232,16 @@ class EncoderBackbone(PromptedBackbone):
         return encoder
 
 
+def fuse(class_BMD: Tensor, used_BM: Tensor, substitute_BMD: Tensor | None = None) -> Tensor:
+    """Equation 5: the sum over modalities of the class token, or of its substitute where the modality is not used.
+
+    Without substitutes an unused modality adds nothing.
+    """
+    if substitute_BMD is None:
+        substitute_BMD = torch.zeros((), dtype=class_BMD.dtype, device=class_BMD.device)
+    return torch.where(used_BM[..., None], class_BMD, substitute_BMD).sum(1)
+
+
 def check_modality(name: str, modalities: Sequence[str], problem: str, key: str) -> None:
     """Raises UserError where the dataset has no such modality, with the nearest that it has."""
     if name not in modalities:

@@ -10,6 +10,7 @@ Encoders run in evaluation mode for ever: their own dropout is off, adapters bri
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -145,3 +146,11 @@ def refuse_compiling(mode: CompileMode, what: str) -> None:
     """Raises UserError where blocks are to be compiled that there are not."""
     if mode != "off":
         raise UserError(f"this {what} has no blocks that are compiled", key="train.compile", found=mode, expected="off")
+
+
+def sinusoids(steps: int, width: int) -> Tensor:
+    """Places 1 to `steps`: [steps, width], sines beside cosines, a zero column where the width is odd."""
+    half = width // 2
+    rates_D = torch.exp(torch.arange(half) * (-math.log(10_000) / max(half - 1, 1)))
+    angles_ND = torch.arange(1, steps + 1)[:, None] * rates_D
+    return F.pad(torch.cat([angles_ND.sin(), angles_ND.cos()], 1), (0, width - 2 * half))

@@ -15,8 +15,8 @@ from mmsweep.data.formats import ImageFormat, SequenceFormat
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.methods.method import Method
-from mmsweep.models.backbones.mult import Layer, MulT, MulTOptions, sinusoids
-from mmsweep.models.encoder import Tokens
+from mmsweep.models.backbones.mult import Layer, MulT, MulTOptions
+from mmsweep.models.encoder import Tokens, sinusoids
 from mmsweep.models.lora import Noise
 from mmsweep.models.options import ModelOptions
 

@@ -50,3 +50,5 @@ def test_what_prepares_data_imports_no_network() -> None:
         f"build.prepare_data(Study.load(Path({str(study)!r}), []))"
     )
     assert {"image", "text"} <= found and "transformers.modeling_utils" not in found
+    package = "mmsweep.models.backbones."
+    assert {name for name in found if name.startswith(package)} == {f"{package}dual_encoder"}  # which the study names

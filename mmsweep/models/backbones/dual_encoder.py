@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmsweep.components import register
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, ImageFormat, VideoFormat
-from mmsweep.models.backbone import NO_PART_PROMPTS, EncoderBackbone, draw_linear, without_absent
+from mmsweep.models.backbone import NO_PART_PROMPTS, EncoderBackbone, draw_linear, fuse, without_absent
 from mmsweep.models.encoder import NO_PROMPTS, Encoder, Prompt, PromptPlace, Prompts, Tokens
 from mmsweep.models.input_formats import Inputs
 from mmsweep.models.last_block import wanted_tokens
@@ -146,16 +146,6 @@ class DualEncoder(EncoderBackbone):
         found = [self.classes(m, tokens[m], prompts=prompts.get(m, NO_PROMPTS))[0] for m in self.modalities]
         class_BMD = torch.stack(found, 1)
         return self.head(fuse(class_BMD, used_BM))
-
-
-def fuse(class_BMD: Tensor, used_BM: Tensor, substitute_BMD: Tensor | None = None) -> Tensor:
-    """Equation 5: the sum over modalities of the class token, or of its substitute where the modality is not used.
-
-    Without substitutes an unused modality adds nothing.
-    """
-    if substitute_BMD is None:
-        substitute_BMD = torch.zeros((), dtype=class_BMD.dtype, device=class_BMD.device)
-    return torch.where(used_BM[..., None], class_BMD, substitute_BMD).sum(1)
 
 
 def _key(modality: str) -> str:

@@ -32,7 +32,7 @@ from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format, SequenceFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone, check_modality
-from mmsweep.models.encoder import Tokens
+from mmsweep.models.encoder import Tokens, sinusoids
 from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise, SeededDropout
 from mmsweep.models.options import BackboneOptions, ModelOptions
@@ -294,14 +294,6 @@ class Layer(nn.Module):
         else:
             mixed_BHND = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_B1NS)
         return self.out(mixed_BHND.transpose(1, 2).flatten(2))
-
-
-def sinusoids(steps: int, width: int) -> Tensor:
-    """Places 1 to `steps`: [steps, width], sines beside cosines, a zero column where the width is odd."""
-    half = width // 2
-    rates_D = torch.exp(torch.arange(half) * (-math.log(10_000) / max(half - 1, 1)))
-    angles_ND = torch.arange(1, steps + 1)[:, None] * rates_D
-    return F.pad(torch.cat([angles_ND.sin(), angles_ND.cos()], 1), (0, width - 2 * half))
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,6 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import ClassVar, Self
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from mmsweep.components import Registry
 from mmsweep.data.dataset import Batch
 from mmsweep.data.formats import Format
-from mmsweep.errors import UserError
+from mmsweep.errors import UserError, nearest
 from mmsweep.models.encoder import NO_PROMPTS, Encoder, PromptPlace, Prompts, Tokens, refuse_compiling
 from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise, add_lora
@@ -245,10 +244,9 @@ def fuse(class_BMD: Tensor, used_BM: Tensor, substitute_BMD: Tensor | None = Non
 def check_modality(name: str, modalities: Sequence[str], problem: str, key: str) -> None:
     """Raises UserError where the dataset has no such modality, with the nearest that it has."""
     if name not in modalities:
-        near = get_close_matches(name, modalities, 1)
         raise UserError(
             problem, key=key, found=name, expected=f"one of {', '.join(modalities)}",
-            hint=f"Did you mean {near[0]!r}?" if near else None,
+            hint=nearest(name, modalities),
         )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ imports torch only inside the functions that need it.
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from mmsweep.components import Registry
-from mmsweep.errors import UserError
+from mmsweep.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -129,14 +128,13 @@ class Target:
     def _index(self, label: Any) -> int:
         lookup = _lookup(self.classes)
         if not isinstance(label, str) or label not in lookup:
-            near = difflib.get_close_matches(str(label), self.classes, n=1)
             rest = f", … ({len(self.classes)} in all)" if len(self.classes) > 10 else ""
             shown = ", ".join(self.classes[:10]) + rest
             raise UserError(
                 "the label is not in the list of classes",
                 found=label,
                 expected=f"one of {shown}",
-                hint=f"Did you mean {near[0]!r}?" if near else None,
+                hint=nearest(label, self.classes),
             )
         return lookup[label]
 

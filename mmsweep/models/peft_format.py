@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmsweep.errors import UserError
 from mmsweep.models.lora import PackedLoRALinear
-from mmsweep.record.files import permit
+from mmsweep.record.files import apply_umask
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -45,7 +45,7 @@ def export_adapter(network: nn.Module, slot: int, folder: Path) -> None:
             own = factor.own(factor.weight.detach(), slot)
             weights[f"{PREFIX}{name}.lora_{letter}.weight"] = own.cpu().clone().contiguous()
     save_file(weights, folder / WEIGHTS)
-    permit(folder / WEIGHTS)
+    apply_umask(folder / WEIGHTS)
 
 
 def import_adapter(network: nn.Module, slot: int, folder: Path) -> None:

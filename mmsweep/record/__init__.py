@@ -1,1 +1,1 @@
-"""A sweep's folder as files: the one part that reads and writes what a sweep records. It imports no torch."""
+"""Reads and writes the files of a sweep's folder; no other part does. Imports no torch."""

@@ -1,4 +1,4 @@
-"""A checkpoint as files, written whole and known to be whole by checksums. Its tensors are `training.checkpoint`'s.
+"""The files of a checkpoint, written atomically and verified by checksums. `training.checkpoint` handles the tensors.
 
 epoch-0003/{weights.safetensors, resume.safetensors, resume.json, manifest.json}
 """
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from mmsweep.environment_faults import environment_fault
 from mmsweep.errors import UserError
-from mmsweep.record.files import OPEN, permit, read_record, write_whole
+from mmsweep.record.files import OPEN, apply_umask, read_record, write_atomically
 
 MANIFEST = "manifest.json"
 WEIGHTS, RESUME, STATE = "weights.safetensors", "resume.safetensors", "resume.json"
@@ -30,7 +30,7 @@ class _Best(TypedDict):
 
 
 class CheckpointFile(TypedDict):
-    """`resume.json` of a checkpoint: the epoch it stands after, and the best one until then."""
+    """`resume.json` of a checkpoint: the epoch after which it was written, and the best epoch so far."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     epoch: int
@@ -39,9 +39,9 @@ class CheckpointFile(TypedDict):
 
 @contextlib.contextmanager
 def new_checkpoint(target: Path) -> Iterator[Path]:
-    """Write a checkpoint whole: the block writes WEIGHTS, RESUME and STATE into the folder that it is given.
+    """Write a checkpoint atomically: the block writes WEIGHTS, RESUME and STATE into the folder that it is given.
 
-    When the block ends, they and their checksums are on disk, and the folder takes the place of `target`.
+    When the block ends, the files and their checksums are synced to disk, and the folder replaces `target`.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -49,11 +49,11 @@ def new_checkpoint(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         for name in (WEIGHTS, RESUME, STATE):
-            permit(temporary / name)
+            apply_umask(temporary / name)
             with open(temporary / name, "rb") as file:
-                os.fsync(file.fileno())  # the report that vouches for the checkpoint is synced too
+                os.fsync(file.fileno())  # the report that names the checkpoint is synced too
         manifest = {name: _checksum(temporary / name) for name in (WEIGHTS, RESUME, STATE)}
-        write_whole(temporary / MANIFEST, json.dumps(manifest, indent=1))  # last: it says that the others are whole
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1))  # last: it marks the others complete
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
     except BaseException:
@@ -65,7 +65,7 @@ def check_files(folder: Path, *names: str) -> bool:
     """Compare files of a checkpoint with the checksums in its manifest.
 
     Returns:
-        Whether there are any: a checkpoint of an older mmsweep has no manifest.
+        Whether there are checksums: a checkpoint of an older mmsweep has no manifest.
 
     Raises:
         UserError: a file is missing, damaged or cannot be read.
@@ -84,10 +84,10 @@ def check_files(folder: Path, *names: str) -> bool:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, as a sentence; None where it is whole.
+    """What is wrong with a checkpoint, as a sentence; None if it is intact.
 
     Raises:
-        UserError: nothing is known of it, since the disk or the memory gave out.
+        UserError: it could not be checked because of a disk or memory fault.
     """
     try:
         if not check_files(folder, WEIGHTS, RESUME, STATE):
@@ -100,7 +100,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _check_unsigned(folder: Path) -> None:
-    """Check a checkpoint without checksums: its headers against the lengths of its files."""
+    """Check a checkpoint without checksums by comparing its headers with the lengths of its files."""
     from safetensors import SafetensorError, safe_open
 
     read_record(folder / STATE, CheckpointFile)
@@ -113,12 +113,12 @@ def _check_unsigned(folder: Path) -> None:
 
 
 def unreadable(folder: Path, reason: str) -> UserError:
-    """The refusal of a checkpoint that is not whole."""
+    """The error for a damaged checkpoint."""
     return UserError(f"the checkpoint cannot be read ({reason})", file=folder, expected="a checkpoint folder")
 
 
 def epoch_of(checkpoint: Path) -> int:
-    """The epoch after which a checkpoint stands, by its folder's name."""
+    """The epoch after which a checkpoint was written, from its folder's name."""
     return int(checkpoint.name.removeprefix("epoch-"))
 
 

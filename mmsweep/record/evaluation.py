@@ -1,4 +1,4 @@
-"""What a final run found on test: `evaluation.json` read into types."""
+"""A final run's test results: `evaluation.json` read into types."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SUMMARIES = ("mean_missing", "worst_missing")
 
 @dataclass(frozen=True)
 class Score:
-    """One scenario or pattern of one evaluation.
+    """The result of one scenario or pattern.
 
     Args:
-        rows: how many rows were eligible.
+        rows: number of eligible rows.
         table: digest of the availability table.
-        shares: rows by pattern.
+        shares: number of rows by pattern.
         metrics: metric name to value.
         class_C: score of each class (`Task.class_metric`), where the task has classes.
     """
@@ -59,16 +59,16 @@ class Evaluation:
     summaries: Mapping[str, Mapping[str, float]]
     curves: Mapping[str, tuple[CurvePoint, ...]]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the task itself keeps there (`Task.settings`), among the rest of the file."""
+    """The whole file, which includes the task's own entries (`Task.settings`)."""
     constants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Metrics of the constant predictor by scenario, pattern and summary; empty in files of earlier versions."""
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
-        """Reads one file.
+        """Read one file.
 
         Raises:
-            UserError: the file is not what evaluation writes.
+            UserError: the file is not an evaluation record.
         """
         try:
             raw = json.loads(read_content(path) or b"")
@@ -93,13 +93,13 @@ class Evaluation:
             ) from error
 
     def score(self, scenario: str) -> Score | None:
-        """A scenario's score; a pattern's where the study lists no such scenario; the mean or worst missing."""
+        """The score of a summary (`mean_missing`, `worst_missing`), of a scenario, or else of a pattern."""
         if scenario in self.summaries:
             return Score(self.rows, "", {}, self.summaries[scenario])
         return self.scenarios.get(scenario) or self.patterns.get(scenario)
 
     def missing_patterns(self) -> list[str]:
-        """Names of the proper patterns, the ones that lack least first."""
+        """Names of the patterns that lack something, those with the fewest missing modalities first."""
         return [pattern_name(pattern, self.modalities) for pattern in patterns(self.modalities)[1:]]
 
 

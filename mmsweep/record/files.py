@@ -1,6 +1,6 @@
-"""Small files that are written whole, and JSON that is read with its shape checked.
+"""Atomic writes of small files, and JSON that is validated against a type when it is read.
 
-A file of another shape (`[1]`, `null`, a count that is text) is refused with its name by whichever verb reads it.
+Whichever command reads a file of another shape (`[1]`, `null`, text for a count) refuses it by name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from mmsweep.errors import UNSET, UserError
 
 Shape = TypeVar("Shape")
-OPEN = {"extra": "allow"}  # of a TypedDict: keys that a newer mmsweep writes are kept
+OPEN = {"extra": "allow"}  # pydantic config of a TypedDict: keys of a newer mmsweep are kept
 
 
 def cache_folder() -> Path:
@@ -24,18 +24,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MMSWEEP_CACHE") or Path.home() / ".cache" / "mmsweep")
 
 
-def permit(path: Path) -> None:
-    """Give a file that a library made for its owner alone (safetensors) the rights of any other: the umask decides.
+def apply_umask(path: Path) -> None:
+    """Give a file the permissions of the umask; safetensors creates files that only their owner can read.
 
     Args:
-        path: the file, in a folder that was made under the umask.
+        path: the file, in a folder that was created under the umask.
     """
-    with contextlib.suppress(PermissionError):  # a mount without rights
+    with contextlib.suppress(PermissionError):  # a mount without permissions
         path.chmod(path.parent.stat().st_mode & 0o666)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part (rename is atomic on POSIX)."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that readers see the old file or the new one, never a part (rename is atomic on POSIX)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -44,12 +44,12 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it would hold the space that the next attempt needs
+        temporary.unlink(missing_ok=True)  # frees the space for the next attempt on a full disk
         raise
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON in which a score that does not exist (NaN: no eligible rows) is null, for JSON has no NaN."""
+    """JSON with null for NaN and infinity, which JSON lacks; a score without eligible rows is NaN."""
     return json.dumps(_without_nan(value), indent=indent, allow_nan=False, default=str)
 
 
@@ -62,11 +62,11 @@ def _without_nan(value: Any) -> Any:
 
 
 def read_record(path: Path, shape: type[Shape], *, problem: str | None = None, hint: str | None = None) -> Shape | None:
-    """The content of a record file; None where there is no such file.
+    """The content of a record file; None if there is no such file.
 
     Args:
         shape: the dataclass or TypedDict that the file holds as JSON.
-        problem, hint: what is said of a damaged file, and how to go on.
+        problem, hint: message and hint for a damaged file.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
@@ -76,7 +76,7 @@ def read_record(path: Path, shape: type[Shape], *, problem: str | None = None, h
 
 
 def read_content(path: Path) -> bytes | None:
-    """A file's bytes; None where there is no such file. Raises UserError where it cannot be read."""
+    """A file's bytes; None if there is no such file. Raises UserError if it cannot be read."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -94,12 +94,12 @@ def parse_record(
     problem: str | None = None,
     hint: str | None = None,
 ) -> Shape:
-    """JSON of a shape. The other arguments are for the error: where the content stands, and what is wrong.
+    """Parse JSON and validate it against `shape`. The other arguments are for the error message.
 
     Raises:
         UserError: it is not JSON, or of another shape; names the key.
     """
-    from pydantic import ValidationError  # the board's process has to start fast, and parses nothing
+    from pydantic import ValidationError  # lazy: the controller's process has to start fast and parses nothing
 
     try:
         adapter: Any = _adapter(shape)  # type: ignore[arg-type]  # a type is hashable

@@ -1,4 +1,4 @@
-"""Lock files: one process at a time does what a file stands for. The lock ends with the process that holds it."""
+"""Lock files, which one process at a time can hold. A lock is released when its process ends."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ class HeldError(Exception):
 
 
 class NoLocksError(OSError):
-    """The file system has no locks, as some network drives."""
+    """The file system does not support locks, like some network drives."""
 
 
 @contextlib.contextmanager
 def held(path: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Hold a lock alone.
+    """Hold an exclusive lock.
 
     Args:
-        path: the lock's file, which is made where there is none and stays.
-        seconds: how long to wait for another holder; `math.inf` waits for ever.
+        path: the lock file, which is created if needed and never deleted.
+        seconds: how long to wait for another process to release it; `math.inf` waits for ever.
 
     Raises:
-        HeldError: another process holds it for longer.
-        NoLocksError: the file system has no locks.
+        HeldError: another process still holds it after that time.
+        NoLocksError: the file system does not support locks.
         OSError: the file cannot be opened.
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         until = time.monotonic() + seconds
-        while not _taken(lock, path):
+        while not _acquire(lock, path):
             if time.monotonic() >= until:
                 raise HeldError(f"another process holds {path}")
             time.sleep(POLL_SECONDS)
@@ -45,7 +45,7 @@ def held(path: Path, seconds: float = 0.0) -> Iterator[None]:
         os.close(lock)
 
 
-def _taken(lock: int, path: Path) -> bool:
+def _acquire(lock: int, path: Path) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Which of two scores is the better one, and what trials are ranked by: the only place that knows."""
+"""The direction of metrics and the ranking of trials; no other file compares scores."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ Mode = Literal["max", "min"]
 
 
 def metric_of(name: str) -> Metric | None:
-    """The metric of a name, `mae` or `val/complete/mae`; None for a name that no task reports."""
-    from mmsweep.tasks.task import TASKS  # the board's process, which asks for no metric, starts without NumPy
+    """The metric with a name such as `mae` or `val/complete/mae`; None if no task reports it."""
+    from mmsweep.tasks.task import TASKS  # lazy: the controller's process needs no metric and starts without NumPy
 
-    own = name.rsplit("/", 1)[-1]
-    return next((task.reported[own] for task in TASKS.values() if own in task.reported), None)
+    last = name.rsplit("/", 1)[-1]
+    return next((task.reported[last] for task in TASKS.values() if last in task.reported), None)
 
 
 def direction(name: str) -> Mode:
-    """Which direction of a metric is better; "max" for a name that no task reports (a study with one is refused)."""
+    """Whether larger or smaller values are better; "max" for a name that no task reports (studies reject those)."""
     metric = metric_of(name)
     return "max" if metric is None else metric.mode
 
 
 def is_better(value: float, best: float, mode: Mode) -> bool:
-    """Whether a value beats the best so far; NaN never does, and anything beats NaN."""
+    """Whether a value beats the best so far. NaN never does, and every number beats NaN."""
     if math.isnan(value) or math.isnan(best):
         return not math.isnan(value)
     return value > best if mode == "max" else value < best
 
 
 def best_of(values: Iterable[float], mode: Mode) -> float:
-    """The best value; NaN values are left out, and NaN is the answer where nothing is left."""
-    found = [value for value in values if not math.isnan(value)]
-    if not found:
+    """The best value, ignoring NaN; NaN if nothing else is left."""
+    numbers = [value for value in values if not math.isnan(value)]
+    if not numbers:
         return math.nan
-    return max(found) if mode == "max" else min(found)
+    return max(numbers) if mode == "max" else min(numbers)
 
 
 def worst_of(values: Iterable[float], mode: Mode) -> float:
-    """The worst value, as `best_of`: the largest error, the smallest share of right answers."""
+    """The worst value, ignoring NaN like `best_of`: the largest error or the smallest accuracy."""
     return best_of(values, "min" if mode == "max" else "max")
 
 
@@ -54,7 +54,7 @@ class Objective:
     Args:
         metric: `val/scenario/metric`.
         mode: its direction.
-        scope: whether a trial's score is that of its best epoch, or of its last one.
+        scope: whether a trial is scored by its best epoch or by its last one.
     """
 
     metric: str
@@ -62,18 +62,18 @@ class Objective:
     scope: Literal["best", "last"] = "best"
 
     def better(self, value: float, best: float) -> bool:
-        """Whether a score beats the best so far, as `is_better`."""
+        """Whether a score beats the best so far; NaN as in `is_better`."""
         return is_better(value, best, self.mode)
 
     def rank(self, value: float) -> float:
-        """A key that sorts scores with the best first."""
+        """Sort key that puts the best score first."""
         return -value if self.mode == "max" else value
 
     def score(self, epochs: Sequence[Mapping[str, float]]) -> float:
-        """A trial's score after some epochs, at least one; NaN where there is none.
+        """A trial's score after at least one epoch; NaN if the deciding values are NaN.
 
         Args:
-            epochs: the metrics of each.
+            epochs: the metrics of each epoch.
 
         Raises:
             KeyError: an epoch lacks the metric.

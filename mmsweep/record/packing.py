@@ -1,7 +1,6 @@
-"""How full a sweep's packs were: `packing.json` in its folder, which the driver writes and everyone else reads; and how
-many slots were measured on this machine before, in the cache.
+"""GPU slot occupancy of a sweep (`packing.json`, written by the driver), and slot counts measured earlier (cache).
 
-Imported by the board, whose process is to start fast: no torch here.
+The controller's process imports this file and has to start fast: no torch here.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mmsweep.errors import UserError
-from mmsweep.record.files import read_record, write_whole
+from mmsweep.record.files import read_record, write_atomically
 
 FILE = "packing.json"
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many slots a host has for the packs of a key.
+    """Number of slots that a host has for packs with one key.
 
     Args:
-        pack: their `study.packs.pack_key`.
-        on: the kind of host: device, ranks, and what `resources.slots` asked for.
-        slots: how many.
-        reason: why it is one, or why no more were tried.
-        most: no more could be of use where this was found.
+        pack: the `study.packs.pack_key` of the packs.
+        on: the kind of host: device, ranks, and the value of `resources.slots`.
+        slots: number of slots.
+        reason: why there is one slot, or why no more were tried.
+        most: upper limit of the measurement: the sweep could not use more.
     """
 
     pack: str
@@ -38,27 +37,26 @@ class Capacity:
     most: int = 64
 
     def holds(self, most: int) -> bool:
-        """Whether it says enough for where up to `most` could be of use: it was not that use that ended the search."""
+        """Whether the measurement also holds for a limit of `most`: its own limit is as high, or did not end it."""
         return 2 * self.slots <= self.most or most <= self.most
 
 
 @dataclass(frozen=True)
 class _Measurement:
-    """A file of `MeasuredCapacities`."""
+    """The content of a file of `MeasuredCapacities`."""
 
     machine: dict[str, str]
     capacity: Capacity
 
 
 class MeasuredCapacities:
-    """Slot counts that were measured on a machine, one file in the cache for each kind of pack and host.
+    """Slot counts measured on a machine: one cache file for each kind of pack and host.
 
-    Nothing rests on these files: one that is damaged, or of another machine, counts as none, and one that cannot be
-    written is not.
+    The files are optional: a damaged one, or one of another machine, is ignored, and a failed write too.
 
     Args:
         cache: the cache folder.
-        machine: what a count depends on beside pack and host.
+        machine: what a count depends on besides pack and host.
     """
 
     def __init__(self, cache: Path, machine: Mapping[str, str]) -> None:
@@ -69,19 +67,19 @@ class MeasuredCapacities:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
     def get(self, pack: str, on: str, most: int) -> Capacity | None:
-        """What is known for packs of a key on hosts of a kind, where up to `most` slots could be of use."""
-        found = None
+        """The cached capacity for a kind of pack on a kind of host; None if none covers a limit of `most` slots."""
+        cached = None
         with contextlib.suppress(UserError):
-            found = read_record(self._path(pack, on), _Measurement)
-        if found is None or found != _Measurement(self._machine, replace(found.capacity, pack=pack, on=on)):
+            cached = read_record(self._path(pack, on), _Measurement)
+        if cached is None or cached != _Measurement(self._machine, replace(cached.capacity, pack=pack, on=on)):
             return None
-        return found.capacity if found.capacity.slots > 0 and found.capacity.holds(most) else None
+        return cached.capacity if cached.capacity.slots > 0 and cached.capacity.holds(most) else None
 
     def put(self, capacity: Capacity) -> None:
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(asdict(_Measurement(self._machine, capacity)), indent=1)
-            write_whole(self._path(capacity.pack, capacity.on), text)
+            write_atomically(self._path(capacity.pack, capacity.on), text)
 
     def forget(self, pack: str, on: str) -> None:
         with contextlib.suppress(OSError):
@@ -93,13 +91,13 @@ class PackEpoch:
     """One epoch of a pack.
 
     Args:
-        host, pack: who trained what.
+        host, pack: id of the host and key of the pack.
         kind: `trial` or `final`.
-        ended: when (seconds since 1970).
-        seconds: training and validation.
-        width: slots that reported.
-        slots: how many the host has for this pack.
-        tail: nothing was left to give when it ended: no posting of this pack waited, and the search had given out all.
+        ended: when it ended (seconds since 1970).
+        seconds: duration of training and validation.
+        width: number of slots that reported.
+        slots: number of slots that the host has for this pack.
+        tail: whether the queue was drained when it ended: the search had submitted all trials and none was pending.
     """
 
     host: str
@@ -114,46 +112,46 @@ class PackEpoch:
 
 @dataclass
 class Packing:
-    """Capacities found, and every epoch that a pack trained."""
+    """The measured capacities, and every epoch that a pack trained."""
 
     capacities: list[Capacity] = field(default_factory=list)
     epochs: list[PackEpoch] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: Path) -> Packing:
-        """What a sweep's folder holds; empty where there is nothing. Raises UserError where the file is damaged."""
+        """Read a sweep's `packing.json`; empty if there is none. Raises UserError if the file is damaged."""
         problem, hint = "not what mmsweep wrote", "It may be deleted: capacities are measured anew."
         return read_record(folder / FILE, cls, problem=problem, hint=hint) or cls()
 
     def text(self) -> str:
-        """The file's text."""
+        """The JSON text of the file."""
         return json.dumps(asdict(self), indent=1)
 
     def width(self) -> tuple[float, float] | None:
-        """Mean (width, slots) of the search's epochs until the tail, weighted by their seconds; None without any."""
+        """Mean (width, slots) of the search's epochs before the queue drained, weighted by seconds; None if none."""
         return _mean([e for e in self.epochs if e.kind == "trial" and not e.tail])
 
     def to_json(self) -> dict[str, float] | None:
-        """{width: mean trials a pack, slots: mean slots}, as `width`; None without any epoch before the tail."""
-        until = self.width()
-        return None if until is None else {"width": until[0], "slots": until[1]}
+        """{width: mean trials per pack, slots: mean slots}, see `width`."""
+        mean = self.width()
+        return None if mean is None else {"width": mean[0], "slots": mean[1]}
 
     def shared(self) -> float:
-        """Of the seconds that trials' epochs took, the share that passed on hosts: those of a pack pass at once."""
+        """Host seconds per trial second, at most 1: the trials of a pack share their host's time."""
         epochs = [e for e in self.epochs if e.kind == "trial"]
-        own = sum(e.width * e.seconds for e in epochs)
-        return sum(e.seconds for e in epochs) / own if own else 1.0
+        trial_seconds = sum(e.width * e.seconds for e in epochs)
+        return sum(e.seconds for e in epochs) / trial_seconds if trial_seconds else 1.0
 
     def sentence(self) -> str | None:
-        """What is said of packs; None where there is nothing to say."""
+        """The report's sentence on packs; None if there is nothing to say."""
         if all(epoch.slots == 1 for epoch in self.epochs):
             reasons = dict.fromkeys(c.reason for c in self.capacities if c.slots == 1 and c.reason)
             return f"one slot a host: {'; '.join(reasons)}" if self.epochs and reasons else None
-        until = self.width()
-        if until is None:  # there was nothing to wait for
+        mean = self.width()
+        if mean is None:  # the queue was drained from the start
             widest = max(self.epochs, key=lambda e: e.width)
-            return f"all trials were given out at once, up to {widest.width} in {widest.slots} slots"
-        return f"{until[0]:.1f} of {until[1]:g} slots filled while there were trials to fill them with"
+            return f"all trials were assigned at once, up to {widest.width} in {widest.slots} slots"
+        return f"{mean[0]:.1f} of {mean[1]:g} slots were occupied on average while trials were pending"
 
 
 def _mean(epochs: Sequence[PackEpoch]) -> tuple[float, float] | None:

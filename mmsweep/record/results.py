@@ -1,4 +1,4 @@
-"""Trials and final runs as their folders tell them, and the scores of final runs over their seeds."""
+"""Trials and final runs read from their folders, and the scores of final runs over their seeds."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mmsweep.record.trial import Report, TrialFolder, deciding_report
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial of the search, or one final run, as its folder tells it.
+    """One trial of the search, or one final run, read from its folder.
 
     Args:
         id: "0003", or "final/best/seed-101".
         state: finished | stopped (early) | failed | running | interrupted.
-        params: what varies.
-        metrics: of the epoch that counts: the best by the first objective, or the last where its scope says so.
-        objective: the first objective's value at that epoch; None where there is none (no report yet, or NaN).
-        epoch: that epoch.
-        seed: of its training.
+        params: values of the searched keys.
+        metrics: metrics of the deciding epoch: the best by the first objective, or the last with scope `last`.
+        objective: the first objective's value at that epoch; None without one (no report yet, or NaN).
+        epoch: the deciding epoch.
+        seed: training seed.
         curve: (epoch, first objective) of every report.
         seconds: training and validation, all epochs.
-        constant: the first objective of the constant predictor on validation; None where it is not known.
-        evaluation: on test, of a final run that is finished.
+        constant: the first objective of the constant predictor on validation; None if unknown.
+        evaluation: the test results of a finished final run.
     """
 
     id: str
@@ -53,8 +53,8 @@ class TrialRecord:
         """Read a trial's folder.
 
         Args:
-            sweep_state: a trial that has not ended is running where its sweep is, else interrupted.
-            runs: MLflow's run ids by trial.
+            sweep_state: an unfinished trial of a running sweep is running, otherwise interrupted.
+            runs: MLflow run ids by trial.
 
         Raises:
             UserError: a file is damaged.
@@ -105,11 +105,11 @@ class Cell:
     """One value of a results table.
 
     Args:
-        mean: over seeds.
+        mean: mean over seeds.
         sd: sample standard deviation; None for a single seed.
-        seeds: how many.
+        seeds: number of seeds.
         rows: eligible rows of the scenario.
-        constant: the constant predictor's score on these rows, mean over seeds; None where it is not known.
+        constant: the constant predictor's score on these rows, mean over seeds; None if unknown.
     """
 
     mean: float
@@ -120,13 +120,13 @@ class Cell:
 
     @classmethod
     def of(cls, values: Iterable[float], rows: int, constants: Sequence[float] = ()) -> Cell:
-        found = list(values)
-        sd = statistics.stdev(found) if len(found) > 1 and all(map(math.isfinite, found)) else None
+        scores = list(values)
+        sd = statistics.stdev(scores) if len(scores) > 1 and all(map(math.isfinite, scores)) else None
         constant = math.fsum(constants) / len(constants) if constants else None
-        return cls(math.fsum(found) / len(found), sd, len(found), rows, constant)
+        return cls(math.fsum(scores) / len(scores), sd, len(scores), rows, constant)
 
     def beats_constant(self, metric: str) -> bool | None:
-        """Whether it is better than the constant predictor; None where that cannot be said."""
+        """Whether it is better than the constant predictor; None if either score is unknown."""
         if self.constant is None or math.isnan(self.constant) or math.isnan(self.mean):
             return None
         return is_better(self.mean, self.constant, direction(metric))
@@ -141,7 +141,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class FinalGroup:
-    """All seeds of the best configuration ("best"), or of the best one with one value of `sweep.final.per`."""
+    """All seeds of the best configuration ("best"), or of the best configuration per value of `sweep.final.per`."""
 
     name: str
     runs: tuple[TrialRecord, ...]
@@ -151,20 +151,20 @@ class FinalGroup:
         return [run.evaluation for run in self.runs if run.evaluation is not None]
 
     def first(self) -> Evaluation | None:
-        """Any evaluation, for what is the same in all: modalities, classes, rows."""
+        """One evaluation, to read what is the same in all: modalities, classes, rows."""
         return next(iter(self.evaluations), None)
 
     def metrics(self) -> list[str]:
-        found = self.first()
-        return list(next(iter(found.scenarios.values())).metrics) if found and found.scenarios else []
+        first = self.first()
+        return list(next(iter(first.scenarios.values())).metrics) if first and first.scenarios else []
 
     def scenarios(self) -> list[str]:
-        """As the study lists them, then the means over the missing patterns."""
-        found = self.first()
-        return [*found.scenarios, *found.summaries] if found else []
+        """The study's scenarios in order, then `mean_missing` and `worst_missing`."""
+        first = self.first()
+        return [*first.scenarios, *first.summaries] if first else []
 
     def cell(self, scenario: str, metric: str) -> Cell | None:
-        """Mean and SD over seeds; None where no seed has the value."""
+        """Mean and SD over seeds; None if no seed has the value."""
         scores = [
             score for e in self.evaluations if (score := e.score(scenario)) is not None and metric in score.metrics
         ]
@@ -172,12 +172,12 @@ class FinalGroup:
         return Cell.of((score.metrics[metric] for score in scores), scores[0].rows, constants) if scores else None
 
     def per_class(self, scenario: str) -> list[Cell]:
-        """Score of each class, over seeds."""
+        """Score of each class, aggregated over seeds."""
         scores = [score for e in self.evaluations if (score := e.score(scenario)) is not None and score.class_C]
         return [Cell.of(values, scores[0].rows) for values in zip(*(score.class_C for score in scores), strict=True)]
 
     def curve(self, modality: str, metric: str) -> list[tuple[float, Cell]]:
-        """(share available, cell) by rising share."""
+        """(share of rows with the modality, cell), by increasing share."""
         lines = [e.curves[modality] for e in self.evaluations if modality in e.curves]
         points = [(p[0].share, Cell.of((q.metrics[metric] for q in p), p[0].rows)) for p in zip(*lines, strict=False)]
         return sorted(points, key=lambda point: point[0])

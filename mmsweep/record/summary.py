@@ -1,6 +1,6 @@
-"""What readers need of a sweep's study, as plain data: `summary.json`, written beside the study when a sweep begins.
+"""The parts of a sweep's study that readers need, as plain data: `summary.json`, written when a sweep begins.
 
-Whoever shows a sweep reads this and no study: tables, the report and MLflow need no schema and no torch.
+Tables, the report and MLflow read this instead of the study, so they need neither the schema nor torch.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmsweep.errors import UserError
-from mmsweep.record.files import read_record, write_whole
+from mmsweep.record.files import read_record, write_atomically
 from mmsweep.record.objective import Objective
 
 FILE = "summary.json"
 
 
 def holds_sweep(folder: Path) -> bool:
-    """Whether a sweep lies in a folder; a trial's folder has a study too."""
+    """Whether a folder holds a sweep; a trial's folder has a study too."""
     return (folder / "study.yaml").is_file() and not (folder / "trial.json").exists()
 
 
 def lacks_summary(folder: Path) -> bool:
-    """Whether a sweep lies in a folder and no summary beside it, as an older mmsweep left it."""
+    """Whether a folder holds a sweep without a summary, as older versions of mmsweep wrote it."""
     return holds_sweep(folder) and not (folder / FILE).exists()
 
 
@@ -32,9 +32,9 @@ class Searched:
     """One searched key.
 
     Args:
-        kind: how its values are spread.
-        low, high: the bounds; 0 for a choice.
-        choices: the values of a choice.
+        kind: distribution of its values.
+        low, high: bounds; 0 for a choice.
+        choices: values of a choice.
     """
 
     kind: Literal["uniform", "log_uniform", "int", "log_int", "choice"]
@@ -45,11 +45,11 @@ class Searched:
 
 @dataclass(frozen=True)
 class Final:
-    """What is trained again after the search.
+    """The final runs after the search.
 
     Args:
-        seeds: how often.
-        per: keys; the best trial for each of their values is trained again. Empty: the best of all.
+        seeds: number of training seeds.
+        per: keys; the best trial for each of their values is retrained. Empty: only the best trial of all.
     """
 
     seeds: int
@@ -58,13 +58,13 @@ class Final:
 
 @dataclass(frozen=True)
 class Splits:
-    """Where the validation part comes from.
+    """Where the validation split comes from.
 
     Args:
-        column: of a manifest that names the splits; None: they are carved by shares, or come with the dataset.
-        seed: with which rows are drawn.
-        groups: whether groups of rows stay whole.
-        validation_rows: of a dataset that comes with a validation part.
+        column: manifest column that names the splits; None if rows are drawn by share or the dataset brings splits.
+        seed: seed with which rows are drawn.
+        groups: whether all rows of a group go to the same split.
+        validation_rows: size of the dataset's own validation split, if it has one.
     """
 
     column: str | None
@@ -75,7 +75,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Scenarios:
-    """The scenarios as the study writes them, and the seed of their availability tables."""
+    """The study's scenarios in its own notation, and the seed of their availability tables."""
 
     seed: int
     train: str | dict[str, Any]
@@ -84,20 +84,20 @@ class Scenarios:
 
 @dataclass(frozen=True)
 class Summary:
-    """One sweep's study.
+    """The summary of a sweep's study.
 
     Args:
-        name: the sweep's.
-        digest: of the resolved study.
-        dataset, task: what is learned from; the task where the dataset offers several.
-        modalities: those with an encoder; empty where one network reads all of them.
-        epochs: of a trial, unless they are searched.
-        seeds: of everything that is drawn: split, scenarios, training, sampler.
-        search: by dotted key.
-        trials: how many are asked for.
-        objectives: the first ranks the trials.
-        scheduler: what stops weak trials, none before `grace_epochs`.
-        final: None: nothing is trained again.
+        name: name of the sweep.
+        digest: digest of the resolved study.
+        dataset, task: the dataset, and its task if the dataset offers several.
+        modalities: modalities that have an encoder; empty if one network reads all of them.
+        epochs: epochs per trial, unless searched.
+        seeds: seeds of split, scenarios, training and sampler.
+        search: searched keys by dotted name.
+        trials: number of trials that the study asks for.
+        objectives: objectives; the first ranks the trials.
+        scheduler: rule that stops weak trials, none before `grace_epochs`.
+        final: final runs; None if there are none.
     """
 
     name: str
@@ -118,16 +118,16 @@ class Summary:
 
     @classmethod
     def load(cls, folder: Path) -> Summary:
-        """The summary in a sweep's folder. Raises UserError where there is none, or it is damaged."""
+        """Read the summary in a sweep's folder. Raises UserError if it is missing or damaged."""
         file = folder / FILE
         hint = "Delete it, and it is made again from study.yaml."
-        found = read_record(file, cls, problem="not what mmsweep wrote", hint=hint)
-        if found is None:
+        summary = read_record(file, cls, problem="not what mmsweep wrote", hint=hint)
+        if summary is None:
             raise UserError(
                 "the file is missing", file=file, hint="A verb that may write here makes it from study.yaml."
             )
-        return found
+        return summary
 
     def write(self, folder: Path) -> None:
-        """Write it into a sweep's folder."""
-        write_whole(folder / FILE, json.dumps(asdict(self), indent=1, default=str))
+        """Write the summary into a sweep's folder."""
+        write_atomically(folder / FILE, json.dumps(asdict(self), indent=1, default=str))

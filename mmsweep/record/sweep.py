@@ -1,4 +1,4 @@
-"""A sweep as its folder tells it: trials, the best, the finals. Reads files only, starts nothing, asks no MLflow.
+"""A sweep read from its folder: trials, the best one, final runs. Reads files only and does not contact MLflow.
 
 sweep.json      SweepFile        summary.json    summary.Summary      packing.json    packing.Packing
 tracking.json   TrackingFile     trials/0003/    trial.TrialFolder    final/best/seed-101/    trial.TrialFolder
@@ -28,12 +28,12 @@ from mmsweep.record.results import FinalGroup, TrialRecord
 from mmsweep.record.summary import Summary, holds_sweep
 from mmsweep.record.trial import TrialFolder
 
-SUPERSEDED = "superseded"  # folder of final runs that were put aside
-_LONGEST_GROUP = 50  # characters of a group's name before its digest: file names end at 255 bytes
+SUPERSEDED = "superseded"  # folder of final runs whose trial is no longer the best
+_LONGEST_GROUP = 50  # characters of a group's name before its digest: file names are limited to 255 bytes
 
 
 class SweepFile(TypedDict, total=False):
-    """`sweep.json`: where a sweep stands."""
+    """`sweep.json`: a sweep's state."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     name: str
@@ -43,11 +43,11 @@ class SweepFile(TypedDict, total=False):
     trials: Annotated[int, Interval(ge=0, lt=10**9)]
     mlflow: dict[str, str]
     data: dict[str, str]
-    overrides: list[str]  # keys that the command line of the first start gave
+    overrides: list[str]  # keys overridden on the command line of the first start
 
 
 class TrackingFile(TypedDict):
-    """`tracking.json`: where a sweep is tracked, and the MLflow run of each trial."""
+    """`tracking.json`: the MLflow store and experiment of a sweep, and the run of each trial."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     id: str
@@ -64,11 +64,11 @@ class SweepRecord:
 
     Args:
         state: running | finished | interrupted | failed.
-        summary: of its study.
-        trials: by number.
-        groups: finals, in the study's order of `sweep.final.per`.
-        tracking: what was told to MLflow: uri, experiment, run_id, tags; empty where the sweep was not tracked.
-        meta: `sweep.json`.
+        summary: summary of its study.
+        trials: trials by number.
+        groups: final runs, in the study's order of `sweep.final.per`.
+        tracking: content of `tracking.json`: uri, experiment, run_id, tags; empty if the sweep was not tracked.
+        meta: content of `sweep.json`.
     """
 
     folder: Path
@@ -82,10 +82,10 @@ class SweepRecord:
 
     @classmethod
     def load(cls, folder: str | Path) -> SweepRecord:
-        """Reads a sweep's folder, finished or not.
+        """Read a sweep's folder, finished or not.
 
         Raises:
-            UserError: no sweep lies there, or a file in it is damaged (named).
+            UserError: the folder holds no sweep, or a file in it is damaged; names the file.
         """
         root = Path(folder)
         if not holds_sweep(root):
@@ -105,12 +105,12 @@ class SweepRecord:
 
     @cached_property
     def packing(self) -> Packing:
-        """How full its packs were."""
+        """Slot occupancy of its packs."""
         return Packing.load(self.folder)
 
     @property
     def objective(self) -> Objective:
-        """The first objective; rankings are by it."""
+        """The first objective, which ranks the trials."""
         return self.summary.objectives[0]
 
     @property
@@ -120,26 +120,23 @@ class SweepRecord:
 
     @cached_property
     def ranking(self) -> list[TrialRecord]:
-        """Trials with a score, best first; equal scores in the order of their numbers."""
+        """Trials with a score, best first; ties in the order of their numbers."""
         scored = [(trial.objective, trial) for trial in self.trials if trial.objective is not None]
         scored.sort(key=lambda pair: (self.objective.rank(pair[0]), pair[1].id))
         return [trial for _, trial in scored]
 
     @property
     def best(self) -> TrialRecord | None:
-        """The best trial that ran to its end; while there is none, the best of those stopped early or still running.
-
-        Failed trials are never best.
-        """
+        """The best finished trial; without one, the best of those stopped early or unfinished. Never a failed one."""
         for states in (("finished",), ("stopped", "running", "interrupted")):
-            found = next((trial for trial in self.ranking if trial.state in states), None)
-            if found:
-                return found
+            best = next((trial for trial in self.ranking if trial.state in states), None)
+            if best:
+                return best
         return None
 
     @property
     def best_group(self) -> FinalGroup | None:
-        """The group that validation chose: the one with the best trial's value of `sweep.final.per`."""
+        """The group selected on validation: the one with the best trial's value of `sweep.final.per`."""
         evaluated = [group for group in self.groups if group.evaluations]
         keys = self.summary.final.per if self.summary.final else []
         wanted = group_name(self.best.params, keys) if keys and self.best else None
@@ -147,7 +144,7 @@ class SweepRecord:
 
     @property
     def planned(self) -> int:
-        """How many trials the sweep is to have (a grid or `--extend` may differ from `sweep.trials`)."""
+        """Number of trials that the sweep will have; a grid or `--extend` may differ from `sweep.trials`."""
         return max(int(self.meta.get("trials", self.summary.trials)), len(self.trials))
 
     def count(self, state: str) -> int:
@@ -158,8 +155,7 @@ class SweepRecord:
         return TrialFolder(self.best.folder).study_yaml() if self.best else None
 
     def to_json(self) -> dict[str, Any]:
-        """The shape of `mmsweep show --json` (DESIGN §6), and how full packs were; with `sweep.final.per` every group
-        under "groups"."""
+        """The output of `mmsweep show --json` (DESIGN §6); with `sweep.final.per` it lists every group in "groups"."""
         chosen = self.best_group
         shown = {
             "name": self.name,
@@ -175,42 +171,42 @@ class SweepRecord:
 
 
 def trial_folders(root: Path) -> list[TrialFolder]:
-    """A sweep's trials, its final runs, and the final runs that newer ones have replaced."""
+    """A sweep's trials, its final runs, and its superseded final runs."""
     paths = [*sorted((root / "trials").glob("[0-9]*")), *sorted((root / "final").glob("*/seed-*"))]
     return [*map(TrialFolder, paths), *superseded_folders(root)]
 
 
 def superseded_folders(root: Path) -> list[TrialFolder]:
-    """Final runs that were put aside, since their trial is not the best any more."""
+    """Final runs that were moved aside because their trial is no longer the best."""
     return [TrialFolder(path) for path in sorted((root / SUPERSEDED).glob("*/seed-*"))]
 
 
 def group_name(params: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """The folder of the final runs of one value of `sweep.final.per`; of several keys, the trial's values joined.
+    """Folder name of the final runs for one value of `sweep.final.per`; the values of several keys are joined.
 
-    Different values never share a name: wherever the plain text could stand for another value too (it was cleaned or
-    shortened, `"4"` beside 4, `a-b` beside `a` and `b`), a digest of the exact values follows it.
+    Different values never share a name: where the text is ambiguous (it was cleaned or shortened, `"4"` and 4, `a-b`
+    and `a` with `b`), a digest of the exact values is appended.
     """
-    found = {key: params[key] for key in keys if key in params}
-    parts = [str(value) for value in found.values()]
-    text = "-".join(parts) if found else "None"
+    values = {key: params[key] for key in keys if key in params}
+    parts = [str(value) for value in values.values()]
+    text = "-".join(parts) if values else "None"
     name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", text))[-_LONGEST_GROUP:].strip(".-")
     exact = (
         "" != name == text
-        and list(found) == list(keys[: len(found)])
-        and all(_unmistakable(value) for value in found.values())
+        and list(values) == list(keys[: len(values)])
+        and all(_unambiguous(value) for value in values.values())
         and (len(keys) == 1 or not any("-" in part for part in parts))
     )
     if exact:
         return name
-    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     return f"{name}-{digest}".lstrip("-")
 
 
-def _unmistakable(value: Any) -> bool:
-    """Whether no other value has the same plain text: a text that reads as a number, a truth value or None has."""
+def _unambiguous(value: Any) -> bool:
+    """Whether no other value has the same plain text, unlike a text that reads as a number, a boolean or None."""
     if not isinstance(value, str):
-        return value is not None  # "None" is the group of the trials that have none of the keys
+        return value is not None  # "None" names the group of trials that have none of the keys
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -219,7 +215,7 @@ def _unmistakable(value: Any) -> bool:
 
 
 def _check_complete(folder: TrialFolder, summary: Summary) -> None:
-    """Refuse a finished trial whose reports were lost: it would silently drop out of the ranking."""
+    """Refuse a finished trial whose reports were lost, which would silently drop out of the ranking."""
     about, reports, done = folder.trial(), folder.reports(), folder.done()
     if done is None or done["state"] != "finished":
         return
@@ -238,14 +234,14 @@ def _groups(root: Path, summary: Summary, sweep_state: str, runs: Mapping[str, s
     groups = []
     for path in sorted(path for path in root.glob("*") if path.is_dir()):
         folders = map(TrialFolder, sorted(path.glob("seed-*"), key=lambda p: (len(p.name), p.name)))
-        found = [TrialRecord.load(folder, summary, sweep_state, runs) for folder in folders if folder.exists()]
-        groups.append(FinalGroup(path.name, tuple(found)))
+        records = [TrialRecord.load(folder, summary, sweep_state, runs) for folder in folders if folder.exists()]
+        groups.append(FinalGroup(path.name, tuple(records)))
     groups.sort(key=lambda group: (_place(group, summary), group.name))
     return tuple(groups)
 
 
 def _place(group: FinalGroup, summary: Summary) -> tuple[int, ...]:
-    """Where a group's values of `sweep.final.per` stand among the study's choices; values of no choice come last."""
+    """Positions of a group's values of `sweep.final.per` among the study's choices; unknown values come last."""
     params = group.runs[0].params if group.runs else {}
     places = []
     for key in summary.final.per if summary.final else []:
@@ -259,7 +255,7 @@ def _cells(group: FinalGroup) -> dict[str, Any]:
 
 
 def _neighbours(root: Path) -> str | None:
-    """What sweeps lie near a mistyped path."""
+    """A hint that lists sweeps near a mistyped path."""
     places = [root, root.parent] if root.parent != root else [root]
     near = sorted(str(p.parent) for place in places if place.is_dir() for p in place.glob("*/study.yaml"))[:5]
     return f"Sweeps near it: {', '.join(near)}" if near else None

@@ -1,16 +1,16 @@
-"""The trial's folder: the truth about a trial, on which resume, replay and the report stand.
+"""A trial's folder: the record of a trial from which resume, replay and the report read.
 
     trials/0003/
-        trial.json         id, number, params, kind, seed: written before the trial is handed to anyone
+        trial.json         id, number, params, kind, seed: written before the trial is submitted
         study.yaml         the trial's resolved study
-        reports.jsonl      one line an epoch; a line is written after its checkpoint is whole on disk
-        checkpoints/       epoch-0003/{weights.safetensors, resume.safetensors, resume.json, manifest.json}; best and
-                           last are kept
+        reports.jsonl      one line per epoch, written once its checkpoint is complete on disk
+        checkpoints/       epoch-0003/{weights.safetensors, resume.safetensors, resume.json, manifest.json}; the best
+                           and the last are kept
         done.json          finished | stopped | failed; the first mark wins
         evaluation.json    the evaluation on test (final runs), with predictions.npz beside it
 
-No file here is a pickle, and every file appears whole or not at all (written under another name, then renamed). What a
-disk damages later is found by the checksums in a checkpoint's manifest: training goes on from the newest whole one.
+No file here is a pickle, and every file is written atomically (under another name, then renamed). The checksums in a
+checkpoint's manifest reveal later damage by a disk: training continues from the newest intact checkpoint.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing_extensions import TypedDict
 
 from mmsweep.errors import UserError
 from mmsweep.record.checkpoint import STATE, CheckpointFile, damage, epoch_of
-from mmsweep.record.files import OPEN, parse_record, read_content, read_record, write_whole
+from mmsweep.record.files import OPEN, parse_record, read_content, read_record, write_atomically
 from mmsweep.record.objective import Objective
 
 State = Literal["finished", "stopped", "failed"]
 
 
 class TrialFile(TypedDict):
-    """`trial.json`: what a trial is."""
+    """`trial.json`: the identity of a trial."""
 
     __pydantic_config__ = OPEN  # type: ignore[misc]
     id: str
@@ -56,7 +56,7 @@ class DoneFile(TypedDict):
 
 @dataclass(frozen=True)
 class Report:
-    """What a trial says after an epoch.
+    """A trial's report on an epoch.
 
     Args:
         epoch: the epoch that ended, counted from 1.
@@ -72,26 +72,26 @@ class Report:
 
 
 def trial_id(number: int) -> str:
-    """What trial 3 is called everywhere: "0003"."""
+    """The id of trial 3 is "0003"."""
     return f"{number:04d}"
 
 
 class TrialFolder:
-    """One trial's folder; see the top of this file for what lies in it."""
+    """One trial's folder; the top of this file lists its content."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def create(self, trial: dict[str, Any], study_yaml: str) -> None:
-        """Lay the folder out; a folder that exists already keeps everything it has."""
+        """Create the folder and its files; existing files are kept."""
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         if not (self.path / "study.yaml").exists():
-            write_whole(self.path / "study.yaml", study_yaml)
+            write_atomically(self.path / "study.yaml", study_yaml)
         if not (self.path / "trial.json").exists():
             self._write(trial)
 
     def exists(self) -> bool:
-        """Whether a trial lies here. Raises UserError where there are records of one, and not what it was."""
+        """Whether the folder holds a trial. Raises UserError if it has records but no `trial.json`."""
         if (self.path / "trial.json").exists():
             return True
         for name in ("reports.jsonl", "done.json"):
@@ -100,7 +100,7 @@ class TrialFolder:
         return False
 
     def trial(self) -> dict[str, Any]:
-        """What the trial is: `trial.json`."""
+        """The content of `trial.json`."""
         return dict(read_record(self.path / "trial.json", TrialFile) or {})
 
     def update(self, **values: Any) -> None:
@@ -108,10 +108,10 @@ class TrialFolder:
         self._write({**self.trial(), **values})
 
     def _write(self, trial: Mapping[str, Any]) -> None:
-        write_whole(self.path / "trial.json", json.dumps(trial, indent=1, sort_keys=True))
+        write_atomically(self.path / "trial.json", json.dumps(trial, indent=1, sort_keys=True))
 
     def study_yaml(self) -> str:
-        """The trial's resolved study. Raises UserError where the file is missing or damaged."""
+        """The trial's resolved study. Raises UserError if the file is missing or damaged."""
         file = self.path / "study.yaml"
         text = (read_content(file) or b"\xff").decode("utf-8", "replace")
         if "\ufffd" in text:
@@ -123,7 +123,7 @@ class TrialFolder:
         return self.path / "reports.jsonl"
 
     def reports(self) -> list[Report]:
-        """All whole reports in order; a last line cut off by a kill is not a report."""
+        """All complete reports in order; a last line cut off by a kill is ignored."""
         *lines, _ = (read_content(self._reports_file) or b"").split(b"\n")
         return [
             parse_record(line, Report, file=self._reports_file, line=number, problem="not a report")
@@ -131,10 +131,10 @@ class TrialFolder:
         ]
 
     def append(self, report: Report) -> None:
-        """Record a report durably. Its checkpoint must be on disk before."""
-        path, whole = self._reports_file, _lines(self.reports())
-        if path.exists() and path.stat().st_size != len(whole.encode()):
-            write_whole(path, whole)  # drop a half-written last line, or the next one would be glued to it
+        """Record a report durably. Its checkpoint must already be on disk."""
+        path, complete = self._reports_file, _lines(self.reports())
+        if path.exists() and path.stat().st_size != len(complete.encode()):
+            write_atomically(path, complete)  # drop a half-written last line, or the next one would be appended to it
         with open(path, "a", encoding="utf-8") as file:
             file.write(_lines([report]))
             file.flush()
@@ -145,16 +145,16 @@ class TrialFolder:
         return None if mark is None else {"error": None, **mark}
 
     def mark_done(self, state: State, error: str | None = None) -> bool:
-        """Mark the trial's end; the first mark wins (a stop that arrives after the last epoch changes nothing).
+        """Mark the trial as ended; the first mark wins (a stop that arrives after the last epoch changes nothing).
 
         Returns:
-            Whether this call's mark is the one that stands.
+            Whether this call set the mark.
         """
         temporary = self.path / f".done.{os.getpid()}"
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            write_whole(temporary, json.dumps({"state": state, "error": error}))
-            os.link(temporary, self.path / "done.json")  # unlike rename, a link fails where a mark stands already
+            write_atomically(temporary, json.dumps({"state": state, "error": error}))
+            os.link(temporary, self.path / "done.json")  # unlike rename, link fails if there is a mark already
         except FileExistsError:
             return False
         finally:
@@ -162,20 +162,20 @@ class TrialFolder:
         return True
 
     def clear_done(self) -> None:
-        """Take a failure's mark away, so that the trial is served again (`--retry-failed`)."""
+        """Remove the mark of a failed trial so that it is run again (`--retry-failed`)."""
         (self.path / "done.json").unlink(missing_ok=True)
 
     def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint that a report vouches for; see `damage`."""
-        return self._sound()[0]
+        """The newest intact checkpoint that a report names; see `damage`."""
+        return self._intact()[0]
 
     def damage(self) -> list[str]:
-        """Why training does not go on from the last report's checkpoint, a sentence for each that is passed over."""
-        return self._sound()[1]
+        """Why training does not continue from the last report's checkpoint: a sentence for each skipped checkpoint."""
+        return self._intact()[1]
 
-    def _sound(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that is whole, and so is the one of the best epoch until then; what is wrong with those
-        after it. Of the epochs before the last report, most checkpoints were deleted when better ones were written."""
+    def _intact(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is intact together with the best one at that time, and what is wrong with later
+        ones. Most checkpoints of earlier epochs no longer exist: only the best and the last are kept."""
         reports, problems = self.reports(), list[str]()
         for report in reversed(reports):
             folder = self.path / (report.checkpoint or "")
@@ -189,32 +189,32 @@ class TrialFolder:
         return None, problems
 
     def _damage_of_best(self, folder: Path) -> str | None:
-        """What is wrong with the best checkpoint as of this one; without it the run could not be evaluated."""
+        """What is wrong with the checkpoint that was the best at this one's epoch; evaluation needs it."""
         state = read_record(folder / STATE, CheckpointFile)
         best = state.get("best") if state else None
         return damage(self.checkpoint(best["epoch"])) if best else None
 
     def settle(self) -> list[str]:
-        """Forget the reports after the last whole checkpoint: their epochs are trained again, to the same values.
+        """Drop the reports after the last intact checkpoint: their epochs are trained again, to the same values.
 
-        Call it where the folder is held alone, before training goes on.
+        The caller must hold the folder's lock and call this before training continues.
 
         Returns:
-            What was passed over and where the trial goes on, a sentence each; empty where nothing is damaged.
+            Sentences that say what was skipped and where the trial continues; empty if nothing is damaged.
         """
-        folder, problems = self._sound()
+        folder, problems = self._intact()
         reports = self.reports()
         kept = [r for r in reports if folder is not None and r.epoch <= epoch_of(folder)]
         if len(kept) < len(reports):
-            write_whole(self._reports_file, _lines(kept))
-            problems.append(f"it goes on after epoch {kept[-1].epoch}" if kept else "it starts anew")
+            write_atomically(self._reports_file, _lines(kept))
+            problems.append(f"it continues after epoch {kept[-1].epoch}" if kept else "it starts over")
         return problems
 
     def checkpoint(self, epoch: int) -> Path:
         return self.path / "checkpoints" / f"epoch-{epoch:04d}"
 
     def keep_checkpoints(self, epochs: set[int]) -> None:
-        """Delete the checkpoints of all other epochs, and what a kill left half-written."""
+        """Delete the checkpoints of all other epochs, and those that a kill left half-written."""
         keep = {self.checkpoint(epoch).name for epoch in epochs}
         for path in (self.path / "checkpoints").glob("*epoch-*"):
             if path.name not in keep:
@@ -226,9 +226,9 @@ def _lines(reports: Sequence[Report]) -> str:
 
 
 def deciding_report(reports: Sequence[Report], objective: Objective) -> Report | None:
-    """The report that a trial is judged by; None where no report has a value of the objective's metric.
+    """The report that decides a trial's score; None if no report has a value of the objective's metric.
 
-    With scope `best` the one with the best value, the earliest of equals; with `last` the last one.
+    With scope `best` it is the one with the best value (the earliest if tied), with `last` the last one.
     """
     best: Report | None = None
     for report in reports[-1:] if objective.scope == "last" else reports:

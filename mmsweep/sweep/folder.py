@@ -20,7 +20,7 @@ from typing import Any
 import mmsweep
 from mmsweep.errors import UserError
 from mmsweep.readers.mlflow.address import expanded
-from mmsweep.record.files import read_record, write_whole
+from mmsweep.record.files import read_record, write_atomically
 from mmsweep.record.lock import HeldError, held
 from mmsweep.record.summary import FILE as SUMMARY
 from mmsweep.record.sweep import SweepFile, SweepRecord, TrackingFile
@@ -99,7 +99,7 @@ class SweepFolder:
                 about = {"name": study.name, "created": time.time(), "mmsweep": mmsweep.__version__, "trials": trials}
                 folder.update(state="running", **about, overrides=[_key(override) for override in overrides])
                 summary_of(study).write(path)
-                write_whole(path / "study.yaml", study.to_yaml())  # last: where it stands, a sweep lies
+                write_atomically(path / "study.yaml", study.to_yaml())  # last: where it stands, a sweep lies
             folder.finished = folder.state.get("state") == "finished" and not extend
             if extend:
                 before = folder.trials
@@ -117,7 +117,7 @@ class SweepFolder:
 
     def update(self, **values: Any) -> None:
         """Set values of `sweep.json`."""
-        write_whole(self.path / "sweep.json", json.dumps({**self.state, **values}, indent=1))
+        write_atomically(self.path / "sweep.json", json.dumps({**self.state, **values}, indent=1))
 
     @property
     def trials(self) -> int:

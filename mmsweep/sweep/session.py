@@ -23,7 +23,7 @@ import ray
 
 from mmsweep.ending import Interrupt, Interrupted
 from mmsweep.errors import UserError
-from mmsweep.record.files import write_whole
+from mmsweep.record.files import write_atomically
 from mmsweep.record.packing import FILE, Packing
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
@@ -157,7 +157,7 @@ class Session:
             log.warning("how full the packs were is not known: %s", error)
             return
         try:
-            write_whole(self._folder / FILE, Packing(found.capacities, self._packing.epochs + found.epochs).text())
+            write_atomically(self._folder / FILE, Packing(found.capacities, self._packing.epochs + found.epochs).text())
         except OSError as error:  # nothing rests on it, and a full disk is said where something does
             log.warning("%s: %s", FILE, error)
         self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])

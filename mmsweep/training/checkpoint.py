@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmsweep.errors import UserError
 from mmsweep.models.packing import values_of
 from mmsweep.record.checkpoint import RESUME, STATE, WEIGHTS, CheckpointFile, check_files, new_checkpoint, unreadable
-from mmsweep.record.files import read_record, write_whole
+from mmsweep.record.files import read_record, write_atomically
 from mmsweep.record.trial import TrialFolder
 
 
@@ -36,7 +36,7 @@ def save_checkpoint(
     with new_checkpoint(target) as folder:
         for name, tensors in ((WEIGHTS, weights), (RESUME, resume)):
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / name)
-        write_whole(folder / STATE, json.dumps(state))
+        write_atomically(folder / STATE, json.dumps(state))
     return str(target.relative_to(trial.path))
 
 

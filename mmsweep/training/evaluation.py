@@ -29,7 +29,7 @@ from mmsweep.availability import (
 from mmsweep.data.dataset import Batch
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.methods.method import Method
-from mmsweep.record.files import json_text, write_whole
+from mmsweep.record.files import json_text, write_atomically
 from mmsweep.record.objective import direction, worst_of
 from mmsweep.study.sections import Inference
 from mmsweep.tasks.task import Task
@@ -257,7 +257,7 @@ def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predicti
         patterns=np.array([pattern_name(p, predictions.modalities) for p in patterns(predictions.modalities)]),
     )
     temporary.replace(folder / "predictions.npz")
-    write_whole(folder / "evaluation.json", json_text(record, indent=1))
+    write_atomically(folder / "evaluation.json", json_text(record, indent=1))
 
 
 def _whole(pattern: frozenset[str], modalities: Sequence[str]) -> Scenario:

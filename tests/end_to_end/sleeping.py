@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mmsweep.errors import UserError
-from mmsweep.record.files import write_whole
+from mmsweep.record.files import write_atomically
 from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
 from mmsweep.study.packs import Job
@@ -46,7 +46,7 @@ def held(place: Path) -> Iterator[Callable[[int], None]]:
     first, any number after this."""
 
     def at(epoch: int) -> None:
-        write_whole(place / HOLD, str(epoch))
+        write_atomically(place / HOLD, str(epoch))
 
     at(1)
     try:

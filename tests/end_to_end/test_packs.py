@@ -56,7 +56,7 @@ def test_packs_end_with_the_metrics_of_single_trials(tmp_path: Path) -> None:
     packing = SweepRecord.load(tmp_path / "s").packing
     assert max(e.width for e in packing.epochs) == 3 and packing.capacities[0].slots == 3
     assert sum(e.width for e in packing.epochs) == 7 * 4
-    assert "of 3 slots filled while there were trials to fill them with" in str(packing.sentence())
+    assert "of 3 slots were occupied on average while trials were pending" in str(packing.sentence())
 
 
 def test_a_host_killed_in_mid_pack_costs_no_trial_an_epoch(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_how_full_packs_were_is_written_down_until_the_tail() -> None:
         packing = await board.packing()
         assert [(e.width, e.slots, e.tail) for e in packing.epochs] == [
             (4, 4, False), (2, 4, False), (2, 4, False), (1, 4, True)]  # fmt: skip
-        assert packing.sentence() == "2.7 of 4 slots filled while there were trials to fill them with"
+        assert packing.sentence() == "2.7 of 4 slots were occupied on average while trials were pending"
 
     run(scene())
 

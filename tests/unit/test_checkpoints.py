@@ -1,4 +1,4 @@
-"""A damaged checkpoint is passed over for the newest whole one, and the trial ends as if nothing had happened."""
+"""A damaged checkpoint is skipped in favour of the newest intact one, and the trial ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_training_goes_on_from_the_newest_whole_checkpoint(
     damaged: tuple[int, ...], after: int, fault: str, tiny_study: Study, tmp_path: Path, warm: Warm,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """The second epoch is the best one, the third the last: where the best is lost, the run starts anew."""
+    """The second epoch is the best one, the third the last: where the best is lost, the run starts over."""
     study = tiny_study.with_values({"train.epochs": 4})
     whole = train(study, tmp_path / "whole", warm)
     folder = train(study, tmp_path / "damaged", warm, until=3)
@@ -91,7 +91,7 @@ def test_training_goes_on_from_the_newest_whole_checkpoint(
         ours, theirs = (load_checkpoint(f.checkpoint(epoch))[0] for f in (folder, whole))
         assert all(torch.equal(ours[n], theirs[n]) for n in theirs) and ours.keys() == theirs.keys()
     assert (folder.done() or {})["state"] == "finished"
-    assert (f"it goes on after epoch {after}" if after else "it starts anew") in caplog.text
+    assert (f"it continues after epoch {after}" if after else "it starts over") in caplog.text
     assert sorted(path.name for path in (folder.path / "checkpoints").iterdir()) == ["epoch-0002", "epoch-0004"]
 
 

@@ -18,7 +18,7 @@ def epoch(width, seconds=1.0, *, slots=4, tail=False, kind="trial"):
 def test_the_mean_is_over_time_and_ends_where_the_tail_begins():
     packing = Packing([], [epoch(4, 3.0), epoch(2, 1.0), epoch(1, 9.0, tail=True), epoch(3, 9.0, kind="final")])
     assert packing.width() == (3.5, 4.0)
-    assert packing.sentence() == "3.5 of 4 slots filled while there were trials to fill them with"
+    assert packing.sentence() == "3.5 of 4 slots were occupied on average while trials were pending"
 
 
 def test_what_else_is_said():

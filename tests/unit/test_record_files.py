@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsweep.record.files import write_whole
+from mmsweep.record.files import write_atomically
 from mmsweep.record.lock import HeldError, NoLocksError, held
 
 
@@ -68,7 +68,7 @@ def test_a_file_system_without_locks_is_told_from_a_folder_that_cannot_be_writte
 
 def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_whole(path, "old")
+    write_atomically(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "new \ud800")
+        write_atomically(path, "new \ud800")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -63,8 +63,8 @@ def test_how_full_the_packs_were_is_in_the_json_and_on_the_page(tmp_path: Path) 
     (folder / FILE).write_text(Packing([], packs).text())
     record = SweepRecord.load(folder)
     assert record.to_json()["packing"] == {"width": 3.5, "slots": 4.0}
-    assert dict(facts(record))["packs"] == "3.5 of 4 slots filled while there were trials to fill them with"
-    assert "3.5 of 4 slots filled while there were trials to fill them with" in write_report(folder).read_text()
+    assert dict(facts(record))["packs"] == "3.5 of 4 slots were occupied on average while trials were pending"
+    assert "3.5 of 4 slots were occupied on average while trials were pending" in write_report(folder).read_text()
 
 
 def test_means_and_deviations_are_those_of_the_seeds(finished: Path) -> None:

@@ -47,7 +47,7 @@ from mmsweep.readers.mlflow.content import best_weights, epoch_metrics, run_name
 from mmsweep.readers.mlflow.naming import children_table, metric_name, param_text, prefixed
 from mmsweep.readers.mlflow.store import Store
 from mmsweep.record.evaluation import Evaluation
-from mmsweep.record.files import read_record, write_whole
+from mmsweep.record.files import read_record, write_atomically
 from mmsweep.record.summary import Summary
 from mmsweep.record.sweep import SweepFile, TrackingFile, superseded_folders, trial_folders
 from mmsweep.record.trial import TrialFolder
@@ -364,7 +364,7 @@ class Tracker:
         return {"runs": {}, **self._notes}
 
     def _write_notes(self) -> None:
-        write_whole(self._folder / "tracking.json", json.dumps(self._notes, indent=1))
+        write_atomically(self._folder / "tracking.json", json.dumps(self._notes, indent=1))
 
     def _known_identity(self) -> str | None:
         """The id that the sweep's run carries, where `tracking.json` was lost and `sweep.json` still names the run."""

@@ -18,7 +18,7 @@ from mmsweep.readers.report.leaderboard import Leaderboard
 from mmsweep.readers.report.published import published_table
 from mmsweep.readers.report.search_figures import all_of_search, importance_note
 from mmsweep.readers.report.sentences import facts, headline, rivals, selection, state_sentence
-from mmsweep.record.files import write_whole
+from mmsweep.record.files import write_atomically
 from mmsweep.record.results import FinalGroup
 from mmsweep.record.sweep import SweepRecord
 
@@ -50,7 +50,7 @@ def write_report(folder: str | Path) -> Path:
         agreement = agreement_tables(record)
         tables.write_tables(record, board, agreement, target / "tables")
         index = target / "index.html"
-        write_whole(index, render(record, board, agreement, drawn))
+        write_atomically(index, render(record, board, agreement, drawn))
     except OSError as error:
         raise UserError(f"the report cannot be written ({error.strerror})", file=target) from error
     return index

@@ -1,5 +1,7 @@
-"""timm's plain vision transformers. They come without a configuration of transformers: `config` is the network, or,
-of one that is to be built, its name."""
+"""timm's plain vision transformers.
+
+They come without a configuration of transformers: `config` is the network, or, of one that is to be built, its name.
+"""
 
 from __future__ import annotations
 

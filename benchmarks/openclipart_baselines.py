@@ -35,6 +35,7 @@ from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mmsweep.data.dataset import Sample
+from mmsweep.data.options import DATASETS
 from mmsweep.data.sets.openclipart import OpenClipart
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -104,7 +105,7 @@ def stored(path: Path) -> Callable[[list[Sample]], np.ndarray]:
 
 def run(task: str, extra: dict[str, Path]) -> dict[str, Any]:
     """All baselines' figures: {"task", "rows", "baselines": {name: {"C", "val": {...}, "test": {...}}}}."""
-    builder = OpenClipart(task)
+    builder = OpenClipart(DATASETS.options("openclipart", task=task))
     splits = builder.splits()
     target = {part: builder.target.encode_all([s.target for s in splits[part]]) for part in PARTS}
     if task == "multi_label":

@@ -18,20 +18,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
-from typing import Any, ClassVar, TypeVar, get_args
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     GetCoreSchemaHandler,
     PrivateAttr,
     SerializerFunctionWrapHandler,
-    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_serializer,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from mmsweep.errors import nearest
@@ -91,9 +91,8 @@ def _mentions(annotation: Any, types: Sequence[Any]) -> bool:
 
 
 class Options(Section):
-    """The options of a component. `name` says which component, so a section is read by that component's own class."""
+    """The options of a component; `Registry.key` is the one that says which component's class reads the section."""
 
-    name: str = Field(description="Name of the component.")
     read_with: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     """Option -> another option, and the value of it without which nobody reads the first."""
     _shared: dict[str, Any] = PrivateAttr(default_factory=dict)  # options of other choices of a searched name
@@ -118,10 +117,11 @@ class Registry(Mapping[str, Any]):
         noun: what a component is, for messages.
         package: its modules hold the components. A component is looked for in the module of its name first, so reading
             a study imports only what it names; listing imports all.
+        key: the option that holds a component's name.
     """
 
-    def __init__(self, noun: str, package: str) -> None:
-        self.noun, self.package = noun, package
+    def __init__(self, noun: str, package: str, key: str = "name") -> None:
+        self.noun, self.package, self.key = noun, package, key
         self._components: dict[str, Any] = {}
         self._all = False
         REGISTRIES.append(self)
@@ -148,21 +148,26 @@ class Registry(Mapping[str, Any]):
         self._import_all()
         return len(self._components)
 
+    def section(self, name: str) -> type[Any]:
+        """The class of a component's options."""
+        section: type[Any] = self[name].Options
+        return section
+
     def options(self, name: str, **values: Any) -> Any:
         """The options of a component, from its own class."""
-        return self[name].Options(name=name, **values)
+        return self.section(name)(**{self.key: name, **values})
 
     def with_option(self, key: str) -> list[str]:
-        """The components that have an option."""
-        return [name for name, component in self.items() if key in component.Options.model_fields]
+        """The components that have an option; `text.field` is one within a section."""
+        return [name for name in self if _field_at(self.section(name), key) is not None]
 
     def about(self, name: str) -> dict[str, Any]:
         """A component for people: name, what its file (of a user's own: its class) says it is, and its options."""
         component, options = self[name], {}
-        fields = component.Options.model_fields if hasattr(component, "Options") else {}
+        fields = self.section(name).model_fields if hasattr(component, "Options") else {}
         for key, info in fields.items():
             default = None if info.is_required() else info.get_default(call_default_factory=True)
-            if key != "name":
+            if key != self.key:
                 plain = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
                 options[key] = {"default": plain, "what": info.description}
         own_file = component.__module__.startswith(f"{self.package}.")
@@ -193,13 +198,13 @@ def register(*names: str) -> Callable[[C], C]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Says of a field that holds `Options` that `name` in it chooses the component, whose own class then reads it.
+    """Says of a field that holds `Options` that a name in it chooses the component, whose own class then reads it.
 
     >>> method: Annotated[SerializeAsAny[MethodOptions], Choice(METHODS, "method")]  # doctest: +SKIP
 
     The section holds the chosen component's options and nothing else, with two exceptions. Where the name is searched,
-    a key that another choice knows is kept for it. And a key of another component is dropped where it has its default:
-    studies that older versions wrote list the options of all methods.
+    a key that another choice knows is kept for it. And a key of another component is dropped where it has its default
+    (null, where it has to be given): studies that older versions wrote list the options of all components.
 
     Args:
         registry: the components to choose from.
@@ -214,6 +219,11 @@ class Choice:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_before_validator_function(self._read, handler(source))
 
+    @property
+    def key(self) -> str:
+        """The dotted key that holds the component's name."""
+        return f"{self.place}.{self.registry.key}"
+
     def section(self, study: Any) -> Options:
         """The section of a study."""
         found: Options = attrgetter(self.place)(study)
@@ -221,7 +231,7 @@ class Choice:
 
     def searched(self, search: Mapping[str, Any]) -> list[str]:
         """The names that a search space puts into the section."""
-        dimension = search.get(f"{self.place}.name")
+        dimension = search.get(self.key)
         choices = dimension.get("choice") if isinstance(dimension, Mapping) else getattr(dimension, "choice", None)
         return [name for name in choices or () if isinstance(name, str)] if isinstance(choices, list) else []
 
@@ -230,65 +240,107 @@ class Choice:
         if not key.startswith(f"{self.place}."):
             return True
         option = key.removeprefix(f"{self.place}.").split(".")[0]
-        return any(option in self.registry[name].Options.model_fields for name in names if name in self.registry)
+        return any(option in self.registry.section(name).model_fields for name in names if name in self.registry)
 
     def _read(self, values: Any, info: core_schema.ValidationInfo) -> Any:
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
             return values  # an instance, or something that the schema refuses
+        key = self.registry.key
         if self.default is not None:
-            values = {"name": self.default, **values}
-        if not isinstance(values.get("name"), str):
-            if "name" not in values:
-                raise misfit("this key is missing", "a value", "name", MISSING)
-            return {"name": values["name"]}
-        name = values["name"]
+            values = {key: self.default, **values}
+        if not isinstance(values.get(key), str):
+            if key not in values:
+                raise misfit("this key is missing", "a value", key, MISSING)
+            return {key: values[key]}
+        name = values[key]
         others = [self._known(other) for other in (info.context or {}).get(self.place, ()) if other in self.registry]
-        section, shared = self._known(name, "name"), {}
-        own = {key: value for key, value in values.items() if key in section.model_fields}
-        for key in [key for key in values if key not in own]:
-            if self._is_a_default(key, values[key]):
+        section, shared = self._known(name, key), {}
+        own = {
+            option: self._own(option, values[option], name, section)
+            for option in values
+            if option in section.model_fields
+        }
+        for option in [option for option in values if option not in own]:
+            if self._is_a_default(option, values[option]):
                 continue  # whoever reads it has this value anyway
-            if not any(key in other.model_fields for other in others):
-                raise self._unknown(key, name, section, others)
-            shared[key] = values[key]
+            if not any(option in other.model_fields for other in others):
+                raise self._unknown(option, name, (section, *others))
+            shared[option] = values[option]
         for other in others:
-            known = {key: value for key, value in values.items() if key in other.model_fields}
-            other.model_validate({**known, "name": name})
+            known = {option: value for option, value in values.items() if option in other.model_fields}
+            other.model_validate({**known, key: name})
         options = section.model_validate(own)
         options._shared.update(shared)
         return options
+
+    def _own(self, option: str, value: Any, name: str, owner: type[Section]) -> Any:
+        """The value of a component's option; of one that is itself a section what belongs to this component."""
+        section = _section_in(owner.model_fields[option.rpartition(".")[2]].annotation)
+        if section is None or not isinstance(value, Mapping):
+            return value
+        found = {}
+        for key, inner in value.items():
+            if key in section.model_fields:
+                found[key] = self._own(f"{option}.{key}", inner, name, section)
+            elif not self._is_a_default(f"{option}.{key}", inner):
+                raise self._unknown(f"{option}.{key}", name, (section,))
+        return found
 
     def _known(self, name: str, key: str | None = None) -> type[Options]:
         """The class of a component's options. Raises `misfit` where there is no such component."""
         if name not in self.registry:
             hint = nearest(name, self.registry) or ""
             raise misfit(f"unknown {self.registry.noun}", f"one of {', '.join(self.registry)}", key, name, hint)
-        options: type[Options] = self.registry[name].Options
-        return options
+        return self.registry.section(name)
 
-    def _is_a_default(self, key: str, value: Any) -> bool:
-        for name in self.registry.with_option(key):
-            field = self.registry[name].Options.model_fields[key]
-            if field.is_required():
-                continue
-            try:
-                given = TypeAdapter(field.annotation).validate_python(value)
-            except ValueError:
-                continue
-            if given == field.get_default(call_default_factory=True):
-                return True
-        return False
+    def _is_a_default(self, option: str, value: Any) -> bool:
+        fields = (_field_at(self.registry.section(name), option) for name in self.registry)
+        return any(
+            value is None if field.is_required() else _agrees(value, field.get_default(call_default_factory=True))
+            for field in fields
+            if field is not None
+        )
 
-    def _unknown(self, key: str, name: str, section: type[Options], others: Sequence[type[Options]]) -> Exception:
-        allowed = list(dict.fromkeys(field for options in (section, *others) for field in options.model_fields))
-        hint, owners = nearest(key, allowed, 0.5) or "", self.registry.with_option(key)
+    def _unknown(self, option: str, name: str, sections: Sequence[type[Section]]) -> Exception:
+        allowed = list(dict.fromkeys(field for section in sections for field in section.model_fields))
+        key = option.rpartition(".")[2]
+        hint, owners = nearest(key, allowed, 0.5) or "", self.registry.with_option(option)
         if owners:
             noun = self.registry.noun
             hint = (
                 f"It is an option of {noun} {', '.join(owners)}. To try another {noun} on the command line: "
-                f"'{self.place}={{name: {name}}}' 'search={{}}'"
+                f"'{self.place}={{{self.registry.key}: {name}}}' 'search={{}}'"
             )
-        return misfit(UNKNOWN_KEY, f"one of {', '.join(allowed)}", key, key, hint)
+        return misfit(UNKNOWN_KEY, f"one of {', '.join(allowed)}", option, key, hint)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, or may hold; None where it holds something else, or several of them."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) not in (Union, UnionType):
+        return None
+    found = [section for argument in get_args(annotation) if (section := _section_in(argument)) is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _field_at(section: type[Section] | None, key: str) -> FieldInfo | None:
+    """The field of a dotted key within a section; None where there is none."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        field = section.model_fields.get(parent) if section is not None else None
+        section = None if field is None else _section_in(field.annotation)
+    return None if section is None else section.model_fields.get(last)
+
+
+def _agrees(value: Any, default: Any) -> bool:
+    """Whether plain values say what a default says; of a section they may say a part."""
+    if isinstance(default, Section):
+        fields = {info.alias or name: getattr(default, name) for name, info in type(default).model_fields.items()}
+        return isinstance(value, Mapping) and all(
+            key in fields and _agrees(inner, fields[key]) for key, inner in value.items()
+        )
+    return bool(value == (list(default) if isinstance(default, tuple) else default))
 
 
 MISSING = "<missing>"

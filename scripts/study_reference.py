@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -36,21 +36,34 @@ is searched, it may hold options of every choice; each trial takes those of its 
 """
 
 
-def sections(model: type[BaseModel], prefix: str = "", in_force: Any = None) -> Iterator[tuple[str, Any, Any]]:
-    """Every section: its dotted prefix, its model, and the section that is in force where a study leaves it out."""
-    yield prefix, model, in_force
-    for name, field in model.model_fields.items():
-        given = getattr(in_force, name) if in_force is not None else _given(field)
+class Table(NamedTuple):
+    """A section: its dotted prefix, its model, the section that is in force where a study leaves it out, the component
+    that it belongs to, and keys that another table shows, since all components have them."""
+
+    prefix: str
+    model: type[BaseModel]
+    in_force: Any = None
+    component: str | None = None
+    shared: tuple[str, ...] = ()
+
+
+def sections(table: Table) -> Iterator[Table]:
+    """A section and those within it."""
+    yield table
+    for name, field in table.model.model_fields.items():
+        given = getattr(table.in_force, name, None) if table.in_force is not None else _given(field)
         choices = [c for c in field.metadata if isinstance(c, Choice)]
-        for inner in () if choices else _models(field.annotation):
+        for inner in () if name in table.shared else _models(field.annotation):
             if inner is not Dimension:
                 step = ".<modality>" if typing.get_origin(field.annotation) is dict else ""
-                path = f"{prefix}.{name}{step}" if prefix else name + step
-                yield from sections(inner, path, given if isinstance(given, inner) else None)
+                path = f"{table.prefix}.{name}{step}" if table.prefix else name + step
+                yield from sections(Table(path, inner, given if isinstance(given, inner) else None, table.component))
         for choice in choices:
             for chosen in choice.registry:
-                options = choice.registry[chosen].Options
-                yield from sections(options, choice.place, options.model_construct(name=chosen))
+                section = choice.registry.section(chosen)
+                shared = tuple(_models(field.annotation)[0].model_fields)
+                own = section.model_construct(**{choice.registry.key: chosen})
+                yield from sections(Table(choice.place, section, own, chosen, shared))
 
 
 def _given(field: Any) -> Any:
@@ -104,17 +117,24 @@ def _limit(constraint: Any) -> list[str]:
 
 
 def render() -> str:
-    parts, written = [INTRODUCTION], set()
-    for prefix, model, in_force in [*sections(Study), ("search.<key>", Dimension, None)]:
-        if (prefix, model) in written:  # several components share it
-            continue
-        written.add((prefix, model))
-        of = f" of `{in_force.name}`" if isinstance(in_force, Options) else ""
+    parts, first = [INTRODUCTION], dict[tuple[str, Any], Table]()
+    owners: dict[str, dict[Any, list[str]]] = {}  # prefix -> model -> the components that have it
+    for table in [*sections(Table("", Study)), Table("search.<key>", Dimension)]:
+        first.setdefault((table.prefix, table.model), table)
+        owners.setdefault(table.prefix, {}).setdefault(table.model, []).append(f"`{table.component}`")
+    for (prefix, model), table in first.items():
+        names = ", ".join(owners[prefix][model])
+        of = f" of {names}" if len(owners[prefix]) > 1 and table.component else ""
         parts.append(f"## `{prefix or 'study'}`{of}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
-        for name, field in model.model_fields.items():
+        for name, field in ((n, f) for n, f in model.model_fields.items() if n not in table.shared):
             limits = ", ".join(word for m in field.metadata for word in _limit(m))
             meaning = "; ".join(part for part in ((field.description or "").rstrip("."), limits) if part)
-            cells = (f"`{field.alias or name}`", _type(field.annotation), _default(name, field, in_force), meaning)
+            cells = (
+                f"`{field.alias or name}`",
+                _type(field.annotation),
+                _default(name, field, table.in_force),
+                meaning,
+            )
             parts.append(f"| {' | '.join(cells)} |\n")
         parts.append("\n")
     return "".join(parts).rstrip() + "\n"

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import transformers
 
 from mmsweep.availability import Scenario
 from mmsweep.data.augmentation import Augmentation
-from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.formats import Format
-from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
+from mmsweep.data.dataset import DatasetBuilder, DatasetCard
+from mmsweep.data.formats import Format, RasterFormat, SequenceFormat
+from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import PreparedData, prepare
-from mmsweep.data.registry import DatasetCard, build_dataset, dataset_card
 from mmsweep.errors import UNSET, UserError
 from mmsweep.methods.method import METHODS, Method
 from mmsweep.models.backbone import Backbone
@@ -28,7 +26,6 @@ from mmsweep.models.lora import Noise
 from mmsweep.models.options import BACKBONES
 from mmsweep.record.files import cache_folder
 from mmsweep.study import Study
-from mmsweep.study.data import ManifestSplit
 from mmsweep.study.packs import largest_rank
 from mmsweep.study.sections import ScenarioSpec
 from mmsweep.tasks.task import TASKS, Target
@@ -40,53 +37,18 @@ transformers.utils.logging.disable_progress_bar()
 
 def make_builder(study: Study) -> DatasetBuilder:
     """The dataset of a study. Raises UserError where its data cannot be found."""
-    data = study.data
-    if data.root and "${" in data.root:
-        raise UserError(
-            "an environment variable is not set",
-            key="data.root",
-            found=data.root,
-            hint=f"It says where the raw data lies. {dataset_card(data.dataset, dataset_options(study)).get}".rstrip(),
-        )
-    return build_dataset(data.dataset, dataset_options(study))
-
-
-def dataset_options(study: Study) -> DatasetOptions:
-    """The part of a study that concerns reading its data."""
-    data = study.data
-    return DatasetOptions(
-        Path(data.root) if data.root else None,
-        data.task,
-        data.text.field,
-        data.split_seed,
-        _manifest(study),
-        data.audio.language,
-    )
+    builder: DatasetBuilder = DATASETS[study.data.dataset](study.data)
+    return builder
 
 
 def card_of(study: Study, rows: bool = False) -> DatasetCard:
     """What is known of a study's dataset; a manifest is read where its classes are not listed, or its rows wanted."""
-    card = dataset_card(study.data.dataset, dataset_options(study))
+    card: DatasetCard = DATASETS[study.data.dataset].card(study.data)
     if card.target is None or (rows and study.data.dataset == "manifest"):
         builder = make_builder(study)
         counts = {name: len(samples) for name, samples in builder.splits().items()}
         card = replace(card, target=builder.target, modalities=builder.modalities, rows=counts)
     return card
-
-
-def _manifest(study: Study) -> ManifestOptions | None:
-    data = study.data
-    if data.path is None or data.modalities is None or data.target is None:
-        return None
-    columns = {name: ModalityColumn(m.kind, m.column, m.length, m.width) for name, m in data.modalities.items()}
-    classes = tuple(data.target.classes) if data.target.classes else None
-    target = TargetColumn(data.target.task, data.target.column, data.target.separator, classes, data.target.signed)
-    split = data.split or ManifestSplit()
-    seed = data.split_seed if split.seed is None else split.seed
-    shares = (0.8, 0.1, 0.1) if split.train is None else (split.train, split.val or 0.0, split.test or 0.0)
-    rule = SplitRule(split.column, *shares, seed, split.stratify)
-    group, id = (part.column if part else None for part in (data.group, data.id))
-    return ManifestOptions(Path(data.path), columns, target, rule, group, id)
 
 
 def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool = True, files: bool = True) -> Backbone:
@@ -109,16 +71,16 @@ def _backbone(study: Study, card: DatasetCard | DatasetBuilder) -> type[Backbone
 
 def _inputs(study: Study, card: DatasetCard | DatasetBuilder) -> Inputs:
     """What a study's network is to read."""
-    data = study.data
+    data, image = study.data, study.data.inputs("image")
     return Inputs(
         dict(card.modalities),
-        data.image.size,
-        data.image.fit,
-        data.text.length,
-        data.audio.frames,
-        data.video.frames,
-        card.rasters,
-        card.sequences,
+        image.size,
+        image.fit,
+        data.inputs("text").length,
+        data.inputs("audio").frames,
+        data.inputs("video").frames,
+        {m: f for m, f in card.formats.items() if isinstance(f, RasterFormat)},
+        {m: f for m, f in card.formats.items() if isinstance(f, SequenceFormat)},
         raster_window(study),
     )
 

@@ -19,8 +19,8 @@ from mmsweep.assembly.build import (
     parse_scenario,
     task_options,
 )
-from mmsweep.data.formats import KINDS, RasterFormat
-from mmsweep.data.registry import DatasetCard
+from mmsweep.data.dataset import DatasetCard
+from mmsweep.data.formats import KINDS, Format, RasterFormat
 from mmsweep.errors import UserError, nearest
 from mmsweep.methods.method import METHODS, Phase
 from mmsweep.models.backbone import Backbone
@@ -78,7 +78,7 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
     card = card or card_of(study)
     modalities = tuple(card.modalities)
     if len(modalities) < 2:
-        key = "data" if study.data.modalities is None else "data.modalities"
+        key = "data.modalities" if study.data.dataset == "manifest" else "data"
         raise UserError("too few modalities", key=key, found=list(modalities), expected="two at least")
     if len(modalities) > MOST_MODALITIES:
         raise UserError(
@@ -105,7 +105,7 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
         )
     if study.data.dataset == "manifest":
         _check_training_targets(study)
-    _check_views(study, card.rasters)
+    _check_views(study, card.formats)
     names = metric_names(study, modalities, task_of(card.target))
     for objective in study.sweep.objectives:
         if objective.metric not in names:
@@ -177,11 +177,11 @@ def _check_training_targets(study: Study) -> None:
         task.started_from(task_state(study.train.init_from))
 
 
-def _check_views(study: Study, rasters: Mapping[str, RasterFormat]) -> None:
+def _check_views(study: Study, formats: Mapping[str, Format]) -> None:
     """What segmentation sees at test must be possible, and large enough for the backbone."""
     inference, least = study.inference, BACKBONES[study.model.backbone.name].smallest
-    sides = [side for format in rasters.values() for side in format.size]
-    for scale in inference.scales if rasters else ():
+    sides = [side for format in formats.values() if isinstance(format, RasterFormat) for side in format.size]
+    for scale in inference.scales if sides else ():
         side = round(min(sides) * scale)
         for option, seen, found in (("scales", side, scale), ("window", inference.window or side, inference.window)):
             if seen < least:

@@ -11,7 +11,7 @@ import torch
 from mmsweep.assembly.build import card_of, make_backbone, make_builder, make_method, make_scenarios
 from mmsweep.assembly.checks import check_sweep, missing_weights
 from mmsweep.availability import BoolArray, availability_table, pattern_name, pattern_rows, patterns
-from mmsweep.data.registry import DatasetCard
+from mmsweep.data.dataset import DatasetCard
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method
 from mmsweep.models.packing import alone, trained

@@ -70,9 +70,9 @@ def list_components(
 @data.command("list")
 def data_list(as_json: AsJson = False) -> None:
     """The datasets that studies may name."""
-    from mmsweep.data.registry import dataset_card, datasets
+    from mmsweep.data.options import DATASETS
 
-    cards = [dataset_card(name) for name in datasets()]
+    cards = [dataset.card() for dataset in DATASETS.values()]
     if as_json:
         print(json_text([asdict(card) for card in cards]))
         return

@@ -18,9 +18,9 @@ import numpy as np
 
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.files import Undecodable
-from mmsweep.data.options import DatasetOptions
+from mmsweep.data.formats import RasterFormat, SequenceFormat
+from mmsweep.data.options import DATASETS
 from mmsweep.data.rasters import Window, decode_labels
-from mmsweep.data.registry import build_dataset, datasets
 from mmsweep.data.splitting import repeated
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import IGNORE
@@ -37,15 +37,19 @@ def named_builder(name: str, overrides: Sequence[str] = ()) -> DatasetBuilder | 
     Raises:
         UserError: the data is not where it is looked for (saying how to get it), or an override that only a study has.
     """
-    if name not in datasets() or Path(name).exists():
+    if name not in DATASETS or Path(name).exists():
         return None
-    root = None
+    fields, given = DATASETS.section(name).model_fields, {}
     for override in overrides:
         key, _, value = override.partition("=")
-        if key != "data.root":
+        if key != "data.root" or "root" not in fields:
             raise UserError("only a study has this key", key=key, expected="data.root=FOLDER, or a study file")
-        root = Path(value).expanduser()
-    return build_dataset(name, DatasetOptions(root))
+        given["root"] = str(Path(value).expanduser())
+    wanted = [key for key, field in fields.items() if field.is_required() and key != DATASETS.key]
+    if wanted:
+        raise UserError(f"dataset {name} needs {', '.join(wanted)}", key="data", expected="a study file")
+    builder: DatasetBuilder = DATASETS[name](DATASETS.options(name, **given))
+    return builder
 
 
 def check(builder: DatasetBuilder, on_bad: str = "refuse") -> list[str]:
@@ -70,7 +74,7 @@ def check(builder: DatasetBuilder, on_bad: str = "refuse") -> list[str]:
 
 def _counts(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[str]:
     for name in SPLITS:
-        found, expected = len(splits[name]), builder.expected.get(name)
+        found, expected = len(splits[name]), builder.rows.get(name)
         if expected is None:
             yield f"{name}: {found:,} rows"
         elif found == expected:
@@ -86,7 +90,7 @@ def _bad_rows(builder: DatasetBuilder, grade: str) -> Iterator[str]:
 
 def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
     words = {m for m, kind in builder.modalities.items() if kind == "text"}
-    words |= {m for m, format in builder.sequences.items() if format.recipe == "words"}
+    words |= {m for m, f in builder.formats.items() if isinstance(f, SequenceFormat) and f.recipe == "words"}
     folders = {m for m, kind in builder.modalities.items() if kind == "video"}
     absent, irregular = [], []
     seen = 0
@@ -193,7 +197,7 @@ def _names(classes: Sequence[str]) -> Iterator[str]:
 def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
     """Share of each class in a split's label maps, and the first map that cannot be used."""
     classes = builder.target.classes
-    size = next((format.size for format in builder.rasters.values()), (0, 0))
+    size = next((format.size for format in builder.formats.values() if isinstance(format, RasterFormat)), (0, 0))
     yield f"rasters: {size[0]} x {size[1]} pixels; a class a pixel, of {len(classes)}"
     for name in SPLITS:
         pixels_C = np.zeros(IGNORE + 1, np.int64)

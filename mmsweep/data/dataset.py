@@ -1,20 +1,29 @@
 """The contract of a dataset: where its samples are, what is to be predicted, and what a batch of them looks like.
 
-A dataset is one file under `sets/` with one class that extends `DatasetBuilder` and one decorator of `registry.py`.
-It reads names, texts and labels; decoding, caching, batching and absence belong to `prepared.py`.
+A dataset is one class in one file under `sets/`. It says what is known without its data (the card), declares its
+options, and reads names, texts and labels; decoding, caching, batching and absence belong to `prepared.py`:
+
+    @register("food101")
+    class Food101(DatasetBuilder):
+        name = "food101"
+        modalities = {"image": "image", "text": "text"}
+        class Options(FolderOptions): …
+        def splits(self): …
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mmsweep.data.formats import RasterFormat, SequenceFormat
+from mmsweep.components import Registry
+from mmsweep.data.formats import Format
+from mmsweep.data.options import DATASETS, DatasetOptions
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 
@@ -68,39 +77,99 @@ def refusal(rows: Sequence[BadRow], consequence: str | None = None) -> UserError
     return UserError(f"{count}:{shown}{rest}\n", hint=way)
 
 
-class DatasetBuilder(ABC):
-    """Reads a dataset's names, texts and labels from where the user keeps them.
+@dataclass(frozen=True)
+class DatasetCard:
+    """What is known of a dataset without its data.
+
+    Args:
+        name: as in the study.
+        title: one line for people.
+        modalities: name -> kind (one of MODALITY_KINDS), in order; empty where only the user's file can tell.
+        target: what is predicted; None where only the user's file can tell.
+        rows: published (or shipped) rows per split.
+        formats: of modalities whose data says it, and not an encoder, how they are read.
+        get: how to get the data.
+        layout: what a folder of it looks like.
+        reader: whether this version reads it.
+    """
+
+    name: str
+    title: str
+    modalities: Mapping[str, str]
+    target: Target | None
+    rows: Mapping[str, int] = field(default_factory=dict)
+    formats: Mapping[str, Format] = field(default_factory=dict)
+    get: str = ""
+    layout: str = ""
+    reader: bool = True
+
+
+class DatasetBuilder:
+    """A dataset: its card, and what reads its names, texts and labels from where the user keeps them.
 
     Attributes:
-        name: as in the study.
-        modalities: name -> kind (one of MODALITY_KINDS); the order is the dataset's order of modalities.
-        target: what is predicted.
-        rasters: of the modalities of kind "raster", how they are stored and normalised.
-        expected: published number of rows per split; empty where there is none.
-        sequences: how each modality of kind "sequence" is read; those have no encoder that could say it.
+        Options: the class of its options.
+        name, title, modalities, target, rows, formats, get, layout: as the card's. Those that depend on the options are
+            given by `card`.
+        options: what the study says.
+        root: the folder that the study names; None: it names none.
         bad_rows: what `splits()` left out because it could not be read as a row (file:line and why);
             `prepare` refuses or skips them.
     """
 
-    name: str
-    modalities: Mapping[str, str]
+    registry: ClassVar[Registry] = DATASETS
+    Options: ClassVar[type[DatasetOptions]] = DatasetOptions
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    get: ClassVar[str] = ""
+    layout: ClassVar[str] = ""
+    modalities: Mapping[str, str] = {}
     target: Target
-    rasters: Mapping[str, RasterFormat] = {}
-    expected: Mapping[str, int] = {}
-    sequences: Mapping[str, SequenceFormat] = {}
+    rows: Mapping[str, int] = {}
+    formats: Mapping[str, Format] = {}
     bad_rows: tuple[BadRow, ...] = ()
 
-    @abstractmethod
+    @classmethod
+    def card(cls, options: Any = None) -> DatasetCard:
+        """What is known without the data, for a study's options or in general."""
+        target, reads = getattr(cls, "target", None), cls.splits is not DatasetBuilder.splits
+        return DatasetCard(
+            cls.name, cls.title, cls.modalities, target, cls.rows, cls.formats, cls.get, cls.layout, reads
+        )
+
+    def __init__(self, options: Any) -> None:
+        """
+        Raises:
+            UserError: an environment variable in `root` is not set; this version does not read the dataset.
+        """
+        root: str | None = getattr(options, "root", None)
+        if root and "${" in root:
+            raise UserError("an environment variable is not set", key="data.root", found=root,
+                            hint=f"It says where the raw data lies. {self.get}".rstrip())  # fmt: skip
+        card = self.card(options)
+        if not card.reader:
+            raise UserError(
+                f"{card.name} is declared (its plan can be shown with --dry-run) but this version does not read it "
+                "from disk",
+                key="data.dataset", found=card.name,
+                hint="Until then, list its files in a CSV, JSONL or Parquet file and use dataset: manifest",
+            )  # fmt: skip
+        self.options, self.root = options, Path(root) if root else None
+        self.modalities, self.rows, self.formats = card.modalities, card.rows, card.formats
+        if card.target is not None:
+            self.target = card.target
+
     def splits(self) -> dict[str, list[Sample]]:
         """Samples of "train", "val" and "test", in a fixed order.
 
         Raises:
             UserError: naming file and line of what is missing or malformed.
         """
+        raise NotImplementedError(self.name)
 
-    @abstractmethod
     def provenance(self) -> str:
         """Where the data came from and how it was split, in a sentence or two (for the report)."""
+        raise NotImplementedError(self.name)
 
 
 @dataclass

@@ -1,151 +1,137 @@
-"""What a study tells a dataset: the typed options that builders read."""
+"""What a study says of its data: options that datasets share. A dataset's own stand in its file. Needs no torch."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from typing import Any, Literal
 
-from mmsweep.data.dataset import MODALITY_KINDS
-from mmsweep.data.modality_names import misnamed
-from mmsweep.errors import UserError
-from mmsweep.tasks.task import TASKS, TargetKind
+from pydantic import Field, create_model
 
-
-@dataclass(frozen=True)
-class ModalityColumn:
-    """A modality of the user's file.
-
-    Args:
-        kind: what it is: image, text, audio, video or sequence.
-        column: the column that holds it.
-        length, width: of a sequence: most steps, and features a step.
-    """
-
-    kind: str
-    column: str
-    length: int | None = None
-    width: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in MODALITY_KINDS:
-            raise UserError("unknown kind of modality", key="kind", found=self.kind, expected=", ".join(MODALITY_KINDS))
-        if (self.kind == "sequence") != (self.length is not None and self.width is not None):
-            raise UserError(
-                "a sequence, and nothing else, has a length and a width",
-                key="kind",
-                found=self.kind,
-                expected=f"both, or another kind than sequence; they are {self.length} and {self.width}",
-            )
+from mmsweep.components import Options, Registry, Section
 
 
-@dataclass(frozen=True)
-class TargetColumn:
-    """The target of the user's file.
+class ImageOptions(Section):
+    """How pictures are read."""
 
-    Args:
-        task: single_label (a class), multi_label (labels), regression (a number).
-        column: the column that holds it.
-        separator: between the labels of a multi_label cell (lists of JSONL and Parquet need none).
-        classes: names in the order of the outputs; None: those that occur in the file, sorted.
-        signed: regression: the number's sign means something (Target.signed).
-    """
-
-    task: str
-    column: str
-    separator: str = "|"
-    classes: tuple[str, ...] | None = None
-    signed: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.separator:
-            raise UserError("the separator of labels is empty", key="data.target.separator", found=self.separator)
-
-    @property
-    def kind(self) -> TargetKind:
-        """What one cell holds, as `Target.kind`."""
-        kind: TargetKind = TASKS[self.task].target_kind
-        return kind
+    size: int | None = Field(
+        None, ge=8, description="Pixels a side; null takes the size that the encoder was trained with."
+    )
+    fit: Literal["crop", "pad"] = Field(
+        "crop",
+        description="What happens to a picture that is not square. crop shows its middle, pad all of it on white.",
+    )
 
 
-@dataclass(frozen=True)
-class SplitRule:
-    """Where a row belongs: a column that says so, or shares that are carved by hash.
+class TextOptions(Section):
+    """How texts are read."""
 
-    Args:
-        column: holds train, val (valid, validation, dev) or test.
-        train, val, test: shares that sum to 1, without a column.
-        seed: of the carving; also of validation carved from training when the column names none.
-        stratify: whether carved splits keep the shares within every class; None: for single_label.
-    """
-
-    column: str | None = None
-    train: float = 0.8
-    val: float = 0.1
-    test: float = 0.1
-    seed: int = 0
-    stratify: bool | None = None
-
-    def __post_init__(self) -> None:
-        shares = (self.train, self.val, self.test)
-        if self.column is None and (min(shares) <= 0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-6)):
-            raise UserError(
-                "the shares of train, val and test must be positive and sum to 1", key="data.split", found=shares
-            )
+    length: int | None = Field(
+        None, ge=4, description="Tokens of a text, [CLS] and [SEP] included; null takes the encoder's default."
+    )
 
 
-@dataclass(frozen=True)
-class ManifestOptions:
-    """The user's own data: one file with a row per sample.
+class AudioOptions(Section):
+    """How sounds are read."""
 
-    Args:
-        path: CSV (.csv, .tsv), JSONL (.jsonl, .ndjson) or Parquet (.parquet); file names in it
-            are relative to its folder.
-        modalities: name -> column, in order.
-        target: what is predicted.
-        split: which rows train, validate and test.
-        group: a column whose equal values never stand in two splits.
-        id: a column that names each row; carved splits follow it instead of the row's content.
-    """
-
-    path: Path
-    modalities: Mapping[str, ModalityColumn]
-    target: TargetColumn
-    split: SplitRule = SplitRule()
-    group: str | None = None
-    id: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.modalities:
-            raise UserError("at least one modality is needed", key="data.modalities")
-        if problem := misnamed(list(self.modalities)):
-            raise UserError(problem.why, key="data.modalities", found=problem.name, expected=problem.expected)
-        if self.split.stratify and self.target.kind != "class":
-            raise UserError("only single_label has classes to stratify by", key="data.split.stratify",
-                            found=self.target.task, expected="stratify: false, or task: single_label")  # fmt: skip
-        clashes = [name for name, modality in self.modalities.items() if modality.column == self.target.column]
-        if clashes:
-            raise UserError("the target's column is also an input", key=f"data.modalities.{clashes[0]}.column",
-                            found=self.target.column)  # fmt: skip
+    frames: int | None = Field(
+        None, ge=8, description="Frames of a spectrogram; null takes the number that the encoder was trained with."
+    )
 
 
-@dataclass(frozen=True)
-class DatasetOptions:
-    """The part of a study's `data` that builders read.
+class VideoOptions(Section):
+    """How clips are read."""
 
-    Args:
-        root: where the raw data lies (datasets on disk).
-        task: for datasets with several tasks; None: the dataset's own.
-        text_field: for datasets with several texts a row; None: the dataset's own.
-        split_seed: for splits that are carved here.
-        manifest: the user's own file (dataset "manifest" only).
-        language: for datasets spoken in several languages; None: the dataset's own.
-    """
+    frames: int = Field(3, ge=1, description="Frames of a clip.")
 
-    root: Path | None = None
-    task: str | None = None
-    text_field: str | None = None
-    split_seed: int = 0
-    manifest: ManifestOptions | None = None
-    language: str | None = None
+
+INPUTS: Mapping[str, type[Section]] = {
+    "image": ImageOptions,
+    "text": TextOptions,
+    "audio": AudioOptions,
+    "video": VideoOptions,
+}
+"""Sections of `data` that say how the inputs of a kind are read; frames of clips are read as pictures are."""
+
+
+class AugmentationOptions(Section):
+    """What is varied while training."""
+
+    crop: tuple[float, float] | None = Field(
+        None,
+        description="Smallest and largest area of a random crop, as shares of the whole picture, for example "
+        "[0.5, 1.0]; the crop is resized to what the encoder sees. null crops nothing. Prepared training pictures and "
+        "frames are then also kept whole, at twice the encoder's pixels, and take three times the disk space",
+    )
+    flip: bool = Field(False, description="Mirror half of the pictures, clips and rasters, chosen at random")
+    random_frames: bool = Field(
+        False,
+        description="Show random frames of each training clip instead of uniform ones. They are drawn from all of its "
+        "frames, or from 8 × `data.video.frames` uniform ones of a longer clip: so many are prepared and kept on disk",
+    )
+    window: int | None = Field(
+        None, ge=8, description="Side in pixels of the part of rasters that a training step sees; null: all of them"
+    )
+    scale: tuple[float, float] | None = Field(
+        None, description="Smallest and largest factor by which rasters are enlarged at random; null enlarges nothing"
+    )
+
+
+class Datasets(Registry):
+    """The datasets. A dataset's section holds its own options and those of the kinds of its modalities."""
+
+    def section(self, name: str) -> type[Any]:
+        dataset = self[name]
+        kinds = set(dataset.modalities.values()) if dataset.modalities else set(INPUTS)
+        kinds |= {"image"} if "video" in kinds else set()
+        return _with_inputs(dataset.Options, tuple(kind for kind in INPUTS if kind in kinds))
+
+
+@cache
+def _with_inputs(options: type[Options], kinds: tuple[str, ...]) -> type[Options]:
+    """Options with the section of each kind that they do not declare themselves."""
+    added: dict[str, Any] = {
+        kind: (INPUTS[kind], Field(INPUTS[kind](), description=INPUTS[kind].__doc__))
+        for kind in kinds
+        if kind not in options.model_fields
+    }
+    return create_model(options.__name__, __base__=options, __doc__=options.__doc__, **added)
+
+
+DATASETS = Datasets("dataset", "mmsweep.data.sets", key="dataset")
+"""The datasets, each in the file of its name."""
+
+
+class DatasetOptions(Options):
+    """Options of every dataset."""
+
+    dataset: str = Field(description="Name of the dataset (`mmsweep data list` lists them); manifest is your own file.")
+    task: str | None = Field(
+        None, description="What is predicted, for a dataset with several tasks; null takes the dataset's default."
+    )
+    fill: Literal["zeros", "ones", "black", "mean", "nan"] = Field(
+        "zeros",
+        description="Placeholder of an absent input, which the network reads where method.absent is placeholder (B19). "
+        "zeros (after normalisation) is both papers' choice, ones that of Lee et al.'s code; black is a black picture, "
+        "mean the mean of the training rows, nan is for tests. An absent text is always the empty text.",
+    )
+    on_bad: Literal["refuse", "skip"] = Field(
+        "refuse", description="What happens where rows cannot be read. refuse stops, skip leaves these rows out."
+    )
+    augmentation: AugmentationOptions = Field(AugmentationOptions(), description="What is varied while training.")
+
+    def inputs(self, kind: str) -> Any:
+        """How inputs of a kind are read; the defaults where the dataset has none of it."""
+        return getattr(self, kind, None) or INPUTS[kind]()
+
+
+class FolderOptions(DatasetOptions):
+    """Of a dataset that is read from a folder."""
+
+    root: str | None = Field(None, description="Folder of the raw data.")
+
+
+class CarvedOptions(FolderOptions):
+    """Of a dataset that is read from a folder and (partly) split here."""
+
+    split_seed: int = Field(0, ge=0, description="Seed of the splits that are carved here.")

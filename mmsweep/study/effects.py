@@ -1,10 +1,9 @@
 """Options without effect: a study that sets one believes in something that does not happen, so it is refused.
 
-`_READERS` says which part of a study reads each option. Datasets say it of their own options themselves
-(`DatasetCard.reads`); an option of another method is an unknown key. Only values that differ from the default are
-refused: a resolved study lists all defaults. Where the key that decides is searched, one of its choices that reads the
-option is enough. What a number of 0 or a `none` switches off in so many words is not refused: that is how one leaves a
-part of a file out for once.
+`_READERS` says which part of a study reads each option; an option of another method or dataset is an unknown key. Only
+values that differ from the default are refused: a resolved study lists all defaults. Where the key that decides is
+searched, one of its choices that reads the option is enough. What a number of 0 or a `none` switches off in so many
+words is not refused: that is how one leaves a part of a file out for once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from itertools import product
 from typing import Any
 
 from mmsweep.availability import Scenario
-from mmsweep.data.registry import DatasetCard, dataset_card, datasets
+from mmsweep.data.dataset import DatasetCard
+from mmsweep.data.formats import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.methods.options import METHODS, MaskingOptions
 from mmsweep.study import Study
@@ -108,9 +108,6 @@ def _readers(facts: Facts) -> Iterator[tuple[str, Reader]]:
         for option, (other, value) in choice.section(facts.study).read_with.items():
             yield f"{choice.place}.{option}", _value(f"{choice.place}.{other}", value)
     yield from _task_options()
-    cards = {name: dataset_card(name) for name in datasets()}
-    for option in sorted(set().union(*(card.reads for card in cards.values()))):
-        yield option, _value("data.dataset", *(name for name, card in cards.items() if option in card.reads))
     for modality in facts.study.model.encoders:
         yield f"model.encoders.{modality}.train_layernorm", _value(f"model.encoders.{modality}.trainable", False)
 
@@ -145,7 +142,7 @@ def _enlarges(facts: Facts) -> bool:
 
 def _cuts(facts: Facts) -> bool:
     windows = [window for window in facts.values("data.augmentation.window") if window is not None]
-    sides = [side for raster in facts.card.rasters.values() for side in raster.size]
+    sides = [side for format in facts.card.formats.values() if isinstance(format, RasterFormat) for side in format.size]
     return _enlarges(facts) or any(window < side for window in windows for side in sides)
 
 
@@ -188,7 +185,6 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     ("data.augmentation.window", Reader("less than a raster's side, or data.augmentation.scale", _cuts)),
     ("data.augmentation.scale", _kind("raster")),
     ("data.augmentation.scale", Reader("another factor than 1", _enlarges)),
-    ("data.split_seed", _value("data.split.seed", None)),
     ("model.lora.rank", _FROZEN),
     ("model.lora.alpha", _FROZEN),
     ("model.lora.dropout", _FROZEN),

@@ -182,9 +182,9 @@ def _fields_at(schema: Any, parts: Sequence[str], values: Any) -> list[str]:
         values = values.get(part) if isinstance(values, Mapping) else None
         if field_info is not None:
             choice = next((m for m in field_info.metadata if isinstance(m, Choice)), None)
-            name = str(values.get("name")) if isinstance(values, Mapping) else ""
-            chosen = choice.registry.get(name) if choice else None
-            current = chosen.Options if chosen else _model_in(field_info.annotation)
+            name = str(values.get(choice.registry.key)) if choice and isinstance(values, Mapping) else ""
+            known = choice is not None and name in choice.registry
+            current = choice.registry.section(name) if choice and known else _model_in(field_info.annotation)
     fields = getattr(current, "model_fields", {})
     return [info.alias or name for name, info in fields.items()]
 

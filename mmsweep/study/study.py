@@ -16,10 +16,10 @@ import yaml
 from pydantic import Field, PrivateAttr, SerializeAsAny, TypeAdapter, ValidationError
 
 from mmsweep.components import UNKNOWN_KEY, Choice, Section
+from mmsweep.data.options import DATASETS, DatasetOptions
 from mmsweep.errors import UserError, masked
 from mmsweep.methods.options import METHODS, MethodOptions
 from mmsweep.models.options import ModelOptions
-from mmsweep.study.data import Data
 from mmsweep.study.search import Dimension, Sweep
 from mmsweep.study.sections import Inference, Resources, Scenarios, Tracking, Train
 from mmsweep.study.source import Source, first_problem
@@ -31,7 +31,9 @@ class Study(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,119}$", description="Name of the sweep and of its folder under sweeps/."
     )
-    data: Data = Field(description="The dataset, and how its inputs are read.")
+    data: Annotated[SerializeAsAny[DatasetOptions], Choice(DATASETS, "data")] = Field(
+        description="The dataset, and how its inputs are read."
+    )
     model: ModelOptions = Field(description="The network of all modalities.")
     method: Annotated[SerializeAsAny[MethodOptions], Choice(METHODS, "method")] = Field(
         description="The method: what is done about missing modalities."
@@ -206,7 +208,7 @@ class Study(Section):
     def alternatives(self, part: str) -> list[Study]:
         """This study with each searched name of a component within a part (`method`) of it."""
         return [
-            self.configured({f"{choice.place}.name": name})
+            self.configured({choice.key: name})
             for choice in CHOICES
             if choice.place.split(".")[0] == part
             for name in choice.searched(self.search)
@@ -221,7 +223,7 @@ class Study(Section):
         """
         base = self.resolved()
         for choice in CHOICES:
-            if (name := values.get(f"{choice.place}.name")) is not None:
+            if (name := values.get(choice.key)) is not None:
                 names = [name, *choice.searched(self.search)]
                 base["search"] = {key: d for key, d in base["search"].items() if choice.knows(key, names)}
                 own = choice.section(self).model_dump(mode="json", by_alias=True).items()
@@ -242,7 +244,7 @@ class Study(Section):
             source.set(key, value)
         study = self._checked(source.values, source, search)
         for choice in CHOICES:
-            if f"{choice.place}.name" in values:
+            if choice.key in values:
                 choice.section(study).drop_shared()
         return study
 

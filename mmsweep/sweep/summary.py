@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from mmsweep.data.options import DATASETS
 from mmsweep.record.summary import Final, Scenarios, Searched, Splits, Summary, lacks_summary
 from mmsweep.study import Study
 
@@ -22,7 +23,7 @@ def summary_of(study: Study) -> Summary:
         scenarios=Scenarios(study.scenarios.seed, study.scenarios.train, list(study.scenarios.evaluate)),
         epochs=study.train.epochs,
         seeds={
-            "split": study.data.split_seed,
+            "split": getattr(study.data, "split_seed", 0),
             "scenarios": study.scenarios.seed,
             "training": study.train.seed,
             "sampler": sweep.sampler.seed,
@@ -51,11 +52,8 @@ def summarize(folder: Path) -> None:
 
 
 def _splits(study: Study) -> Splits:
-    from mmsweep.data.registry import dataset_card, datasets  # torch
-
-    data = study.data
-    split = data.split if data.dataset == "manifest" else None
-    rows = dataset_card(data.dataset).rows if data.dataset in datasets() and data.dataset != "manifest" else {}
-    seed = data.split_seed if split is None or split.seed is None else split.seed
-    column = split.column if split else None
-    return Splits(column, seed, data.dataset == "manifest" and bool(data.group), rows.get("val"))
+    data, rows = study.data, DATASETS[study.data.dataset].card().rows
+    split, seed = getattr(data, "split", None), getattr(data, "split_seed", 0)
+    if split and split.seed is not None:
+        seed = split.seed
+    return Splits(split.column if split else None, seed, getattr(data, "group", None) is not None, rows.get("val"))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,49 +13,51 @@ import torch
 from mmsweep.data.check import check
 from mmsweep.data.dataset import MODALITY_KINDS, SPLITS, DatasetBuilder
 from mmsweep.data.formats import Format, ImageFormat, TextFormat
-from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
+from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import PreparedData, prepare
-from mmsweep.data.registry import build_dataset, dataset_card
-from tests.data.files import manifest_rows, write_manifest, write_tokenizer
+from tests.data.files import column, manifest_options, manifest_rows, target, write_manifest, write_tokenizer
 
 SIZE, LENGTH = 12, 10
 
 
-def manifest(suffix: str, task: str, column: str, split: SplitRule) -> Callable[[Path], tuple[str, DatasetOptions]]:
-    def make(folder: Path) -> tuple[str, DatasetOptions]:
+def manifest(suffix: str, task: str, name: str, split: dict[str, Any]) -> Callable[[Path], Any]:
+    def make(folder: Path) -> Any:
         path = write_manifest(folder / f"data{suffix}", manifest_rows(folder))
-        columns = {"image": ModalityColumn("image", "picture"), "text": ModalityColumn("text", "caption")}
-        target = TargetColumn(task, column)  # type: ignore[arg-type]
-        return "manifest", DatasetOptions(manifest=ManifestOptions(path, columns, target, split, group="concept"))
+        columns = {"image": column("image", "picture"), "text": column("text", "caption")}
+        return manifest_options(path, columns, target(task, name), split, group="concept")
 
     return make
 
 
-BUILDERS = {
-    "manifest-csv": manifest(".csv", "single_label", "kind", SplitRule("part")),
-    "manifest-jsonl": manifest(".jsonl", "multi_label", "tags", SplitRule("part")),
-    "manifest-parquet": manifest(".parquet", "regression", "score", SplitRule("part")),
-    "manifest-carved": manifest(".csv", "multi_label", "tags", SplitRule(train=0.6, val=0.2, test=0.2)),
+BUILDERS: dict[str, Callable[[Path], Any]] = {
+    "manifest-csv": manifest(".csv", "single_label", "kind", {"column": "part"}),
+    "manifest-jsonl": manifest(".jsonl", "multi_label", "tags", {"column": "part"}),
+    "manifest-parquet": manifest(".parquet", "regression", "score", {"column": "part"}),
+    "manifest-carved": manifest(".csv", "multi_label", "tags", {"train": 0.6, "val": 0.2, "test": 0.2}),
+    "openclipart": lambda folder: DATASETS.options("openclipart"),
+    "openclipart-multi": lambda folder: DATASETS.options("openclipart", task="multi_label"),
 }
-if importlib.util.find_spec("mmsweep.data.sets.openclipart"):
-    BUILDERS["openclipart"] = lambda folder: ("openclipart", DatasetOptions())
-    BUILDERS["openclipart-multi"] = lambda folder: ("openclipart", DatasetOptions(task="multi_label"))
+
+
+def build(source: Any) -> DatasetBuilder:
+    builder: DatasetBuilder = DATASETS[source.dataset](source)
+    return builder
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, DatasetOptions]:
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return BUILDERS[request.param](tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
-def builder(source: tuple[str, DatasetOptions]) -> DatasetBuilder:
-    return build_dataset(*source)
+def builder(source: Any) -> DatasetBuilder:
+    return build(source)
 
 
 def test_the_earth_keeps_to_it_too() -> None:
     """Rasters and label maps: what is asked of every builder below, without the columns of pictures and texts."""
-    source = ("earth", DatasetOptions())
-    builder = build_dataset(*source)
+    source = DATASETS.options("earth")
+    builder = build(source)
     test_describes_itself(builder)
     test_card_agrees_with_builder(source, builder)
     test_splits_hold_rows_with_unique_ids(builder)
@@ -72,7 +74,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Format]:
 
 
 @pytest.fixture(scope="module")
-def cache(source: tuple[str, DatasetOptions], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache(source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
@@ -87,11 +89,11 @@ def data(builder: DatasetBuilder, formats: dict[str, Format], cache: Path) -> Pr
 def test_describes_itself(builder: DatasetBuilder) -> None:
     assert builder.name and builder.provenance()
     assert builder.modalities and set(builder.modalities.values()) <= set(MODALITY_KINDS)
-    assert set(builder.expected) <= set(SPLITS)
+    assert set(builder.rows) <= set(SPLITS)
 
 
-def test_card_agrees_with_builder(source: tuple[str, DatasetOptions], builder: DatasetBuilder) -> None:
-    card = dataset_card(*source)
+def test_card_agrees_with_builder(source: Any, builder: DatasetBuilder) -> None:
+    card = DATASETS[source.dataset].card(source)
     assert card.reader and dict(card.modalities) == dict(builder.modalities)
     assert card.target is None or card.target == builder.target
 
@@ -101,7 +103,7 @@ def test_splits_hold_rows_with_unique_ids(builder: DatasetBuilder) -> None:
     assert set(splits) == set(SPLITS) and all(splits.values())
     ids = [sample.id for rows in splits.values() for sample in rows]
     assert len(ids) == len(set(ids)) and all(isinstance(id, str) and id for id in ids)
-    for name, count in builder.expected.items():
+    for name, count in builder.rows.items():
         assert len(splits[name]) == count
 
 
@@ -123,8 +125,8 @@ def test_rows_have_something_and_a_valid_target(builder: DatasetBuilder) -> None
             assert sample.origin
 
 
-def test_reading_twice_gives_the_same(source: tuple[str, DatasetOptions], builder: DatasetBuilder) -> None:
-    assert build_dataset(*source).splits() == builder.splits()
+def test_reading_twice_gives_the_same(source: Any, builder: DatasetBuilder) -> None:
+    assert build(source).splits() == builder.splits()
 
 
 def test_check_finds_no_damage(builder: DatasetBuilder) -> None:
@@ -148,11 +150,11 @@ def test_prepared_rows_are_the_builders(builder: DatasetBuilder, data: PreparedD
 
 
 def test_fingerprint_is_of_the_content(
-    source: tuple[str, DatasetOptions], formats: dict[str, Format], data: PreparedData, tmp_path: Path
+    source: Any, formats: dict[str, Format], data: PreparedData, tmp_path: Path
 ) -> None:
-    again = prepare(build_dataset(*source), formats, tmp_path)
+    again = prepare(build(source), formats, tmp_path)
     assert (again.fingerprint, again.split_digest) == (data.fingerprint, data.split_digest)
-    other = prepare(build_dataset(*source), {**formats, "image": ImageFormat(SIZE + 4)}, tmp_path)
+    other = prepare(build(source), {**formats, "image": ImageFormat(SIZE + 4)}, tmp_path)
     assert other.fingerprint != data.fingerprint and other.split_digest == data.split_digest
 
 

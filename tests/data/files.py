@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 from transformers import BertTokenizerFast
+
+from mmsweep.data.options import DATASETS
 
 WORDS = [
     "[PAD]",
@@ -84,3 +87,28 @@ def write_manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path
+
+
+def manifest_options(
+    path: Path,
+    modalities: Mapping[str, Any],
+    target: Mapping[str, Any],
+    split: Mapping[str, Any] | None = None,
+    group: str | None = None,
+    id: str | None = None,
+) -> Any:
+    """What a study says of the user's own file; group and id are columns."""
+    named = {key: {"column": column} for key, column in {"group": group, "id": id}.items() if column}
+    return DATASETS.options(
+        "manifest", path=str(path), modalities=dict(modalities), target=target, split=split, **named
+    )
+
+
+def column(kind: str, name: str, **more: Any) -> dict[str, Any]:
+    """A modality's column, as a study says it."""
+    return {"kind": kind, "column": name, **more}
+
+
+def target(task: str, name: str, **more: Any) -> dict[str, Any]:
+    """The target's column, as a study says it."""
+    return {"task": task, "column": name, **more}

@@ -8,18 +8,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from pydantic import Field
 
-from mmsweep.assembly.build import card_of, make_backbone, make_method
+from mmsweep.assembly.build import card_of, make_backbone, make_method, prepare_data
 from mmsweep.assembly.checks import check_sweep
 from mmsweep.assembly.plan import dry_run
-from mmsweep.cli.inputs import list_components
+from mmsweep.cli.inputs import data_list, list_components
 from mmsweep.components import Registry, register
-from mmsweep.data.dataset import Batch
+from mmsweep.data.dataset import Batch, DatasetBuilder, Sample
 from mmsweep.data.formats import ImageFormat, TextFormat
+from mmsweep.data.options import DATASETS, FolderOptions
 from mmsweep.errors import UserError
 from mmsweep.methods.modality_dropout import ModalityDropout
 from mmsweep.methods.options import METHODS, MaskingMethodOptions
@@ -32,6 +34,7 @@ from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.study import Study
 from mmsweep.study.packs import company
 from mmsweep.study.space import SearchSpace
+from mmsweep.tasks.task import Target
 from tests.conftest import WIDTH
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
@@ -182,6 +185,56 @@ def test_what_there_is_can_be_listed(toy_method: type[Any], capsys: pytest.Captu
     assert about["name"] == "toy" and about["options"]["temperature"]["default"] == 1.0
     with pytest.raises(UserError, match=r"no component has this name; found 'toi'"):
         list_components("toi")
+
+
+@pytest.fixture()
+def toy_dataset(tiny_table: Path) -> Iterator[type[Any]]:
+    @register("toy")
+    class Toy(DatasetBuilder):
+        """Pictures, each with a word."""
+
+        class Options(FolderOptions):
+            shift: int = Field(0, ge=0, description="Number of the first picture.")
+
+        name, title, get = "toy", "a toy", "made here"
+        modalities = {"image": "image", "text": "text"}  # noqa: RUF012
+        target = Target("single_label", ("a", "b"))
+        rows = {"train": 8, "val": 2, "test": 2}  # noqa: RUF012
+
+        def splits(self) -> dict[str, list[Sample]]:
+            assert self.root is not None
+            rows = [
+                Sample(str(i), {"image": self.root / f"{i + self.options.shift}.png", "text": "ab"[i % 2]}, "ab"[i % 2])
+                for i in range(12)
+            ]
+            return {"train": rows[:8], "val": rows[8:10], "test": rows[10:]}
+
+        def provenance(self) -> str:
+            return "made here"
+
+    yield Toy
+    del DATASETS._components["toy"]
+
+
+def test_a_dataset_is_one_file(toy_dataset: type[Any], tiny_study: Study, tiny_table: Path, capsys: Any) -> None:
+    data = {"dataset": "toy", "root": str(tiny_table), "shift": 1, "text": {"length": 8}}
+    values = {**tiny_study.resolved(), "data": data, "search": {"data.shift": {"choice": [1, 2]}}}
+    study = Study.parse(values)
+    check_sweep(study)
+    assert Study.parse(study.resolved()) == study and study.with_values({"data.shift": 2}).data.shift == 2
+    plan = dry_run(study)
+    assert plan["steps_per_trial"] == 2 and list(plan["tokens"]) == ["image", "text"]
+    assert "## `data` of `toy`" in study_reference.render()
+    assert "| `shift` | int | 0 | Number of the first picture; at least 0 |" in study_reference.render()
+    prepared = prepare_data(study)
+    batch = prepared.splits["train"].batch(np.arange(8))
+    assert batch.inputs["image"].shape == (8, 3, 16, 16) and batch.target.tolist() == [0, 1] * 4
+    data_list()
+    assert "toy: a toy" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"data.shft: unknown key; .*Did you mean 'shift'\?"):
+        Study.parse({**values, "data": {**data, "shft": 1}})
+    with pytest.raises(UserError, match=r"data.shift: unknown key; .*It is an option of dataset toy\."):
+        Study.parse({**values, "search": {}, "data": {"dataset": "openclipart", "shift": 1}})
 
 
 def test_defaults_of_other_choices_change_no_study(tiny_study: Study) -> None:

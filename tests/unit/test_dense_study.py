@@ -14,10 +14,10 @@ from PIL import Image
 from mmsweep.assembly.checks import check
 from mmsweep.assembly.host import Warm
 from mmsweep.assembly.plan import dry_run
-from mmsweep.data import registry
+from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder, Sample
 from mmsweep.data.formats import RasterFormat
-from mmsweep.data.registry import DatasetCard
+from mmsweep.data.options import DATASETS, FolderOptions
 from mmsweep.errors import UserError
 from mmsweep.readers.report.bootstrap import Bootstrap, Predicted
 from mmsweep.readers.report.maps import coloured
@@ -39,12 +39,16 @@ RASTERS = {"rgb": RasterFormat((SIDE, SIDE)), "height": RasterFormat((SIDE, SIDE
 class Halves(DatasetBuilder):
     """Scenes that are split by an upright line; both rasters show where."""
 
+    Options = FolderOptions
     name = "halves"
+    modalities = dict.fromkeys(RASTERS, "raster")
     target = TARGET
-    rasters = RASTERS
+    rows = ROWS
+    formats = RASTERS
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.modalities = root, dict.fromkeys(RASTERS, "raster")
+    def __init__(self, options: FolderOptions) -> None:
+        super().__init__(options)
+        root = self.root
         random = np.random.default_rng(0)
         for i in range(sum(ROWS.values())):
             label = np.zeros((SIDE, SIDE), np.uint8)
@@ -69,13 +73,14 @@ class Halves(DatasetBuilder):
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    builder = Halves(tmp_path_factory.mktemp("halves"))
-    card = DatasetCard("halves", "", builder.modalities, TARGET, ROWS, RASTERS)
-    registry.datasets()  # the shipped ones are entered first
-    registry.register_dataset("halves", card=lambda options: card)(lambda options: builder)
+    register("halves")(Halves)
     yield {
         "name": "halves",
-        "data": {"dataset": "halves", "augmentation": {"scale": [1.0, 1.5], "flip": True}},
+        "data": {
+            "dataset": "halves",
+            "root": str(tmp_path_factory.mktemp("halves")),
+            "augmentation": {"scale": [1.0, 1.5], "flip": True},
+        },
         "model": {
             "backbone": {"name": "cmnext", "size": "nano", "pretrained": False, "trainable": True},
             "lora": None,
@@ -85,7 +90,7 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "scenarios": {"evaluate": ["complete", {"missing": "rgb"}, {"missing": "height"}]},
         "sweep": {"objective": {"metric": "val/mean_missing/miou"}, "final": {"seeds": 1}},
     }
-    registry._ENTRIES.pop("halves")
+    del DATASETS._components["halves"]
 
 
 @pytest.fixture()

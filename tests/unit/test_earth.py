@@ -11,10 +11,9 @@ from PIL import Image
 
 from mmsweep.data.check import check
 from mmsweep.data.dataset import SPLITS
-from mmsweep.data.options import DatasetOptions
+from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import prepare
 from mmsweep.data.rasters import window_of
-from mmsweep.data.registry import build_dataset, dataset_card
 from mmsweep.data.sets.earth import BLOCKS, EXPECTED, FILES, GROUPS, LABELS, SHIPPED, Earth, _dealt
 from mmsweep.errors import UserError
 
@@ -29,8 +28,12 @@ def shrunk(folder: Path, side: int = 3) -> Path:
     return folder
 
 
+def earth(root: Path | None = None) -> Earth:
+    return Earth(DATASETS.options("earth", root=root and str(root)))
+
+
 def test_tiles_are_whole_blocks_and_as_many_as_promised() -> None:
-    builder = Earth()
+    builder = earth()
     splits = builder.splits()
     assert {name: len(rows) for name, rows in splits.items()} == EXPECTED and sum(EXPECTED.values()) == 344
     places = [(s.target.top, s.target.left) for rows in splits.values() for s in rows]
@@ -43,7 +46,7 @@ def test_tiles_are_whole_blocks_and_as_many_as_promised() -> None:
                        for w in s.values.values())  # fmt: skip
             block = labels[s.target.top : s.target.top + 75, s.target.left : s.target.left + 75]
             assert (block != 32).mean() >= 0.05
-    assert dataset_card("earth").rasters == builder.rasters
+    assert Earth.card().formats == builder.formats
 
 
 def test_terms_that_ask_for_it_ship_with_the_rasters() -> None:
@@ -61,7 +64,7 @@ def test_the_split_is_of_the_place_alone(tmp_path: Path) -> None:
     """A finer or coarser grid deals the same blocks to the same splits, and every band of latitude has all three."""
     dealt = _dealt()
     assert len(dealt) == BLOCKS[0] * BLOCKS[1]
-    for name, rows in Earth(shrunk(tmp_path / "coarse")).splits().items():
+    for name, rows in earth(shrunk(tmp_path / "coarse")).splits().items():
         assert all(dealt[s.id] == name for s in rows)
     for north in range(BLOCKS[0]):
         latitude = 90 - 10 * north
@@ -70,8 +73,8 @@ def test_the_split_is_of_the_place_alone(tmp_path: Path) -> None:
 
 
 def test_heights_stay_sixteen_bit_and_labels_are_groups(tmp_path: Path) -> None:
-    builder = build_dataset("earth", DatasetOptions(root=shrunk(tmp_path / "coarse")))
-    data = prepare(builder, builder.rasters, tmp_path / "cache")
+    builder = earth(shrunk(tmp_path / "coarse"))
+    data = prepare(builder, builder.formats, tmp_path / "cache")
     split = data.splits["train"]
     heights = split.column("height")
     assert heights.dtype == np.uint16 and heights.max() > 12_000 + 2_000
@@ -85,14 +88,14 @@ def test_an_absent_raster_is_named(name: str, tmp_path: Path) -> None:
     root = shrunk(tmp_path / "coarse")
     (root / name).unlink()
     with pytest.raises(UserError, match=name):
-        Earth(root).splits()
+        earth(root).splits()
 
 
 def test_a_raster_of_another_size_is_named(tmp_path: Path) -> None:
     root = shrunk(tmp_path / "coarse")
     shutil.copy(SHIPPED / "night.png", root / "night.png")
     with pytest.raises(UserError, match=r"night\.png.*1350 x 2700.*54 x 108"):
-        Earth(root).splits()
+        earth(root).splits()
 
 
 @pytest.mark.parametrize("name", ["rgb.jpg", LABELS])
@@ -100,19 +103,19 @@ def test_a_file_that_is_no_picture_is_named(name: str, tmp_path: Path) -> None:
     root = shrunk(tmp_path / "coarse")
     (root / name).write_bytes(b"no picture")
     with pytest.raises(UserError, match=rf"{name}.*cannot be decoded \(no known picture format\)$"):
-        Earth(root).splits()
+        earth(root).splits()
 
 
 def test_labels_in_colour_are_named_and_grey_ones_are_read(tmp_path: Path) -> None:
     root = shrunk(tmp_path / "coarse")
-    before = {name: [s.id for s in rows] for name, rows in Earth(root).splits().items()}
+    before = {name: [s.id for s in rows] for name, rows in earth(root).splits().items()}
     with Image.open(root / LABELS) as opened:
         labels = np.array(opened)
     Image.fromarray(np.repeat(labels[..., None], 3, 2)).save(root / LABELS)
-    assert {name: [s.id for s in rows] for name, rows in Earth(root).splits().items()} == before
+    assert {name: [s.id for s in rows] for name, rows in earth(root).splits().items()} == before
     Image.fromarray(np.stack([labels, 2 * labels, labels], -1)).save(root / LABELS)
     with pytest.raises(UserError, match=r"koeppen\.png has 3 channels; expected one"):
-        Earth(root).splits()
+        earth(root).splits()
 
 
 def test_heights_of_another_depth_are_told_once(tmp_path: Path) -> None:
@@ -121,24 +124,24 @@ def test_heights_of_another_depth_are_told_once(tmp_path: Path) -> None:
     with Image.open(root / FILES["height"]) as opened:
         Image.fromarray((np.array(opened) >> 8).astype(np.uint8)).save(root / FILES["height"])
     with pytest.raises(UserError, match=r"topo_plus12000\.png holds uint8 values; expected uint16$"):
-        check(Earth(root))
+        check(earth(root))
 
 
 def test_a_grid_without_whole_blocks_is_named(tmp_path: Path) -> None:
     root = shrunk(tmp_path / "coarse")
     Image.fromarray(np.ones((50, 100), np.uint8)).save(root / LABELS)
     with pytest.raises(UserError, match=r"koeppen\.png.*50 x 100"):
-        Earth(root)
+        earth(root)
 
 
 def test_data_check_reads_the_label_maps(tmp_path: Path) -> None:
     root = shrunk(tmp_path / "coarse")
-    findings = check(Earth(root))
+    findings = check(earth(root))
     assert any(line.startswith("train: tropical ") and "ocean" in line for line in findings)
     with Image.open(root / LABELS) as opened:
         labels = np.array(opened)
     labels[10, 10] = 77
     Image.fromarray(labels).save(root / LABELS)
-    (told,) = [line for line in check(Earth(root)) if "holds the value 77" in line]
+    (told,) = [line for line in check(earth(root)) if "holds the value 77" in line]
     assert told.startswith("error: ") and "koeppen.png" in told
-    assert sum(line.startswith("error: ") for line in check(Earth(root), "skip")) == 0
+    assert sum(line.startswith("error: ") for line in check(earth(root), "skip")) == 0

@@ -9,6 +9,7 @@ import pytest
 
 from mmsweep.__main__ import main
 from mmsweep.assembly.checks import check
+from mmsweep.data.options import DATASETS
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.models.options import BACKBONES
@@ -32,21 +33,12 @@ def refused(study: Study) -> str:
 @pytest.mark.parametrize(
     ("name", "override", "words"),
     [
-        ("quickstart", "data.root=/somewhere", "data.dataset: earth"),
-        ("quickstart", "data.text.field=plot", "data.dataset: mmimdb"),
-        ("quickstart", "data.split_seed=3", "manifest"),
-        ("quickstart", "data.audio.frames=100", "a modality of kind audio"),
-        ("quickstart", "data.audio.language=fr", "tuxpaint or tuxpaint_sequences"),
-        ("quickstart", "data.video.frames=5", "a modality of kind video"),
+        ("mmp_sequences", "data.audio.frames=100", "a modality of kind audio"),
         ("quickstart", "data.augmentation.random_frames=true", "a modality of kind video"),
         ("quickstart", "data.augmentation.window=64", "a modality of kind raster"),
         ("quickstart", "data.augmentation.scale=[1.0, 2.0]", "a modality of kind raster"),
         ("mmp_sequences", "data.augmentation.crop=[0.5, 1.0]", "kind image, video or raster"),
         ("mmp_sequences", "data.augmentation.flip=true", "kind image, video or raster"),
-        ("mmp_sequences", "data.image.size=32", "kind image or video"),
-        ("mmp_sequences", "data.image.fit=pad", "kind image or video"),
-        ("mmp_sequences", "data.text.length=9", "kind text"),
-        ("mmp_earth", "data.image.size=32", "kind image or video"),
         ("mmp_earth", "data.augmentation.scale=[1.0, 1.0]", "another factor than 1"),
         ("mmp_sequences", "train.class_weights=balanced", "multi_label, segmentation or single_label"),
         ("quickstart", "train.regression_loss=mse", "task is regression"),
@@ -100,6 +92,43 @@ def test_options_of_another_method_are_refused(tiny_study: Study, method: str, o
     for name in ("cmpt", "mmp", method):
         trial, owns = study.with_values({"method.name": name}), name in METHODS.with_option(option)
         assert (option in trial.resolved()["method"]) == owns and (not owns or trial.value(f"method.{option}") != {})
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "key", "owners"),
+    [
+        ("quickstart", "data.root=/somewhere", "root", "earth, food101"),
+        ("quickstart", "data.text.field=plot", "text.field", "mmimdb"),
+        ("quickstart", "data.split_seed=3", "split_seed", "food101, kinetics_sounds, manifest"),
+        ("quickstart", "data.audio.language=fr", "audio", "kinetics_sounds, manifest, tuxpaint"),
+        ("quickstart", "data.video.frames=5", "video", "kinetics_sounds, manifest"),
+        ("mmp_sequences", "data.image.fit=pad", "image", "food101"),
+        ("mmp_sequences", "data.text.length=9", "text", "food101"),
+        ("mmp_earth", "data.image.size=32", "image", "food101"),
+    ],
+)
+def test_options_of_another_dataset_are_refused(name: str, override: str, key: str, owners: str) -> None:
+    with pytest.raises(UserError, match=rf"unknown key; .*It is an option of dataset {owners}") as problem:
+        shipped(name, override)
+    assert problem.value.key == f"data.{key}"
+
+
+def test_a_manifest_reads_only_the_sections_of_its_kinds(tiny_study: Study) -> None:
+    for key, words in {"audio.frames": "kind audio", "video.frames": "kind video"}.items():
+        with pytest.raises(UserError, match=rf"data.{key}: this option has no effect.*{words}"):
+            check(tiny_study.with_values({f"data.{key}": 9}))
+    check(tiny_study.with_values({"data.image.size": 16}))
+
+
+def test_options_of_other_datasets_that_have_their_defaults_are_dropped() -> None:
+    """Studies that versions before 0.2 wrote list the options of all datasets."""
+    empty = dict.fromkeys(("root", "path", "modalities", "target", "split", "group", "id"))
+    sections = {"audio": {"frames": None, "language": None}, "video": {"frames": 3}, "split_seed": 0}
+    study = shipped("quickstart")
+    listed = Study.parse({**study.resolved(), "data": {**study.resolved()["data"], **empty, **sections}})
+    assert listed == study and "audio" not in listed.resolved()["data"]
+    field = {"length": 24, "field": None}
+    assert Study.parse({**study.resolved(), "data": {**study.resolved()["data"], "text": field}}) == study
 
 
 def test_a_study_with_another_method_can_be_written_and_read(tiny_study: Study, tmp_path: Path) -> None:
@@ -244,9 +273,11 @@ def test_the_refusal_names_file_line_and_key(tmp_path: Path, capsys: pytest.Capt
 
 def test_every_option_of_the_table_is_a_key_of_the_study() -> None:
     study = shipped("quickstart").resolved()
-    study["data"]["target"] = {"separator": ";"}
     for option, _ in (*_READERS, *_task_options()):
         found: Any = study
+        if option.startswith("data."):
+            assert DATASETS.with_option(option.removeprefix("data."))
+            continue
         for part in option.split("."):
             found = found[part]
     for component in (*METHODS.values(), *BACKBONES.values()):

@@ -15,24 +15,24 @@ from typing import Any
 import pytest
 import torch
 
-from mmsweep.data.check import check
+from mmsweep.data.check import check, named_builder
 from mmsweep.data.dataset import Sample
 from mmsweep.data.modality_names import MODULE_WORDS, misnamed
-from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
-from mmsweep.data.registry import build_dataset, dataset_card, datasets
+from mmsweep.data.options import DATASETS
 from mmsweep.data.sets.manifest import Manifest
 from mmsweep.errors import UserError
 from mmsweep.models.packing import PackedParameters
-from tests.data.files import manifest_rows, write_manifest
+from mmsweep.study import Study
+from tests.data.files import column, manifest_options, manifest_rows, target, write_manifest
 
-COLUMNS = {"image": ModalityColumn("image", "picture"), "text": ModalityColumn("text", "caption")}
-BY_COLUMN = SplitRule("part")
+COLUMNS = {"image": column("image", "picture"), "text": column("text", "caption")}
+KIND = target("single_label", "kind")
+BY_COLUMN = {"column": "part"}
 HEADER = "picture,caption,kind,part\n"
 
 
-def read(path: Path, target: TargetColumn | None = None, split: SplitRule = BY_COLUMN, **options: Any) -> Manifest:
-    modalities = options.pop("modalities", COLUMNS)
-    return Manifest(ManifestOptions(path, modalities, target or TargetColumn("single_label", "kind"), split, **options))
+def read(path: Path, wanted: Any = KIND, split: Any = BY_COLUMN, modalities: Any = COLUMNS, **options: Any) -> Manifest:
+    return Manifest(manifest_options(path, modalities, wanted, split, **options))
 
 
 def written(folder: Path, text: str, name: str = "my.csv") -> Path:
@@ -44,6 +44,14 @@ def written(folder: Path, text: str, name: str = "my.csv") -> Path:
 def refused(path: Path, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
         read(path, **options)
+    return str(caught.value)
+
+
+def wrong(data: dict[str, Any]) -> str:
+    """What a study with this data is told."""
+    network = {"encoders": {"image": {"name": "a"}, "text": {"name": "b"}}}
+    with pytest.raises(UserError) as caught:
+        Study.parse({"name": "wrong", "data": data, "model": network, "method": {"name": "plain"}})
     return str(caught.value)
 
 
@@ -94,9 +102,7 @@ def test_quoted_cells_may_span_lines_and_errors_name_the_first(tmp_path: Path) -
 def test_labels_are_lists_or_separated(tmp_path: Path) -> None:
     lines = [{"caption": "x", "kind": k, "part": p} for k, p in ((["b", "a"], "train"), ([], "val"), ("a; c", "test"))]
     path = written(tmp_path, "".join(json.dumps(line) + "\n\n" for line in lines), "my.jsonl")
-    builder = read(
-        path, TargetColumn("multi_label", "kind", ";"), modalities={"text": ModalityColumn("text", "caption")}
-    )
+    builder = read(path, target("multi_label", "kind", separator=";"), modalities={"text": column("text", "caption")})
     assert builder.target.classes == ("a", "b", "c")
     assert [builder.splits()[p][0].target for p in ("train", "val", "test")] == [["b", "a"], [], ["a", "c"]]
     assert builder.splits()["test"][0].origin == "my.jsonl:5"
@@ -105,7 +111,7 @@ def test_labels_are_lists_or_separated(tmp_path: Path) -> None:
 def test_numbers_are_targets_and_class_names_sort_as_numbers(tmp_path: Path) -> None:
     text = HEADER + "".join(f"{i}.png,x,{i},{p}\n" for i, p in ((10, "train"), (9, "Dev"), (1, "TEST")))
     assert read(written(tmp_path, text)).target.classes == ("1", "9", "10")
-    builder = read(written(tmp_path, text), TargetColumn("regression", "kind"))
+    builder = read(written(tmp_path, text), target("regression", "kind"))
     assert builder.target.encode(builder.splits()["val"][0].target) == 9.0
 
 
@@ -130,7 +136,7 @@ def test_bad_rows_are_kept_apart_with_their_line(tmp_path: Path) -> None:
         "5.png,x,b,val\n"
         "6.png,x,a,test\n"
     )
-    builder = read(written(tmp_path, text), TargetColumn("single_label", "kind", classes=("a", "b")))
+    builder = read(written(tmp_path, text), target("single_label", "kind", classes=["a", "b"]))
     told = [str(row) for row in builder.bad_rows]
     assert [line.split(": ")[0] for line in told] == [f"my.csv:{i}" for i in (3, 4, 5, 6)]
     assert "every modality is empty (picture, caption)" in told[0] and "kind: the target is empty" in told[1]
@@ -142,7 +148,7 @@ def rows_told(path: Path, **options: Any) -> list[str]:
     return [str(row) for row in read(path, **options).bad_rows]
 
 
-TEXT = {"text": ModalityColumn("text", "caption")}
+TEXT = {"text": column("text", "caption")}
 GOOD = [{"caption": f"word {i}", "kind": "ab"[i % 2], "part": ("train", "val", "test")[i // 2 % 3]} for i in range(12)]
 
 
@@ -196,7 +202,7 @@ def test_a_cell_that_arrow_cannot_convert_is_a_bad_row(tmp_path: Path) -> None:
 def test_dates_are_neither_classes_nor_texts(tmp_path: Path) -> None:
     rows = [row | {"when": datetime.datetime(2020, 1, i + 1)} for i, row in enumerate(GOOD)]
     path = write_manifest(tmp_path / "my.parquet", rows)
-    message = refused(path, modalities=TEXT, target=TargetColumn("single_label", "when"))
+    message = refused(path, modalities=TEXT, wanted=target("single_label", "when"))
     assert (
         message.startswith("12 rows cannot be used:") and "my.parquet:1: when: expected a name or a number" in message
     )
@@ -205,9 +211,9 @@ def test_dates_are_neither_classes_nor_texts(tmp_path: Path) -> None:
 def test_bad_rows_are_told_before_what_follows_from_them(tmp_path: Path) -> None:
     rows = [row | {"picture": 5} for row in GOOD]
     path = write_manifest(tmp_path / "my.jsonl", rows)
-    images = {"image": ModalityColumn("image", "picture")}
-    for target in (TargetColumn("single_label", "kind", classes=("a", "b")), TargetColumn("single_label", "kind")):
-        message = refused(path, modalities=images, target=target)
+    images = {"image": column("image", "picture")}
+    for wanted in (target("single_label", "kind", classes=["a", "b"]), KIND):
+        message = refused(path, modalities=images, wanted=wanted)
         assert "12 rows cannot be used:\n  my.jsonl:1: picture: expected a file name; found 5" in message
         assert "Without them" in message and "Give it rows" not in message
 
@@ -215,7 +221,7 @@ def test_bad_rows_are_told_before_what_follows_from_them(tmp_path: Path) -> None
 def test_pictures_of_hugging_face_are_read(tmp_path: Path) -> None:
     rows = [row | {"picture": {"bytes": None, "path": f"{i}.png"}} for i, row in enumerate(GOOD)]
     rows[1]["picture"] = {"bytes": b"\x89PNG", "path": "1.png"}
-    images = {"image": ModalityColumn("image", "picture")}
+    images = {"image": column("image", "picture")}
     splits = read(write_manifest(tmp_path / "my.parquet", rows), modalities=images).splits()
     assert [s.values["image"] for s in splits["train"][:2]] == [tmp_path / "0.png", b"\x89PNG"]
 
@@ -238,10 +244,10 @@ def test_the_order_of_classes_does_not_follow_the_hash_seed(seed: str, tmp_path:
 
 def test_columns_are_found_or_named(tmp_path: Path) -> None:
     path = write_manifest(tmp_path / "data.csv", manifest_rows(tmp_path))
-    message = refused(path, modalities={"image": ModalityColumn("image", "pictur")})
+    message = refused(path, modalities={"image": column("image", "pictur")})
     for part in ("data.modalities.image.column", "data.csv", "'pictur'", "Did you mean 'picture'?", "caption"):
         assert part in message
-    assert "data.target.column" in refused(path, target=TargetColumn("single_label", "class"))
+    assert "data.target.column" in refused(path, wanted=target("single_label", "class"))
     assert "data.group.column" in refused(path, group="family")
     assert "semicolons" in refused(written(tmp_path, HEADER.replace(",", ";") + "1.png;x;a;train\n"))
 
@@ -323,14 +329,15 @@ def test_other_malformed_files(tmp_path: Path) -> None:
 
 
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="sum to 1"):
-        SplitRule(train=0.8, val=0.1, test=0.2)
-    with pytest.raises(UserError, match="also an input"):
-        ManifestOptions(tmp_path, COLUMNS, TargetColumn("single_label", "caption"))
-    with pytest.raises(UserError, match="unknown kind"):
-        ModalityColumn("picture", "picture")
-    with pytest.raises(UserError, match="needs its file"):
-        build_dataset("manifest")
+    data = {"dataset": "manifest", "path": str(tmp_path), "modalities": COLUMNS, "target": KIND}
+    assert "sum to 1" in wrong(data | {"split": {"train": 0.8, "val": 0.1, "test": 0.2}})
+    assert "data.modalities.text.column: the target's column is also an input; found 'caption'" in wrong(
+        data | {"target": target("single_label", "caption")}
+    )
+    assert "data.modalities.image.kind: " in wrong(data | {"modalities": {"image": column("picture", "picture")}})
+    assert "data.path: this key is missing" in wrong({"dataset": "manifest"})
+    with pytest.raises(UserError, match="dataset manifest needs path, modalities, target"):
+        named_builder("manifest")
 
 
 # ---- splits
@@ -338,12 +345,12 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
 
 def test_carving_follows_groups_and_seed_not_order(tmp_path: Path) -> None:
     rows = manifest_rows(tmp_path, 60)
-    rule = SplitRule(train=0.6, val=0.2, test=0.2, seed=1)
+    rule = dict(train=0.6, val=0.2, test=0.2, seed=1)
 
     def ids(order: int, seed: int = 1) -> dict[str, frozenset[str]]:
         shuffled = random.Random(order).sample(rows, len(rows))
         path = write_manifest(tmp_path / "data.jsonl", shuffled)
-        rule = SplitRule(train=0.6, val=0.2, test=0.2, seed=seed)
+        rule = dict(train=0.6, val=0.2, test=0.2, seed=seed)
         splits = read(path, split=rule, group="concept").splits()
         homes = [{s.group for s in samples} for samples in splits.values()]
         assert sum(map(len, homes)) == len(set().union(*homes)) == 30
@@ -356,7 +363,7 @@ def test_carving_follows_groups_and_seed_not_order(tmp_path: Path) -> None:
 
 def test_equal_rows_stay_together_and_have_their_own_ids(tmp_path: Path) -> None:
     text = HEADER + "".join(f"{i // 4}.png,x,{'ab'[i % 8 // 4]},\n" for i in range(80))
-    splits = read(written(tmp_path, text), split=SplitRule()).splits()
+    splits = read(written(tmp_path, text), split=None).splits()
     homes = {s.values["image"]: name for name, samples in splits.items() for s in samples}
     assert all(homes[s.values["image"]] == name for name, samples in splits.items() for s in samples)
     assert len({s.id for samples in splits.values() for s in samples}) == 80
@@ -376,22 +383,22 @@ def members(splits: dict[str, list[Sample]]) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("split", [SplitRule(), SplitRule(stratify=False), SplitRule("fold")])
-def test_a_modality_more_in_the_study_moves_no_row(suffix: str, split: SplitRule, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", [None, {"stratify": False}, {"column": "fold"}])
+def test_a_modality_more_in_the_study_moves_no_row(suffix: str, split: Any, tmp_path: Path) -> None:
     rows = [row | {"fold": "test" if i % 5 == 0 else "train"} for i, row in enumerate(manifest_rows(tmp_path, 80))]
     rows = [row | {"caption": f"{row['caption'] or 'None'} {i // 4}"} for i, row in enumerate(rows)]
     path = write_manifest(tmp_path / f"data{suffix}", rows)
     both, one = read(path, split=split), read(path, split=split, modalities=TEXT)
     assert members(both.splits()) == members(one.splits())
     assert {s.id for s in both.splits()["val"]} == {s.id for s in one.splits()["val"]}
-    number = TargetColumn("regression", "score")
-    if split.stratify is False:
+    number = target("regression", "score")
+    if split == {"stratify": False}:
         assert members(read(path, number, split).splits()) == members(both.splits())
 
 
 def test_a_declared_id_decides_alone(tmp_path: Path) -> None:
     rows = [row | {"key": i} for i, row in enumerate(manifest_rows(tmp_path, 60))]
-    rule = SplitRule(stratify=False)
+    rule = {"stratify": False}
     before = read(write_manifest(tmp_path / "a.jsonl", rows), split=rule, id="key").splits()
     changed = [row | {"caption": "another", "kind": "red" if i % 2 else "blue"} for i, row in enumerate(rows)]
     after = read(write_manifest(tmp_path / "b.jsonl", changed), split=rule, id="key").splits()
@@ -412,7 +419,7 @@ def test_classes_keep_their_shares_in_every_part(tmp_path: Path) -> None:
     rows = [{"caption": f"word {i}", "kind": kind, "part": "train"} for i, kind in enumerate(kinds)]
     path = write_manifest(tmp_path / "my.csv", rows)
     for seed in range(5):
-        splits = read(path, split=SplitRule(seed=seed), modalities=TEXT).splits()
+        splits = read(path, split=dict(seed=seed), modalities=TEXT).splits()
         counts = {name: Counter(s.target for s in samples) for name, samples in splits.items()}
         assert counts == {
             "train": {"common": 128, "rare": 24, "scarce": 8},
@@ -429,7 +436,7 @@ def test_classes_keep_their_shares_in_every_part(tmp_path: Path) -> None:
 def test_many_small_classes_leave_the_parts_their_sizes(tmp_path: Path) -> None:
     """Six rows a class: by itself, each would give one row to test and none to validation."""
     rows = [{"caption": f"word {i}", "kind": f"k{i // 6}"} for i in range(300)]
-    splits = read(write_manifest(tmp_path / "my.csv", rows), split=SplitRule(), modalities=TEXT).splits()
+    splits = read(write_manifest(tmp_path / "my.csv", rows), split=None, modalities=TEXT).splits()
     assert {name: len(samples) for name, samples in splits.items()} == {"train": 240, "val": 30, "test": 30}
     assert len({s.target for s in splits["train"]}) == 50
 
@@ -439,7 +446,7 @@ def test_a_group_stays_whole_where_classes_keep_their_shares(tmp_path: Path) -> 
     found = []
     for order in range(3):
         path = write_manifest(tmp_path / "my.jsonl", random.Random(order).sample(rows, len(rows)))
-        splits = read(path, split=SplitRule(), modalities=TEXT, group="of").splits()
+        splits = read(path, split=None, modalities=TEXT, group="of").splits()
         homes = {name: {s.group for s in samples} for name, samples in splits.items()}
         assert sum(map(len, homes.values())) == 50 and 12 <= len(splits["val"]) <= 28
         found.append(homes)
@@ -447,8 +454,9 @@ def test_a_group_stays_whole_where_classes_keep_their_shares(tmp_path: Path) -> 
 
 
 def test_stratification_needs_classes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.split\.stratify.*only single_label"):
-        ManifestOptions(tmp_path, COLUMNS, TargetColumn("regression", "score"), SplitRule(stratify=True))
+    data = {"dataset": "manifest", "path": str(tmp_path), "modalities": COLUMNS, "split": {"stratify": True}}
+    message = wrong(data | {"target": target("regression", "score")})
+    assert "data.split.stratify: regression has no classes to stratify by" in message
 
 
 def test_a_group_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -473,7 +481,7 @@ def test_check_tells_what_needs_attention(tmp_path: Path) -> None:
 
 def test_check_warns_of_a_target_that_is_constant(tmp_path: Path) -> None:
     rows = [row | {"kind": 3} for row in manifest_rows(tmp_path)]
-    builder = read(write_manifest(tmp_path / "data.csv", rows), target=TargetColumn("regression", "kind"))
+    builder = read(write_manifest(tmp_path / "data.csv", rows), wanted=target("regression", "kind"))
     assert "warning: every training row has the same target" in "\n".join(check(builder))
 
 
@@ -518,7 +526,7 @@ def test_check_doubts_a_separator_that_separates_nothing(tmp_path: Path) -> None
     rows = [row | {"kind": ("a, b", "b", "c")[i % 3]} for i, row in enumerate(GOOD)]
     path = write_manifest(tmp_path / "my.csv", rows)
     for separator, doubted in (("|", True), (",", False)):
-        builder = read(path, TargetColumn("multi_label", "kind", separator), modalities=TEXT)
+        builder = read(path, target("multi_label", "kind", separator=separator), modalities=TEXT)
         assert any("data.target.separator" in line for line in check(builder)) is doubted
 
 
@@ -529,9 +537,9 @@ UNUSABLE = ["../../x", "image.left", "image/left", "image-left", "", "1", "a" * 
     "name", [*UNUSABLE, "type", "keys", "forward", "Targets", "natural", "ids", "both", "a_from_b"]
 )
 def test_names_that_no_modality_can_have(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        ManifestOptions(tmp_path, {"text": TEXT["text"], name: COLUMNS["image"]}, TargetColumn("single_label", "kind"))
-    assert caught.value.key == "data.modalities" and caught.value.found == name and "letter" in str(caught.value)
+    modalities = {"text": TEXT["text"], name: COLUMNS["image"]}
+    message = wrong({"dataset": "manifest", "path": str(tmp_path), "modalities": modalities, "target": KIND})
+    assert message.startswith("data.modalities: ") and f"found {name!r}" in message and "letter" in message
 
 
 def test_names_that_differ_in_case_only_share_a_file_on_some_disks() -> None:
@@ -545,13 +553,12 @@ def test_words_of_pytorch_are_taken() -> None:
 
 
 def test_registry_knows_names_and_cards() -> None:
-    assert {"food101", "kinetics_sounds", "manifest", "mmimdb", "openclipart"} <= set(datasets())
-    assert datasets("mm*") == ["mmimdb"]
-    food, films, sounds = (dataset_card(name) for name in ("food101", "mmimdb", "kinetics_sounds"))
+    assert {"food101", "kinetics_sounds", "manifest", "mmimdb", "openclipart"} <= set(DATASETS)
+    assert all(name == dataset.card().name for name, dataset in DATASETS.items())
+    food, films, sounds = (DATASETS[name].card() for name in ("food101", "mmimdb", "kinetics_sounds"))
     assert food.target and food.target.width == 101 and sum(food.rows.values()) == 67_988 + 22_716
     assert films.target and films.target.width == 23 and films.rows == {"train": 15_552, "val": 2_608, "test": 7_799}
     assert sounds.target and sounds.target.width == 31 and list(sounds.modalities) == ["audio", "video"]
-    with pytest.raises(UserError, match="Did you mean 'food101'"):
-        dataset_card("food-101")
+    assert "Did you mean 'food101'" in wrong({"dataset": "food-101"})
     with pytest.raises(UserError, match=r"does not read it from disk.*dataset: manifest"):
-        build_dataset("food101", DatasetOptions(root=Path("/data")))
+        DATASETS["food101"](DATASETS.options("food101", root="/data"))

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
+from mmsweep.data.options import DATASETS
 from mmsweep.data.sets.openclipart import ARCHIVE, CLASSES, EXPECTED, OpenClipart
 from mmsweep.errors import UserError
 
@@ -31,11 +32,15 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"[^\W\d_]+", text.casefold())) or text
 
 
+def openclipart(task: str | None = None) -> OpenClipart:
+    return OpenClipart(DATASETS.options("openclipart", task=task))
+
+
 @pytest.mark.parametrize("task", ["single_label", "multi_label"])
 def test_counts_and_classes(task: str) -> None:
-    builder = OpenClipart(task)
+    builder = openclipart(task)
     splits = builder.splits()
-    assert {name: len(samples) for name, samples in splits.items()} == EXPECTED[task] == dict(builder.expected)
+    assert {name: len(samples) for name, samples in splits.items()} == EXPECTED[task] == dict(builder.rows)
     assert list(builder.target.classes) == sorted(builder.target.classes)
     assert len(builder.target.classes) == {"single_label": 10, "multi_label": 32}[task]
     found = Counter()
@@ -79,20 +84,24 @@ def test_no_near_identical_picture_stands_in_two_splits(monkeypatch: pytest.Monk
 
 
 def test_a_picture_decodes_and_says_where_it_is_from() -> None:
-    sample = OpenClipart().splits()["train"][0]
+    sample = openclipart().splits()["train"][0]
     assert Image.open(io.BytesIO(sample.values["image"])).size == (96, 96)
     assert re.fullmatch(r"openclipart\.zip/records\.jsonl:\d+", sample.origin)
 
 
 def test_wrong_task_and_damaged_archive_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="task"):
-        OpenClipart("regression")
+        openclipart("regression")
     with pytest.raises(UserError, match=r"absent\.zip"):
-        OpenClipart(archive=tmp_path / "absent.zip").splits()
+        absent = openclipart()
+        absent.archive = tmp_path / "absent.zip"
+        absent.splits()
     broken = tmp_path / "broken.zip"
     broken.write_bytes(ARCHIVE.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"broken\.zip"):
-        OpenClipart(archive=broken).splits()
+        damaged = openclipart()
+        damaged.archive = broken
+        damaged.splits()
 
 
 def test_shipped_encoders_load_and_fit_together() -> None:
@@ -106,7 +115,7 @@ def test_shipped_encoders_load_and_fit_together() -> None:
     assert image.config.hidden_size == text.config.hidden_size
     assert image.embeddings.position_embeddings.shape[1] == 37
     assert len(tokenizer) == text.config.vocab_size
-    for sample in OpenClipart().splits()["train"][:200]:
+    for sample in openclipart().splits()["train"][:200]:
         assert tokenizer.unk_token_id not in tokenizer(sample.values["text"])["input_ids"]
     tokens = image(torch.zeros(2, 3, 96, 96)).last_hidden_state
     assert tokens.shape == (2, 37, image.config.hidden_size)

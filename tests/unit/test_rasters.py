@@ -45,7 +45,7 @@ class Scenes(DatasetBuilder):
             picture(folder / f"night-{i}.png", 60 * label)
             label[random.random((H, W)) < 0.2] = IGNORE
             picture(folder / f"label-{i}.png", label)
-        self.rasters = {
+        self.formats = {
             "rgb": RasterFormat((H, W), 3, "uint8", (0.0,) * 3, (60.0,) * 3),
             "height": RasterFormat((H, W), 1, "uint16", (0.0,), (20_000.0,)),
             "night": RasterFormat((H, W), 1, "uint8", (0.0,), (60.0,)),
@@ -71,7 +71,7 @@ def scenes(tmp_path: Path) -> Scenes:
 
 @pytest.fixture()
 def data(scenes: Scenes, tmp_path: Path) -> PreparedData:
-    return prepare(scenes, scenes.rasters, tmp_path / "cache")
+    return prepare(scenes, scenes.formats, tmp_path / "cache")
 
 
 # ---- reading
@@ -237,7 +237,7 @@ def test_impossible_variation_is_refused(wrong: dict) -> None:
 
 def refused(scenes: Scenes, tmp_path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        prepare(scenes, scenes.rasters, tmp_path / "other")
+        prepare(scenes, scenes.formats, tmp_path / "other")
     return str(caught.value)
 
 
@@ -268,7 +268,7 @@ def test_a_sample_without_any_modality_is_one_message(scenes: Scenes, tmp_path: 
 
 def test_bad_rows_can_be_left_out(scenes: Scenes, tmp_path: Path) -> None:
     picture(scenes.folder / "label-1.png", np.full((H, W), 77, np.uint8))
-    data = prepare(scenes, scenes.rasters, tmp_path / "other", on_bad="skip")
+    data = prepare(scenes, scenes.formats, tmp_path / "other", on_bad="skip")
     split = data.splits["train"]
     assert len(split) == 5 and split.targets.shape == (5, H, W) and len(data.skipped) == 1
     assert split.ids == ["0", "2", "3", "4", "5"]
@@ -278,6 +278,6 @@ def test_bad_rows_can_be_left_out(scenes: Scenes, tmp_path: Path) -> None:
 
 def test_changed_labels_are_other_data(scenes: Scenes, data: PreparedData, tmp_path: Path) -> None:
     picture(scenes.folder / "label-0.png", np.zeros((H, W), np.uint8))
-    other = prepare(scenes, scenes.rasters, tmp_path / "cache")
+    other = prepare(scenes, scenes.formats, tmp_path / "cache")
     assert other.fingerprint != data.fingerprint and other.folder != data.folder
     assert (other.splits["train"].targets[0] == 0).all()

@@ -17,20 +17,22 @@ from mmsweep.data.decoding import decode_sequence
 from mmsweep.data.derived import picture_features, sequence_decoder, sound_features, word_features
 from mmsweep.data.files import Undecodable
 from mmsweep.data.formats import SequenceFormat
-from mmsweep.data.options import DatasetOptions, ManifestOptions, ModalityColumn, SplitRule, TargetColumn
+from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import prepare
 from mmsweep.data.prepared_split import PreparedSplit
-from mmsweep.data.registry import build_dataset, dataset_card
 from mmsweep.data.sets.manifest import Manifest
 from mmsweep.data.sets.tuxpaint import CLASSES
 from mmsweep.data.sets.tuxpaint_sequences import ALIVE, SEQUENCES, TuxPaintSequences
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from tests.data.files import write_picture
+from tests.data.files import column, manifest_options, target, write_picture
 from tests.data.stamps import write_sound, write_stamps
 
-COLUMNS = {"words": ModalityColumn("sequence", "words", 6, 3), "tones": ModalityColumn("sequence", "tones", 9, 2)}
-TARGET = TargetColumn("regression", "score", signed=True)
+COLUMNS = {
+    "words": column("sequence", "words", length=6, width=3),
+    "tones": column("sequence", "tones", length=9, width=2),
+}
+TARGET = target("regression", "score", signed=True)
 
 
 @pytest.fixture()
@@ -53,8 +55,8 @@ def table(tmp_path: Path) -> Path:
 
 
 def read(table: Path, cache: str = "cache", **options: Any) -> PreparedSplit:
-    builder = Manifest(ManifestOptions(table, COLUMNS, TARGET, SplitRule("part")))
-    return prepare(builder, builder.sequences, table.parent / cache, **options).splits["train"]
+    builder = Manifest(manifest_options(table, COLUMNS, TARGET, {"column": "part"}))
+    return prepare(builder, builder.formats, table.parent / cache, **options).splits["train"]
 
 
 def test_batches_hold_values_and_lengths(table: Path) -> None:
@@ -99,8 +101,8 @@ def test_columns_are_mapped_and_keyed_by_their_size(table: Path) -> None:
     split = read(table)
     assert (split.folder / "train" / "words.length.npy").is_file()
     assert np.load(split.folder / "train" / "words.npy", mmap_mode="r").shape == (14, 6, 3)
-    builder = Manifest(ManifestOptions(table, COLUMNS, TARGET, SplitRule("part")))
-    shorter = {**builder.sequences, "words": SequenceFormat(4, 3)}
+    builder = Manifest(manifest_options(table, COLUMNS, TARGET, {"column": "part"}))
+    shorter = {**builder.formats, "words": SequenceFormat(4, 3)}
     assert prepare(builder, shorter, table.parent / "cache").folder != split.folder
 
 
@@ -234,17 +236,17 @@ def test_a_recipe_has_its_own_width() -> None:
 def test_stamps_as_sequences(tmp_path: Path) -> None:
     pytest.importorskip("soundfile")
     root = write_stamps(tmp_path / "package", each=6)
-    options = DatasetOptions(root, split_seed=1)
-    builder, card = build_dataset("tuxpaint_sequences", options), dataset_card("tuxpaint_sequences", options)
-    assert dict(card.sequences) == dict(builder.sequences) == SEQUENCES and card.target == builder.target
+    options = DATASETS.options("tuxpaint_sequences", root=str(root), split_seed=1)
+    builder, card = TuxPaintSequences(options), TuxPaintSequences.card(options)
+    assert dict(card.formats) == dict(builder.formats) == SEQUENCES and card.target == builder.target
     assert set(ALIVE) == set(CLASSES) and 0.0 in ALIVE.values() and max(ALIVE.values()) == -min(ALIVE.values()) == 3.0
     findings = check(builder)
     assert not [line for line in findings if line.startswith(("warning", "error"))]
     assert "Derived, not measured" in findings[0]
-    data = prepare(builder, builder.sequences, tmp_path / "cache")
+    data = prepare(builder, builder.formats, tmp_path / "cache")
     batch = data.splits["train"].batch(np.arange(len(data.splits["train"])))
     shapes = {m: tuple(x["values"].shape[1:]) for m, x in batch.inputs.items() if isinstance(x, dict)}
     assert shapes == {"text": (50, 768), "audio": (500, 5), "vision": (375, 20)}
     assert 0 < batch.present_BM[:, 1].sum() < len(batch)
     with pytest.raises(UserError, match=r"data.audio.language: sequences are of one language"):
-        TuxPaintSequences(root, "all")
+        TuxPaintSequences(DATASETS.options("tuxpaint_sequences", root=str(root), audio={"language": "all"}))

@@ -18,6 +18,7 @@ from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.study.search import Dimension
 from mmsweep.study.source import Source
+from mmsweep.study.study import CHOICES
 
 TEXT = """\
 name: small
@@ -80,7 +81,7 @@ def test_a_place_from_the_environment_is_written_by_its_variable(
     monkeypatch.setenv("MY_DATA", str(tmp_path / "secret-place"))
     monkeypatch.setenv("MY_RATE", "0.25")
     uri, rate = "tracking.uri=http://ann:${PASSWORD_THAT_IS_NOT_SET}@host", "method.align_weight=${MY_RATE}"
-    study = Study.load(file, ["data.root=${MY_DATA}/raw", uri, rate])
+    study = Study.load(file, ["data={dataset: food101}", "data.root=${MY_DATA}/raw", uri, rate])
     assert study.data.root == str(tmp_path / "secret-place" / "raw")
     again = tmp_path / "again.yaml"
     for written in (study, study.with_values({"train.seed": 3})):
@@ -195,7 +196,7 @@ def test_variables_of_the_environment(file: Path, monkeypatch: pytest.MonkeyPatc
 def test_data_and_weights_may_wait_for_their_variables(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dry run needs neither; whoever reads them asks again."""
     monkeypatch.delenv("NO_SUCH_ROOT", raising=False)
-    changed(file, "dataset: openclipart", 'dataset: openclipart, root: "${NO_SUCH_ROOT}/x"')
+    changed(file, "dataset: openclipart", 'dataset: food101, root: "${NO_SUCH_ROOT}/x"')
     changed(file, "name: clipart_text", "name: ${NO_SUCH_ROOT}/text")
     study = Study.load(file)
     assert study.data.root == "${NO_SUCH_ROOT}/x" and study.model.encoders["text"].name == "${NO_SUCH_ROOT}/text"
@@ -205,7 +206,7 @@ def test_data_and_weights_may_wait_for_their_variables(file: Path, monkeypatch: 
 
 
 def test_paths_are_taken_from_the_files_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed(file, "dataset: openclipart", "dataset: openclipart, root: ../raw")
+    changed(file, "dataset: openclipart", "dataset: food101, root: ../raw")
     changed(file, "name: clipart_image", "name: ./encoder")
     monkeypatch.chdir("/")
     study = Study.load(file)
@@ -411,8 +412,9 @@ def test_every_number_of_the_schema_has_an_upper_bound() -> None:
             return [annotation]
         return [model for argument in get_args(annotation) for model in models(argument)]
 
-    found = list(numbers(Study))
-    assert len(found) > 40
+    sections = [Study, *(choice.registry.section(name) for choice in CHOICES for name in choice.registry)]
+    found = {number for section in sections for number in numbers(section)}
+    assert len(found) > 70
     for schema, name in found:
         for value in (10**12, 1e300, True):
             with pytest.raises(ValidationError) as problem:

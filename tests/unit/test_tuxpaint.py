@@ -13,6 +13,7 @@ from mmsweep.data.check import check, named_builder
 from mmsweep.data.dataset import Sample
 from mmsweep.data.decoding import Undecodable, decode_image
 from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat
+from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import prepare
 from mmsweep.data.sets import tuxpaint as stamps
 from mmsweep.data.sets.tuxpaint import CLASSES, EXPECTED, TuxPaint, plain_name
@@ -27,12 +28,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_stamps(tmp_path_factory.mktemp("package"))
 
 
+def tuxpaint(root: Path | None = None, language: str | None = None, split_seed: int = 0) -> TuxPaint:
+    given = {"root": root and str(root), "audio": {"language": language}, "split_seed": split_seed}
+    return TuxPaint(DATASETS.options("tuxpaint", **given))
+
+
 def rows(builder: TuxPaint) -> list[Sample]:
     return [sample for part in builder.splits().values() for sample in part]
 
 
 def test_a_row_is_a_stamp_with_its_name_and_speech(root: Path) -> None:
-    found = {sample.id: sample for sample in rows(TuxPaint(root, split_seed=1))}
+    found = {sample.id: sample for sample in rows(tuxpaint(root, split_seed=1))}
     assert len(found) == 8 * len(CLASSES)  # neither mirrored copies nor pictures without a name
     sample = found["animals/kind/stamp-3"]
     assert sample.target == "animals" and sample.values["text"] == "A animals, number 3."
@@ -43,16 +49,16 @@ def test_a_row_is_a_stamp_with_its_name_and_speech(root: Path) -> None:
 
 @pytest.mark.parametrize("place", ["", "usr/share/tuxpaint/stamps"])
 def test_the_unpacked_package_or_its_folder_of_stamps(root: Path, place: str) -> None:
-    assert len(rows(TuxPaint(root / place, split_seed=1))) == 8 * len(CLASSES)
+    assert len(rows(tuxpaint(root / place, split_seed=1))) == 8 * len(CLASSES)
 
 
 def test_every_language_is_a_row_of_its_own(root: Path) -> None:
-    found = rows(TuxPaint(root, "all", split_seed=1))
+    found = rows(tuxpaint(root, "all", split_seed=1))
     ids = [sample.id for sample in found]
     assert len(set(ids)) == len(ids) == 9 * len(CLASSES)
     assert {"town/kind/stamp-2:es", "town/kind/stamp-2:fr", "town/kind/stamp-0:none"} <= set(ids)
     homes: dict[str, set[str]] = {}
-    for name, part in TuxPaint(root, "all", split_seed=1).splits().items():
+    for name, part in tuxpaint(root, "all", split_seed=1).splits().items():
         for sample in part:
             homes.setdefault(str(sample.values["text"]), set()).add(name)
     assert all(len(where) == 1 for where in homes.values())
@@ -60,13 +66,13 @@ def test_every_language_is_a_row_of_its_own(root: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_equal_names_stay_together_and_every_class_stands_everywhere(root: Path, seed: int) -> None:
-    splits = TuxPaint(root, split_seed=seed).splits()
+    splits = tuxpaint(root, split_seed=seed).splits()
     for part in splits.values():
         assert {sample.target for sample in part} == set(CLASSES)
     for category in CLASSES:
         homes = [n for n, part in splits.items() for s in part if s.group == plain_name(f"A {category} thing.")]
         assert len(homes) == 2 and len(set(homes)) == 1
-    assert splits != TuxPaint(root, split_seed=seed + 1).splits()
+    assert splits != tuxpaint(root, split_seed=seed + 1).splits()
 
 
 def test_a_group_of_two_classes_is_not_cut() -> None:
@@ -93,7 +99,7 @@ def test_plain_names(name: str, plain: str) -> None:
 
 def test_absent_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stamps, "DEFAULT_ROOT", tmp_path / "none")
-    for made in (lambda: TuxPaint(), lambda: TuxPaint(tmp_path), lambda: named_builder("tuxpaint")):
+    for made in (lambda: tuxpaint(), lambda: tuxpaint(tmp_path), lambda: named_builder("tuxpaint")):
         with pytest.raises(UserError, match=r"apt install tuxpaint-stamps-default.*dpkg -x"):
             made()
 
@@ -110,7 +116,7 @@ def test_named_on_the_command_line(root: Path, tmp_path: Path) -> None:
 
 def test_unknown_language(root: Path) -> None:
     with pytest.raises(UserError, match=r"data.audio.language.*found 'de'.*es, fr"):
-        TuxPaint(root, "de")
+        tuxpaint(root, "de")
 
 
 def test_prepared_with_sound(root: Path, tmp_path: Path) -> None:
@@ -120,7 +126,7 @@ def test_prepared_with_sound(root: Path, tmp_path: Path) -> None:
         "text": TextFormat(write_tokenizer(tmp_path / "tokenizer"), 8),
         "audio": AudioFormat(16_000, 80, 100, kind="whisper"),
     }
-    data = prepare(TuxPaint(root, split_seed=1), formats, tmp_path / "cache")
+    data = prepare(tuxpaint(root, split_seed=1), formats, tmp_path / "cache")
     batch = data.splits["train"].batch(np.arange(len(data.splits["train"])))
     audio = batch.inputs["audio"]
     assert isinstance(audio, torch.Tensor) and audio.shape[1:] == (100, 80)

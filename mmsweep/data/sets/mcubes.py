@@ -5,10 +5,10 @@ Counts and layout: research/methods.md §A.7 (the left 192 columns are dropped; 
 
 from __future__ import annotations
 
+from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.formats import RasterFormat
-from mmsweep.data.options import DatasetOptions
-from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.data.options import CarvedOptions
 from mmsweep.tasks.task import Target
 
 _NAMES = """
@@ -17,20 +17,17 @@ brick grass wood leaf water human sky
 """
 CLASSES = tuple(_NAMES.split())
 SIZE = (1024, 1024)
-CARD = DatasetCard(
-    name="mcubes",
-    title="MCubeS: streets in colour, polarisation and near infrared, 20 materials per pixel",
-    modalities=dict.fromkeys(("rgb", "aolp", "dolp", "nir"), "raster"),
-    target=Target("segmentation", CLASSES),
-    rows={"train": 302, "val": 96, "test": 102},
-    rasters={"rgb": RasterFormat(SIZE), "aolp": RasterFormat(SIZE), "dolp": RasterFormat(SIZE),
-             "nir": RasterFormat(SIZE)},
-    get="kyotovision-public/multimodal-material-segmentation",
-    layout="multimodal_dataset/{polL_color,polL_aolp_sin,polL_aolp_cos,polL_dolp,NIR_warped,GT}, list_folder/*.txt",
-    reader=False,
-)  # fmt: skip
 
 
-@register_dataset("mcubes", card=lambda options: CARD)
-def mcubes(options: DatasetOptions) -> DatasetBuilder:
-    raise not_read_yet(CARD)
+@register("mcubes")
+class MCubeS(DatasetBuilder):
+    Options = CarvedOptions
+    name = "mcubes"
+    title = "MCubeS: streets in colour, polarisation and near infrared, 20 materials per pixel"
+    modalities = dict.fromkeys(("rgb", "aolp", "dolp", "nir"), "raster")
+    target = Target("segmentation", CLASSES)
+    rows = {"train": 302, "val": 96, "test": 102}
+    formats = {"rgb": RasterFormat(SIZE), "aolp": RasterFormat(SIZE), "dolp": RasterFormat(SIZE),
+               "nir": RasterFormat(SIZE)}  # fmt: skip
+    get = "kyotovision-public/multimodal-material-segmentation"
+    layout = "multimodal_dataset/{polL_color,polL_aolp_sin,polL_aolp_cos,polL_dolp,NIR_warped,GT}, list_folder/*.txt"

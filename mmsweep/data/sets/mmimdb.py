@@ -6,9 +6,11 @@ Counts are those of the distributed split.json; the order of genres is by freque
 
 from __future__ import annotations
 
+from pydantic import Field
+
+from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.options import DatasetOptions
-from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.data.options import FolderOptions, TextOptions
 from mmsweep.tasks.task import Target
 
 GENRES = (
@@ -17,19 +19,20 @@ GENRES = (
     "Short", "Film-Noir",
 )  # fmt: skip
 
-CARD = DatasetCard(
-    name="mmimdb",
-    title="MM-IMDb: film posters and plots",
-    modalities={"image": "image", "text": "text"},
-    target=Target("multi_label", GENRES),
-    rows={"train": 15_552, "val": 2_608, "test": 7_799},
-    get="mmimdb.tar.gz (8 GB) from archive.org",
-    layout="split.json (train, dev, test), dataset/<id>.json (plot, genres), dataset/<id>.jpeg",
-    reader=False,
-    reads=("data.root", "data.text.field"),
-)
+
+class Plot(TextOptions):
+    field: str | None = Field(None, description="Which text of a film is read, for example longest_plot.")
 
 
-@register_dataset("mmimdb", card=lambda options: CARD)
-def mmimdb(options: DatasetOptions) -> DatasetBuilder:
-    raise not_read_yet(CARD)
+@register("mmimdb")
+class MMIMDb(DatasetBuilder):
+    name = "mmimdb"
+    title = "MM-IMDb: film posters and plots"
+    modalities = {"image": "image", "text": "text"}
+    target = Target("multi_label", GENRES)
+    rows = {"train": 15_552, "val": 2_608, "test": 7_799}
+    get = "mmimdb.tar.gz (8 GB) from archive.org"
+    layout = "split.json (train, dev, test), dataset/<id>.json (plot, genres), dataset/<id>.jpeg"
+
+    class Options(FolderOptions):
+        text: Plot = Field(Plot(), description=TextOptions.__doc__)

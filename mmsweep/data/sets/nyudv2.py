@@ -5,10 +5,10 @@ Counts, size and label rule: research/methods.md §A.6 (0 is "no class", 1 to 40
 
 from __future__ import annotations
 
+from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder
 from mmsweep.data.formats import RasterFormat
-from mmsweep.data.options import DatasetOptions
-from mmsweep.data.registry import DatasetCard, not_read_yet, register_dataset
+from mmsweep.data.options import CarvedOptions
 from mmsweep.tasks.task import IGNORE, Target
 
 _NAMES = """
@@ -18,19 +18,16 @@ person night_stand toilet sink lamp bathtub bag otherstructure otherfurniture ot
 """
 CLASSES = tuple(_NAMES.split())
 SIZE = (480, 640)
-CARD = DatasetCard(
-    name="nyudv2",
-    title="NYUDv2: rooms in colour and depth, 40 classes per pixel",
-    modalities={"rgb": "raster", "depth": "raster"},
-    target=Target("segmentation", CLASSES, ((0, IGNORE), *((c + 1, c) for c in range(len(CLASSES))))),
-    rows={"train": 795, "test": 654},
-    rasters={"rgb": RasterFormat(SIZE), "depth": RasterFormat(SIZE)},
-    get="the package of SA-Gate (charlesCXK/RGBD_Semantic_Segmentation_PyTorch)",
-    layout="RGB/<i>.jpg, HHA/<i>.jpg, Label/<i>.png, train.txt, test.txt",
-    reader=False,
-)
 
 
-@register_dataset("nyudv2", card=lambda options: CARD)
-def nyudv2(options: DatasetOptions) -> DatasetBuilder:
-    raise not_read_yet(CARD)
+@register("nyudv2")
+class NYUDv2(DatasetBuilder):
+    Options = CarvedOptions
+    name = "nyudv2"
+    title = "NYUDv2: rooms in colour and depth, 40 classes per pixel"
+    modalities = {"rgb": "raster", "depth": "raster"}
+    target = Target("segmentation", CLASSES, ((0, IGNORE), *((c + 1, c) for c in range(len(CLASSES)))))
+    rows = {"train": 795, "test": 654}
+    formats = {"rgb": RasterFormat(SIZE), "depth": RasterFormat(SIZE)}
+    get = "the package of SA-Gate (charlesCXK/RGBD_Semantic_Segmentation_PyTorch)"
+    layout = "RGB/<i>.jpg, HHA/<i>.jpg, Label/<i>.png, train.txt, test.txt"

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
+from mmsweep.components import register
+from mmsweep.data.dataset import SPLITS, DatasetBuilder, DatasetCard, Sample
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 
@@ -37,26 +39,30 @@ EXPECTED = {
 }
 
 
+@register("openclipart")
 class OpenClipart(DatasetBuilder):
-    """The shipped drawings.
+    """The shipped drawings; rows without a label of the task's kind are left out.
 
-    Args:
-        task: "single_label" or "multi_label"; rows without that kind of label are left out.
-        archive: the zip to read; the packaged one unless told otherwise.
+    Attributes:
+        archive: the zip to read.
 
     Raises:
         UserError: unknown task; from `splits`, an archive that is absent, damaged or of another version.
     """
 
     name = "openclipart"
+    title = "Open Clip Art: drawings with title and description (public domain)"
+    modalities = {"image": "image", "text": "text"}
+    get = "ships with the package"
+    layout = "one archive inside the package; tasks single_label (default) and multi_label"
+    archive = ARCHIVE
 
-    def __init__(self, task: str = "single_label", archive: Path = ARCHIVE) -> None:
+    @classmethod
+    def card(cls, options: Any = None) -> DatasetCard:
+        task: Any = (options and options.task) or "single_label"
         if task not in FIELDS:
             raise UserError("unknown task of openclipart", key="data.task", found=task, expected=" or ".join(FIELDS))
-        self.modalities = {"image": "image", "text": "text"}
-        self.target = Target(task, CLASSES[task])
-        self.expected = EXPECTED[task]
-        self.archive = archive
+        return replace(super().card(options), target=Target(task, CLASSES[task]), rows=EXPECTED[task])
 
     def splits(self) -> dict[str, list[Sample]]:
         """Samples in the archive's order; pictures as WebP bytes, 96 x 96, RGB."""

@@ -11,11 +11,15 @@ Splits are carved by the name without case and punctuation, class by class: two 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from mmsweep.data.dataset import DatasetBuilder, Sample
-from mmsweep.data.options import DatasetOptions
-from mmsweep.data.registry import DatasetCard, register_dataset
+from pydantic import Field
+
+from mmsweep.components import register
+from mmsweep.data.dataset import DatasetBuilder, DatasetCard, Sample
+from mmsweep.data.options import AudioOptions, CarvedOptions
 from mmsweep.data.splitting import carve_by_class
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
@@ -40,28 +44,55 @@ EXPECTED = {"train": 565, "val": 142, "test": 234}
 _SPEECH = re.compile(r"(?P<stem>.+)_desc(?:_(?P<language>[A-Za-z_]+))?\.(?:ogg|wav)$")
 
 
-class TuxPaint(DatasetBuilder):
+class Speech(AudioOptions):
+    language: str | None = Field(
+        None,
+        description=f"Language of the speech: a code as in the names of the files, or all; null takes {LANGUAGE!r}.",
+    )
+
+
+class StampOptions(CarvedOptions):
+    audio: Speech = Field(Speech(), description=AudioOptions.__doc__)
+
+    @property
+    def language(self) -> str:
+        """The language in force."""
+        return self.audio.language or LANGUAGE
+
+
+class Stamps(DatasetBuilder):
+    """What the datasets share that are made of the stamps."""
+
+    Options = StampOptions
+    get = GET
+
+    @classmethod
+    def card(cls, options: Any = None) -> DatasetCard:
+        usual = options is None or (options.language, options.split_seed) == (LANGUAGE, 0)
+        return replace(super().card(options), rows=EXPECTED if usual else {})
+
+
+@register("tuxpaint")
+class TuxPaint(Stamps):
     """The stamps of an unpacked package.
 
-    Args:
-        root: the package's folder of stamps, or the folder that `dpkg -x` unpacked it to; None: where apt puts it.
-        language: of the speech: a code as in the files' names ("fr", "pt_BR"; "en": files without one), or "all".
-        split_seed: of the carving.
+    `data.root` is the package's folder of stamps, or the folder that `dpkg -x` unpacked it to; null: where apt puts it.
 
     Raises:
         UserError: no stamps there; no speech in that language; too few stamps to carve.
     """
 
     name = "tuxpaint"
+    title = "Tux Paint's stamps: picture, name and spoken name, 14 categories"
+    modalities = {"image": "image", "text": "text", "audio": "audio"}
+    target = Target("single_label", CLASSES)
+    layout = "<category>/…/<stamp>.png or .svg, <stamp>.txt, <stamp>_desc_<language>.ogg"
 
-    def __init__(self, root: Path | None = None, language: str | None = None, split_seed: int = 0) -> None:
-        self.modalities = {"image": "image", "text": "text", "audio": "audio"}
-        self.target = Target("single_label", CLASSES)
-        self.language, self.split_seed = language or LANGUAGE, split_seed
-        self.folder = stamps_folder(root)
+    def __init__(self, options: StampOptions) -> None:
+        super().__init__(options)
+        self.language, self.split_seed = options.language, options.split_seed
+        self.folder = stamps_folder(self.root)
         self._splits = self._carved(read_stamps(self.folder, self.language))
-        if (self.language, split_seed) == (LANGUAGE, 0):
-            self.expected = EXPECTED
 
     def splits(self) -> dict[str, list[Sample]]:
         return {name: list(rows) for name, rows in self._splits.items()}
@@ -149,22 +180,3 @@ def _speech(files: list[Path]) -> dict[Path, dict[str, Path]]:
             stem = path.with_name(match["stem"])
             found.setdefault(stem, {}).setdefault(match["language"] or "en", path)
     return found
-
-
-def _card(options: DatasetOptions) -> DatasetCard:
-    own = (options.language or LANGUAGE, options.split_seed) == (LANGUAGE, 0)
-    return DatasetCard(
-        name="tuxpaint",
-        title="Tux Paint's stamps: picture, name and spoken name, 14 categories",
-        modalities={"image": "image", "text": "text", "audio": "audio"},
-        target=Target("single_label", CLASSES),
-        rows=EXPECTED if own else {},
-        get=GET,
-        layout="<category>/…/<stamp>.png or .svg, <stamp>.txt, <stamp>_desc_<language>.ogg",
-        reads=("data.root", "data.split_seed", "data.audio.language"),
-    )
-
-
-@register_dataset("tuxpaint", card=_card)
-def tuxpaint(options: DatasetOptions) -> DatasetBuilder:
-    return TuxPaint(options.root, options.language, options.split_seed)

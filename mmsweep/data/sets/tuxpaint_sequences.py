@@ -12,13 +12,11 @@ It exercises MulT and the metrics of sentiment at the sizes of the real benchmar
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from mmsweep.data.dataset import DatasetBuilder, Sample
+from mmsweep.components import register
+from mmsweep.data.dataset import Sample
 from mmsweep.data.formats import SequenceFormat
-from mmsweep.data.options import DatasetOptions
-from mmsweep.data.registry import DatasetCard, register_dataset
-from mmsweep.data.sets.tuxpaint import EXPECTED, GET, LANGUAGE, TuxPaint
+from mmsweep.data.sets.tuxpaint import StampOptions, Stamps, TuxPaint
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 
@@ -37,25 +35,24 @@ SEQUENCES = {
 _SOURCES = {"text": "text", "audio": "audio", "vision": "image"}
 
 
-class TuxPaintSequences(DatasetBuilder):
-    """The stamps of `TuxPaint`, in the same splits, as sequences with a number.
-
-    Args:
-        root, language, split_seed: as TuxPaint; one language.
-    """
+@register("tuxpaint_sequences")
+class TuxPaintSequences(Stamps):
+    """The stamps of `TuxPaint` of one language, in the same splits, as sequences with a number."""
 
     name = "tuxpaint_sequences"
+    title = "sequences in CMU-MOSI's shapes with a number from -3 to 3, derived from Tux Paint's stamps"
+    modalities = dict.fromkeys(SEQUENCES, "sequence")
+    target = Target("regression", signed=True)
+    formats = SEQUENCES
+    layout = "as tuxpaint; features and target are derived when the data is prepared"
 
-    def __init__(self, root: Path | None = None, language: str | None = None, split_seed: int = 0) -> None:
-        if language == "all":
+    def __init__(self, options: StampOptions) -> None:
+        super().__init__(options)
+        if options.language == "all":
             raise UserError(
-                "sequences are of one language", key="data.audio.language", found=language, expected="a language"
+                "sequences are of one language", key="data.audio.language", found="all", expected="a language"
             )
-        self._stamps = TuxPaint(root, language, split_seed)
-        self.modalities = dict.fromkeys(SEQUENCES, "sequence")
-        self.sequences = SEQUENCES
-        self.target = Target("regression", signed=True)
-        self.expected = self._stamps.expected
+        self._stamps = TuxPaint(options)
 
     def splits(self) -> dict[str, list[Sample]]:
         return {name: [self._derived(s) for s in rows] for name, rows in self._stamps.splits().items()}
@@ -70,23 +67,3 @@ class TuxPaintSequences(DatasetBuilder):
             f"{self._stamps.provenance()} Derived, not measured: the features of all three sequences, and the number "
             "to predict (how alive each category is, on this project's own scale from -3 to 3)."
         )
-
-
-def _card(options: DatasetOptions) -> DatasetCard:
-    own = (options.language or LANGUAGE, options.split_seed) == (LANGUAGE, 0)
-    return DatasetCard(
-        name="tuxpaint_sequences",
-        title="sequences in CMU-MOSI's shapes with a number from -3 to 3, derived from Tux Paint's stamps",
-        modalities=dict.fromkeys(SEQUENCES, "sequence"),
-        target=Target("regression", signed=True),
-        rows=EXPECTED if own else {},
-        sequences=SEQUENCES,
-        get=GET,
-        layout="as tuxpaint; features and target are derived when the data is prepared",
-        reads=("data.root", "data.split_seed", "data.audio.language"),
-    )
-
-
-@register_dataset("tuxpaint_sequences", card=_card)
-def tuxpaint_sequences(options: DatasetOptions) -> DatasetBuilder:
-    return TuxPaintSequences(options.root, options.language, options.split_seed)

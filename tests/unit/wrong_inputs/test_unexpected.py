@@ -18,7 +18,7 @@ from tests.unit.wrong_inputs.messages import Say
 def test_an_unexpected_error_is_one_line_and_a_file(
     problem: Exception, say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("mmsweep.data.registry.datasets", _raising(problem))
+    monkeypatch.setattr("mmsweep.data.options.Datasets.values", _raising(problem))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     message = say("data", "list")
     assert message.startswith(f"{type(problem).__name__}: ") and "interrupted" not in message
@@ -27,7 +27,7 @@ def test_an_unexpected_error_is_one_line_and_a_file(
 
 
 def test_a_developer_gets_the_error_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsweep.data.registry.datasets", _raising(EOFError("Ran out of input")))
+    monkeypatch.setattr("mmsweep.data.options.Datasets.values", _raising(EOFError("Ran out of input")))
     monkeypatch.setenv("MMSWEEP_DEBUG", "1")
     monkeypatch.setattr(sys, "argv", ["mmsweep", "data", "list"])
     with pytest.raises(EOFError, match="Ran out of input"):
@@ -35,7 +35,7 @@ def test_a_developer_gets_the_error_itself(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_ctrl_c_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("mmsweep.data.registry.datasets", _raising(KeyboardInterrupt()))
+    monkeypatch.setattr("mmsweep.data.options.Datasets.values", _raising(KeyboardInterrupt()))
     monkeypatch.setattr(sys, "argv", ["mmsweep", "data", "list"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -43,7 +43,7 @@ def test_ctrl_c_is_an_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def _raising(problem: BaseException):  # type: ignore[no-untyped-def]
-    def datasets() -> None:
+    def values(registry: object) -> None:
         raise problem
 
-    return datasets
+    return values

@@ -56,8 +56,8 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
     "manifest without its file": (
         {"data.path": ...},
         "data:",
-        "data",
-        ["dataset manifest needs path", "expected path, modalities and target"],
+        "data.path",
+        ["this key is missing", "expected a value"],
     ),
     "impossible range": (
         {"search": {"method.align_weight": {"uniform": [-1.0, 1.0]}}},
@@ -163,9 +163,9 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
     ),
     "a split rule for a dataset with splits of its own": (
         {"data": {"dataset": "openclipart", "split": {"train": 0.5}}},
-        "data:",
-        "data",
-        ["split: only for dataset manifest", "expected dataset: manifest, or no such key"],
+        "split:",
+        "data.split",
+        ["unknown key", "found 'split'", "It is an option of dataset manifest"],
     ),
     "views at test without rasters": (
         {"inference": {"flip": True}},

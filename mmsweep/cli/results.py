@@ -49,11 +49,18 @@ def evaluate(
     out.print(table)
 
 
-def report(sweep: SweepPath) -> None:
+def report(
+    sweep: SweepPath,
+    over: Annotated[str, typer.Option(help="What intervals resample: some of rows, groups and seeds.")] = "",
+) -> None:
     """Write a sweep's report again: report/index.html, pictures and tables."""
+    from mmsweep.readers.report.bootstrap import OVER
     from mmsweep.readers.report.page import write_report
 
-    print(write_report(sweep_folder(sweep)))
+    wanted = [name.strip() for name in over.split(",")] if over else []
+    if not set(wanted) <= set(OVER):
+        raise UserError("this cannot be resampled", key="--over", found=over, expected=f"some of {', '.join(OVER)}")
+    print(write_report(sweep_folder(sweep), wanted))
 
 
 def show(sweep: SweepPath, as_json: AsJson = False) -> None:

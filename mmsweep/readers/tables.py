@@ -158,16 +158,21 @@ def _constant(metric: str, cells: Sequence[Cell | None]) -> str:
 
 
 def comparison_table(board: Leaderboard) -> Table:
-    """Differences between groups with paired 95 % bootstrap intervals; those that exclude zero are strong."""
+    """Differences between groups with paired 95 % bootstrap intervals; strong: those that Holm's correction leaves."""
     rows, strong = [], set()
     for position, c in enumerate(board.comparisons):
         d = c.difference
         value, low, high = (f"{wording.scaled(board.metric, v):+.1f}" for v in (d.value, d.low, d.high))
-        rows.append((f"{c.a} − {c.b}", wording.scenario_label(c.scenario), value, f"[{low}, {high}]", str(c.rows)))
-        if d.excludes_zero:
+        cells = (value, f"[{low}, {high}]", f"{d.p:.2g}", "yes" if c.holds else "no", str(c.rows))
+        rows.append((f"{c.a} − {c.b}", wording.scenario_label(c.scenario), *cells))
+        if c.holds:
             strong.add(position)
-    title = f"Differences in {wording.metric_label(board.metric)}: paired bootstrap over test rows"
-    return Table(title, ("pair", "scenario", "difference", "95 % interval", "n"), tuple(rows), 2, frozenset(strong))
+    title = (
+        f"Differences in {wording.metric_label(board.metric)}: paired bootstrap, {board.resampled}; "
+        f"{len(strong)} of {len(rows)} comparisons significant at 5 % after Holm's correction"
+    )
+    columns = ("pair", "scenario", "difference", "95 % interval", "p", "Holm", "n")
+    return Table(title, columns, tuple(rows), 2, frozenset(strong))
 
 
 def trials_csv(record: SweepRecord) -> str:

@@ -6,7 +6,7 @@ Tables, the report and MLflow read this instead of the study, so they need neith
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,6 +98,7 @@ class Summary:
         objectives: objectives; the first ranks the trials.
         scheduler: rule that stops weak trials, none before `grace_epochs`.
         final: final runs; None if there are none.
+        over: what the report's intervals resample: some of rows, groups and seeds.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Summary:
     scheduler: Literal["asha", "median", "none"]
     grace_epochs: int
     final: Final | None
+    over: list[str] = field(default_factory=lambda: ["rows"])
 
     @classmethod
     def load(cls, folder: Path) -> Summary:

@@ -162,6 +162,18 @@ class Scenarios(Section):
     )
 
 
+class Bootstrap(Section):
+    """How the report finds intervals and p-values."""
+
+    over: list[Literal["rows", "groups", "seeds"]] = Field(
+        ["rows"],
+        min_length=1,
+        description="What each resample draws anew. rows: the test rows. groups: whole groups of test rows, where the "
+        "data has groups (`data.group`) whose rows resemble each other; with rows too, rows are then drawn within each "
+        "group. seeds: the final runs of each method, so that intervals cover how training varies as well.",
+    )
+
+
 MOST_HOSTS = 10_000
 MOST_SLOTS = 64
 """Of a host: Tune follows each of its trials by a process of its own."""

@@ -21,7 +21,7 @@ from mmsweep.errors import UserError, masked
 from mmsweep.methods.options import METHODS, MethodOptions
 from mmsweep.models.options import ModelOptions
 from mmsweep.study.search import Dimension, Sweep
-from mmsweep.study.sections import Inference, Resources, Scenarios, Tracking, Train
+from mmsweep.study.sections import Bootstrap, Inference, Resources, Scenarios, Tracking, Train
 from mmsweep.study.source import Source, first_problem
 
 
@@ -48,6 +48,7 @@ class Study(Section):
         description="The search space: each dotted key of the study that is searched, with its range or choices.",
     )
     sweep: Sweep = Field(Sweep(), description="How the search space is searched, and what follows the search.")
+    bootstrap: Bootstrap = Field(Bootstrap(), description="How the report finds intervals and p-values.")
     resources: Resources = Field(Resources(), description="How many processes, CPUs and GPUs are used.")
     tracking: Tracking = Field(Tracking(), description="Where MLflow logs the runs.")
     _references: dict[str, str] = PrivateAttr(default_factory=dict)  # see Source.references

@@ -35,7 +35,7 @@ DATA_FACTS = {
 }
 """Of `assembly.facts`, what must stay as it is when a sweep goes on, with the words for it."""
 # What may differ when a sweep goes on: where and how long it runs, not what it computes.
-FREE_ON_RESUME = ("resources.hosts", "resources.slots", "sweep.budget", "tracking")
+FREE_ON_RESUME = ("resources.hosts", "resources.slots", "sweep.budget", "bootstrap", "tracking")
 
 
 class SweepFolder:

@@ -34,6 +34,7 @@ def summary_of(study: Study) -> Summary:
         scheduler=sweep.scheduler.name,
         grace_epochs=sweep.scheduler.grace_epochs,
         final=None if final is None else Final(final.seeds, final.keys),
+        over=list(study.bootstrap.over),
     )
 
 

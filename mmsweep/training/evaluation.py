@@ -47,6 +47,7 @@ class Predictions:
         natural_NM: what the data has.
         modalities: the order of columns.
         ids: of the rows.
+        groups: of the rows; a row of the group None is its own.
     """
 
     statistics_PN: Tensor
@@ -54,6 +55,7 @@ class Predictions:
     natural_NM: BoolArray
     modalities: tuple[str, ...]
     ids: tuple[str, ...]
+    groups: tuple[str | None, ...] = ()
 
     def under(self, table_NM: BoolArray) -> tuple[Tensor, Tensor, BoolArray]:
         """Statistics and targets of the eligible rows under a table, and which rows those are."""
@@ -127,7 +129,8 @@ def predict_slots(
         parts = [torch.zeros(shape, dtype=task.statistics_dtype, device=device)]
     whole_PSN = world.all_gather_rows(torch.cat(parts, 2), len(split), dim=2).cpu()
     truth, natural_NM, ids = task.truth(split.targets), np.asarray(split.natural_NM), tuple(split.ids)
-    return [Predictions(whole_PSN[:, s], truth, natural_NM, modalities, ids) for s in range(slots)]
+    rows = (truth, natural_NM, modalities, ids, tuple(split.groups))
+    return [Predictions(whole_PSN[:, s], *rows) for s in range(slots)]
 
 
 def scenario_metrics(
@@ -244,6 +247,10 @@ def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predicti
     kept: dict[str, Any] = (
         {"scores_PNC": statistics.float()} if statistics.is_floating_point() else {"confusions_PNCC": statistics}
     )
+    if any(group is not None for group in predictions.groups):
+        names = [("row", i) if group is None else ("group", group) for i, group in enumerate(predictions.groups)]
+        number = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        kept["groups_N"] = torch.tensor([number[name] for name in names])
     rows_PM = pattern_rows(predictions.modalities)
     present_PN = (rows_PM[:, None] & predictions.natural_NM).any(-1)
     temporary = folder / ".predictions.npz"

@@ -182,7 +182,7 @@ def test_intervals_stand_on_the_matrices(sweep: Path) -> None:
         sum_CC = sum(w * m for w, m in zip(weights_N, matrices, strict=True))
         hits = np.diag(sum_CC)
         iou = hits / np.maximum(sum_CC.sum(0) + sum_CC.sum(1) - hits, 1)
-        assert bootstrap._all["a", "complete"]["miou"][1 + r] == pytest.approx(iou.mean())
+        assert bootstrap._samples("a", "complete", "miou")[1 + r] == pytest.approx(iou.mean())
 
 
 def test_no_class_is_drawn_pale() -> None:

@@ -73,6 +73,7 @@ class Split:
         }
         self.targets, self.natural_NM = many[target.task].numpy(), natural_NM
         self.ids = [f"row-{i}" for i in range(ROWS)]
+        self.groups = [None] * ROWS
 
     def __len__(self) -> int:
         return ROWS

@@ -1,14 +1,16 @@
-"""Paired bootstrap over test rows: how sure a score is, and whether one method beats another on the same rows.
+"""Paired bootstrap: how sure a score is, and whether one group of finals beats another.
 
-Every resample draws N of the N test rows with replacement. All groups, seeds and scenarios are scored on that same
-draw (paired), a group's seeds are averaged inside it, and the interval is the middle 95 % of 2,000 draws. It speaks
-about the test rows; how much training varies is told by the SD over seeds beside it.
+A resample draws with replacement what `over` names: `rows`, N of the N test rows; `groups`, whole groups of test rows;
+both, groups and then rows within each group drawn; `seeds`, a group's finals as well. All groups and scenarios are
+scored on the same draw of rows (paired), a group's seeds are averaged, and the interval is the middle 95 % of 2,000
+draws. Rows alone speak about the test rows; how much training varies is told by the SD over seeds beside it.
 
 A resample is a weight for each row, and the task's own metrics (`mmsweep/tasks/`) score the rows so weighted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,20 +26,26 @@ from mmsweep.readers.report.arrays import read_arrays
 from mmsweep.tasks.task import Task
 
 RESAMPLES = 2000
+MOST_RESAMPLES = 10_000
+OVER = ("rows", "groups", "seeds")
+LEVEL = 0.05
+"""Of Holm's correction."""
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value on the real rows with its 95 % interval."""
+    """A value on the real rows with its 95 % interval.
+
+    Args:
+        p: two-sided p-value for a true value of 0: the share of resamples that lie at least as far from the value as 0
+            does, the real rows counted as one more of them.
+    """
 
     value: float
     low: float
     high: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+    p: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,14 @@ class Predicted:
         targets: what the task keeps of each row's truth [N, ...].
         natural_NM: what the data has.
         ids: of the rows.
+        groups_N: number of each row's group; None where the data has none, or an older version wrote the file.
     """
 
     statistics_PN: Array
     targets: Array
     natural_NM: BoolArray
     ids: tuple[str, ...]
+    groups_N: Array | None = None
 
     @classmethod
     def read(cls, path: Path) -> Predicted:
@@ -72,7 +82,10 @@ class Predicted:
                 "the arrays do not belong together", file=path, found={name: a.shape for name, a in file.items()},
                 expected="as many rows in each as there are ids",
             )  # fmt: skip
-        return cls(file[kept], file["targets"], file["natural_NM"], tuple(map(str, file["ids"])))
+        groups_N = file.get("groups_N")
+        if groups_N is not None and (groups_N.shape != (rows,) or groups_N.dtype.kind != "i"):
+            raise UserError("groups_N is no number for each row", file=path, found=groups_N.shape)
+        return cls(file[kept], file["targets"], file["natural_NM"], tuple(map(str, file["ids"])), groups_N)
 
     @property
     def maps(self) -> bool:
@@ -97,10 +110,11 @@ class Bootstrap:
         groups: name -> predictions, one a seed, with the task that scores them; all on the same rows.
         tables: scenario -> availability [N, M].
         means: further names for the mean over some scenarios, taken inside each resample: `{"mean_missing": [...]}`.
+        over: what is resampled, some of OVER.
         seed: of the resamples.
 
     Raises:
-        UserError: groups or seeds were evaluated on different rows.
+        UserError: groups or seeds were evaluated on different rows; groups of rows or seeds cannot be resampled.
     """
 
     def __init__(
@@ -109,17 +123,29 @@ class Bootstrap:
         tables: Mapping[str, BoolArray],
         means: Mapping[str, Sequence[str]] | None = None,
         *,
+        over: Sequence[str] = ("rows",),
         resamples: int = RESAMPLES,
         seed: int = 0,
     ) -> None:
         self.groups, self.tables, self.means = groups, tables, means or {}
-        self.resamples, self.seed = resamples, seed
+        self.over, self.resamples, self.seed = over, resamples, seed
         first, _ = next(iter(groups.values()))[0]
         self.rows = len(first.ids)
         if any(predicted.ids != first.ids for members in groups.values() for predicted, _ in members):
             raise UserError(
                 "the finals were evaluated on different test rows", expected="one test split for all groups"
             )
+        if "groups" in over and first.groups_N is None:
+            raise UserError(
+                "groups of rows cannot be resampled: predictions.npz knows none", key="bootstrap.over",
+                found=list(over), expected="rows or seeds; groups needs data.group and finals of this version",
+            )  # fmt: skip
+        if "seeds" in over and (single := [name for name, members in groups.items() if len(members) < 2]):
+            raise UserError(
+                f"seeds cannot be resampled: {', '.join(single)} has one final", key="bootstrap.over",
+                found=list(over), expected="rows or groups, or sweep.final.seeds of at least 2",
+            )  # fmt: skip
+        self._groups_N: Array = np.arange(self.rows) if first.groups_N is None else first.groups_N
 
     def interval(self, group: str, scenario: str, metric: str) -> Interval:
         """A group's score, its seeds averaged."""
@@ -133,11 +159,18 @@ class Bootstrap:
         """[1 + resamples]; the first value is that of the real rows."""
         if scenario in self.means:
             return np.mean([self._samples(group, s, metric) for s in self.means[scenario]], axis=0)
-        return self._all[group, scenario][metric]
+        found_SR = self._all[group, scenario][metric]
+        if "seeds" not in self.over:
+            averaged: Array = found_SR.mean(0)
+            return averaged
+        seeds = len(found_SR)
+        generator = np.random.default_rng([self.seed, list(self.groups).index(group)])
+        drawn_RS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), self.resamples)
+        return np.concatenate([found_SR[:, :1].mean(0), (found_SR[:, 1:] * drawn_RS.T).sum(0) / seeds])
 
     @cached_property
     def _all(self) -> dict[tuple[str, str], dict[str, Array]]:
-        """(group, scenario) -> metric -> [1 + resamples], averaged over the group's seeds."""
+        """(group, scenario) -> metric -> [seeds, 1 + resamples]."""
         rows = {
             (group, scenario): [(task, *predicted.under(table_NM)) for predicted, task in members]
             for group, members in self.groups.items()
@@ -150,8 +183,11 @@ class Bootstrap:
                     task.metrics(statistics, targets, weights_RN[:, rows_E])
                     for task, statistics, targets, rows_E in members
                 ]
-                parts[key].append({name: np.mean([seed[name] for seed in seeds], axis=0) for name in seeds[0]})
-        return {key: {m: np.concatenate([part[m] for part in found]) for m in found[0]} for key, found in parts.items()}
+                parts[key].append({name: np.stack([seed[name] for seed in seeds]) for name in seeds[0]})
+        return {
+            key: {name: np.concatenate([part[name] for part in found], axis=1) for name in found[0]}
+            for key, found in parts.items()
+        }
 
     def _weights(self) -> Iterator[Array]:
         """How often each row is drawn, [r, N] a piece; the first row of all is the real data."""
@@ -160,11 +196,49 @@ class Bootstrap:
         piece = max(1, min(250, 4_000_000 // max(self.rows, 1)))
         for start in range(0, self.resamples, piece):
             count = min(piece, self.resamples - start)
-            drawn = generator.integers(0, self.rows, (count, self.rows)) + self.rows * np.arange(count)[:, None]
-            weights = np.bincount(drawn.ravel(), minlength=count * self.rows)
-            yield weights.reshape(count, self.rows).astype(np.float32)  # counts are small: exact
+            yield self._drawn(generator, count).astype(np.float32)  # counts are small: exact
+
+    def _drawn(self, generator: np.random.Generator, count: int) -> Array:
+        """How often each row is drawn in `count` resamples [count, N]."""
+        if "groups" not in self.over:
+            if "rows" not in self.over:
+                return np.ones((count, self.rows))
+            return _counts(generator.integers(0, self.rows, (count, self.rows)), self.rows)
+        _, groups_N, sizes_G = np.unique(self._groups_N, return_inverse=True, return_counts=True)
+        drawn_RG = generator.integers(0, len(sizes_G), (count, len(sizes_G)))
+        if "rows" not in self.over:
+            return _counts(drawn_RG, len(sizes_G))[:, groups_N]
+        # Each group drawn brings as many of its rows as it has: `order` holds the rows group by group.
+        order, starts_G = np.argsort(groups_N, kind="stable"), np.cumsum(sizes_G) - sizes_G
+        sizes, starts = (np.repeat(of_G[drawn_RG], sizes_G[drawn_RG].ravel()) for of_G in (sizes_G, starts_G))
+        rows = order[starts + (generator.random(len(sizes)) * sizes).astype(np.int64)]
+        resample = np.repeat(np.arange(count), sizes_G[drawn_RG].sum(1))
+        return np.bincount(resample * self.rows + rows, minlength=count * self.rows).reshape(count, self.rows)
+
+
+def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:
+    """Which of several hypotheses are rejected at a level for all of them together (Holm 1979, step-down)."""
+    rejected = [False] * len(p_values)
+    for step, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if not p_values[place] <= level / (len(p_values) - step):  # NaN too
+            break
+        rejected[place] = True
+    return rejected
+
+
+def resamples_for(comparisons: int) -> int:
+    """So many that a p-value can be small enough for Holm's correction, up to MOST_RESAMPLES."""
+    return min(max(RESAMPLES, round(comparisons / LEVEL)), MOST_RESAMPLES)
+
+
+def _counts(drawn_RN: Array, values: int) -> Array:
+    """How often each of some values stands in each row [R, values]."""
+    place = drawn_RN + values * np.arange(len(drawn_RN))[:, None]
+    return np.bincount(place.ravel(), minlength=len(drawn_RN) * values).reshape(len(drawn_RN), values)
 
 
 def _interval(samples: Array) -> Interval:
-    low, high = np.nanpercentile(samples[1:], [2.5, 97.5])
-    return Interval(float(samples[0]), float(low), float(high))
+    value, drawn = samples[0], samples[1:]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    as_far = int((~(abs(drawn - value) < abs(value))).sum())  # a resample without a score speaks against a difference
+    return Interval(float(value), float(low), float(high), (as_far + 1) / (len(drawn) + 1))

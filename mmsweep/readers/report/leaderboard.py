@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from mmsweep.availability import BoolArray, Scenario, availability_table, table_digest
 from mmsweep.errors import UserError
-from mmsweep.readers.report.bootstrap import Bootstrap, Interval, Predicted
+from mmsweep.readers.report.bootstrap import OVER, RESAMPLES, Bootstrap, Interval, Predicted, holm, resamples_for
+from mmsweep.readers.wording import joined
 from mmsweep.record.evaluation import Evaluation
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.tasks.task import TASKS, Target, Task
@@ -17,13 +18,18 @@ from mmsweep.tasks.task import TASKS, Target, Task
 
 @dataclass(frozen=True)
 class Comparison:
-    """`a` minus `b` in one scenario, on `rows` test rows."""
+    """`a` minus `b` in one scenario, on `rows` test rows.
+
+    Args:
+        holds: whether it is significant at 5 % after Holm's correction for all comparisons of the sweep.
+    """
 
     a: str
     b: str
     scenario: str
     difference: Interval
     rows: int
+    holds: bool
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Leaderboard:
     """Intervals of every group's scores and of every pair's differences, for one metric.
 
     Args:
+        over: what was resampled (bootstrap.OVER), `resamples` times.
         note: why there are none, in words; empty where there are some.
     """
 
@@ -38,30 +45,49 @@ class Leaderboard:
     scores: Mapping[tuple[str, str], Interval]
     comparisons: tuple[Comparison, ...]
     note: str = ""
+    over: tuple[str, ...] = ("rows",)
+    resamples: int = RESAMPLES
 
     @classmethod
-    def of(cls, record: SweepRecord, metric: str | None = None) -> Leaderboard:
-        """Computes it from the finals' `predictions.npz`; what cannot be computed is said in `note`, never raised."""
+    def of(cls, record: SweepRecord, metric: str | None = None, over: Sequence[str] = ()) -> Leaderboard:
+        """Computes it from the finals' `predictions.npz`; what cannot be computed is said in `note`.
+
+        Args:
+            over: what is resampled, instead of the study's `bootstrap.over`.
+
+        Raises:
+            UserError: `over` is given, and cannot be followed.
+        """
         name = metric or record.metric
         groups = [group for group in record.groups if group.evaluations]
         if not groups:
             return cls(name, {}, (), "no final run has ended")
         try:
-            bootstrap, rows = _bootstrap(record)
+            bootstrap, rows = _bootstrap(record, over or record.summary.over)
         except UserError as error:
+            if over:
+                raise
             return cls(name, {}, (), str(error))
         names = [group.name for group in groups]
         scenarios = list(rows)
         scores = {(g, s): bootstrap.interval(g, s, name) for g in names for s in scenarios}
+        compared = [(a, b, s) for a, b in combinations(names, 2) for s in scenarios]
+        found = [bootstrap.difference(a, b, s, name) for a, b, s in compared]
+        hold = holm([difference.p for difference in found])
         comparisons = tuple(
-            Comparison(a, b, s, bootstrap.difference(a, b, s, name), rows[s])
-            for a, b in combinations(names, 2)
-            for s in scenarios
+            Comparison(a, b, s, difference, rows[s], holds)
+            for (a, b, s), difference, holds in zip(compared, found, hold, strict=True)
         )
-        return cls(name, scores, comparisons)
+        return cls(name, scores, comparisons, "", tuple(bootstrap.over), bootstrap.resamples)
+
+    @property
+    def resampled(self) -> str:
+        """How the intervals were made, for people."""
+        words = {"rows": "test rows", "groups": "groups of test rows", "seeds": "seeds"}
+        return f"{self.resamples:,} resamples of {joined([words[name] for name in OVER if name in self.over])}"
 
 
-def _bootstrap(record: SweepRecord) -> tuple[Bootstrap, dict[str, int]]:
+def _bootstrap(record: SweepRecord, over: Sequence[str]) -> tuple[Bootstrap, dict[str, int]]:
     """The bootstrap over all groups, and rows by scenario.
 
     Raises:
@@ -86,7 +112,8 @@ def _bootstrap(record: SweepRecord) -> tuple[Bootstrap, dict[str, int]]:
         if score is not None and score.table in ("", table_digest(table)):
             tables[name] = table
     means = {"mean_missing": missing} if all(name in tables for name in missing) else {}
-    bootstrap = Bootstrap(groups, tables, means)
+    compared = math.comb(len(groups), 2) * (len(tables) + len(means))
+    bootstrap = Bootstrap(groups, tables, means, over=over, resamples=resamples_for(compared))
     _check(record, bootstrap)
     rows = {name: int(table.any(1).sum()) for name, table in tables.items()} | dict.fromkeys(means, evaluation.rows)
     return bootstrap, {name: rows[name] for name in [*evaluation.scenarios, *means] if name in rows}

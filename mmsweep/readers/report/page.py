@@ -17,7 +17,7 @@ from mmsweep.readers.report.figures import all_of_finals
 from mmsweep.readers.report.leaderboard import Leaderboard
 from mmsweep.readers.report.published import published_table
 from mmsweep.readers.report.search_figures import all_of_search, importance_note
-from mmsweep.readers.report.sentences import facts, headline, rivals, selection, state_sentence
+from mmsweep.readers.report.sentences import bootstrap_part, facts, headline, rivals, selection, state_sentence
 from mmsweep.record.files import write_atomically
 from mmsweep.record.results import FinalGroup
 from mmsweep.record.sweep import SweepRecord
@@ -32,20 +32,24 @@ class Figure:
     data: str
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, over: Sequence[str] = ()) -> Path:
     """Writes `report/index.html`, `report/*.png` and `report/tables/*` of a sweep, finished or not.
+
+    Args:
+        over: what intervals resample, instead of the study's `bootstrap.over`.
 
     Returns:
         The page's path.
 
     Raises:
-        UserError: no sweep lies in `folder`, a file in it is damaged, or the report cannot be written there.
+        UserError: no sweep lies in `folder`, a file in it is damaged, the report cannot be written there, or `over` is
+            given and the finals cannot be resampled so.
     """
     record = SweepRecord.load(folder)
     target = record.folder / "report"
     try:
         target.mkdir(exist_ok=True)
-        board = Leaderboard.of(record)
+        board = Leaderboard.of(record, over=over)
         drawn = all_of_finals(record, target) | all_of_search(record, target)
         agreement = agreement_tables(record)
         tables.write_tables(record, board, agreement, target / "tables")
@@ -78,6 +82,7 @@ def render(
         all_scenarios=[tables.scenario_table(g) for g in record.groups if g.evaluations] if several else [],
         constant=_constant(chosen),
         comparisons=tables.comparison_table(board) if board.comparisons else None,
+        bootstrap=bootstrap_part(board),
         agreement=agreement,
         board_note=board.note if several else "",
         figures={name: _figure(name, path) for name, path in drawn.items()},

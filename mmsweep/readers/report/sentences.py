@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from mmsweep.readers import wording
+from mmsweep.readers.report.bootstrap import LEVEL
+from mmsweep.readers.report.leaderboard import Leaderboard
 from mmsweep.record.results import Cell, FinalGroup
 from mmsweep.record.sweep import SweepRecord
 
@@ -149,6 +151,23 @@ def _validation_part(record: SweepRecord) -> str:
     if splits.validation_rows is not None:
         return f"The validation part ({splits.validation_rows:,} rows) comes with the dataset."
     return f"The dataset has no validation part; one is carved from training with data.split_seed {splits.seed}."
+
+
+def bootstrap_part(board: Leaderboard) -> str:
+    """What the intervals and p-values of the comparisons mean."""
+    seeds = "" if "seeds" in board.over else ", their seeds averaged"
+    text = f"Each interval is the middle 95 % of {board.resampled}; both groups are scored on the same rows{seeds}. "
+    if "seeds" in board.over:
+        text += "Each group's seeds are drawn anew in each resample, so the interval also covers how training varies. "
+    else:
+        text += "It does not cover how much training varies, which is the SD in the table above. "
+    text += (
+        f"p is two-sided. Holm's correction accounts for all {len(board.comparisons)} comparisons of the table; "
+        "bold: significant at 5 % after it."
+    )
+    if len(board.comparisons) / LEVEL > board.resamples + 1:
+        text += f" With so many, none can be: no p-value is below {1 / (board.resamples + 1):.1g}."
+    return text
 
 
 def facts(record: SweepRecord) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@
 
 The trials sleep instead of training (`tests/end_to_end/sleeping.py`) but keep the real contract: two ranks that
 exchange gradients by gloo, checkpoints, durable reports, exact resume. Killed (SIGKILL) is at random: one rank, all
-ranks, the hosts' keeper (Ray Train's controllers run in it), the light Tune trial's process, or the driver; after a
+ranks, the hosts' supervisor (Ray Train's controllers run in it), the light Tune trial's process, or the driver; after a
 driver's death the sweep is resumed. At the end:
 
 - every trial and final run is in a terminal state, with the parameters and the metrics of the undisturbed sweep, to
@@ -40,7 +40,7 @@ sys.path[:0] = [str(ROOT), str(STAND_IN)]
 TARGETS = {  # what -> how Ray titles its process
     "one rank": "RayTrainWorker",
     "all ranks": "RayTrainWorker",
-    "keeper": "Keeper",
+    "supervisor": "Supervisor",
     "light trial": "ImplicitFunc",
     "driver": "",
 }

@@ -78,14 +78,14 @@ def on_warm_hosts(trials: int, out: Path) -> tuple[list[float], int]:
 
     asked: dict[str, float] = {}
     hosts: list[int] = []
-    post = Session.post
+    post = Session.submit
 
     def timed(self: Session, folder: TrialFolder, own: Study | None, **about: Any) -> None:
         asked[folder.path.name] = time.time()
         hosts.append(self.hosts)
         post(self, folder, own, **about)
 
-    Session.post = timed  # type: ignore[method-assign]
+    Session.submit = timed  # type: ignore[method-assign]
     run_sweep(study(trials), out, live=False, warm="trial_start:TimedWarm")
     return [float((out / "trials" / id / FIRST_STEP).read_text()) - t for id, t in sorted(asked.items())], hosts[0]
 

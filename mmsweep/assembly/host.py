@@ -37,7 +37,7 @@ from mmsweep.study.sections import MOST_SLOTS
 from mmsweep.tasks.task import TASKS
 from mmsweep.training.capacity import measure
 from mmsweep.training.checkpoint import load_checkpoint, load_weights
-from mmsweep.training.engine import Answer, Ending, EvaluationPlan, fit, rehearse
+from mmsweep.training.engine import Answer, Ending, EvaluationPlan, fit, probe_steps
 from mmsweep.training.evaluation import Predictions, evaluation_record, predict, write_evaluation
 from mmsweep.training.examples import write_examples
 from mmsweep.training.initialization import digest, start_from, task_state
@@ -179,7 +179,7 @@ class Warm:
         Args:
             most: jobs that there may be of its kind: more slots are of no use.
         """
-        nowhere, study = TrialFolder(f"{job.folder}.rehearsal"), job.study
+        nowhere, study = TrialFolder(f"{job.folder}.probe"), job.study
         if reason := alone(self.slot(study, nowhere).method):
             return 1, reason
         if study.resources.slots != "auto":
@@ -189,7 +189,7 @@ class Warm:
 
         def steps(slots: int) -> Iterator[None]:
             some = [self.slot(study.with_values({"train.seed": seed}), nowhere) for seed in range(slots)]
-            yield from rehearse(some, self.ready(study)[0], self.device, self.world)
+            yield from probe_steps(some, self.ready(study)[0], self.device, self.world)
 
         return measure(steps, min(most, MOST_SLOTS), self.device, self.world.size, agree, reached)
 

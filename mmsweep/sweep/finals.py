@@ -57,11 +57,11 @@ def lay_out_finals(record: SweepRecord, study: Study) -> list[FinalJob]:
         if origin not in (None, winner.id):
             _put_aside(base, group, origin)
         for seed in final_seeds(record):
-            own = study.with_values({**winner.params, "train.seed": seed})
+            resolved = study.with_values({**winner.params, "train.seed": seed})
             folder = TrialFolder(base / f"seed-{seed}")
             about = {"id": f"final/{group}/seed-{seed}", "number": None, "params": dict(winner.params), "kind": "final"}
-            folder.create({**about, "seed": seed, "from": winner.id}, own.to_yaml())
-            jobs.append((folder, own))
+            folder.create({**about, "seed": seed, "from": winner.id}, resolved.to_yaml())
+            jobs.append((folder, resolved))
     return jobs
 
 
@@ -81,7 +81,7 @@ def run_jobs(jobs: Sequence[FinalJob], session: Session) -> bool:
     last = dict.fromkeys(waiting, 0)
     session.expect(True)
     for folder, study in jobs:
-        session.post(folder, study, company=len(jobs), judged=())
+        session.submit(folder, study, pack_limit=len(jobs), judged=())
     session.expect(False)
     while waiting:
         if session.must_end():

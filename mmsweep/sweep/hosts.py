@@ -2,7 +2,7 @@
 
 A host is one run of Ray Train's whose train function is `train_function.serve`. Ray Train restarts its worker group
 when a rank dies; this file restarts the run when it ends otherwise, and gives up when a host only ever starts and never
-finishes an epoch. The keeper imports it before a rank can start, so it imports little.
+finishes an epoch. The supervisor imports it before a rank can start, so it imports little.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mmsweep.sweep.train_function import Place, serve
 # asks for a little less than its CPUs: 200 times the least that Ray counts.
 LIGHT_TRIAL = {"CPU": 0.0001}
 CPU_FOR_TRIALS = 0.02
-MAX_RUNS = 20  # Ray Train's runs of one host under one keeper, and keepers
+MAX_RUNS = 20  # of Ray Train for one host under one supervisor; and supervisors
 PLAIN = "MMSWEEP_PLAIN_TRAINER"  # set in the environment: no lean trainers
 
 log = logging.getLogger("mmsweep.hosts")
@@ -107,19 +107,19 @@ def _on_this_node(actor: type, concurrency: int) -> Any:
     return ray.remote(**options)(actor)
 
 
-class _Trouble(UserCallback):
-    """Tells the board why ranks died, from Ray Train's controller."""
+class _Failures(UserCallback):
+    """Reports to the board why ranks died, from Ray Train's controller."""
 
     def __init__(self, board: Any, host: str) -> None:
         self.board, self.host = board, host
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         text = "; ".join(f"rank {rank}: {_last_line(error)}" for rank, error in sorted(worker_exceptions.items()))
-        self.board.trouble.remote(self.host, text)
+        self.board.failed.remote(self.host, text)
 
 
 class HostPool:
-    """All hosts of a sweep, as the driver sees them; a `Keeper` keeps them.
+    """All hosts of a sweep, as the driver sees them; a `Supervisor` runs them.
 
     Args:
         board: the board's actor.
@@ -136,11 +136,11 @@ class HostPool:
     ) -> None:
         self.board, self.storage, self.logs, self._liveness = board, storage, logs, liveness
         self.names = [f"host-{i}" for i in range(count)]
-        self._made_of = (board, size, self.names, warm, storage, logs, sole_user(), PLAIN not in os.environ)
-        self._keeper: Any = None
-        self._kept: Any = None
-        self._keepers = 0
-        self._told: list[Any] = []
+        self._arguments = (board, size, self.names, warm, storage, logs, sole_user(), PLAIN not in os.environ)
+        self._supervisor: Any = None
+        self._supervision: Any = None  # the call that ends with it
+        self._supervisors = 0
+        self._ending: list[Any] = []  # the calls that end the hosts, once they were made
         self._fatal: str | None = None
         self._gone: str | None = None
         self.status: dict[str, Any] = {}  # what the board said last
@@ -148,19 +148,19 @@ class HostPool:
         self._asked = 0.0
 
     def start(self) -> None:
-        self._keeper = _on_this_node(Keeper, 2).remote(*self._made_of)
-        self._kept = self._keeper.keep.remote()
-        self._keepers += 1
+        self._supervisor = _on_this_node(Supervisor, 2).remote(*self._arguments)
+        self._supervision = self._supervisor.supervise.remote()
+        self._supervisors += 1
 
     def _start_again(self, error: Exception) -> None:
-        """Start another keeper, and with it the hosts: this one was killed, or cannot be reached.
+        """Start another supervisor, and with it the hosts: this one was killed, or cannot be reached.
 
         Ray's own `max_restarts` would make it the first that Ray kills where memory runs out.
         """
-        log.warning("the hosts' keeper: %s", error)
-        ray.kill(self._keeper)  # it may only have been out of reach
+        log.warning("the hosts' supervisor: %s", error)
+        ray.kill(self._supervisor)  # it may only have been out of reach
         for name in self.names:
-            self.board.trouble.remote(name, "the process that keeps the hosts was killed or out of reach")
+            self.board.failed.remote(name, "the process that runs the hosts was killed or out of reach")
         _free(self.board, self.names, sole_user())
         self.start()
 
@@ -175,13 +175,13 @@ class HostPool:
         if self._gone is None and self._fatal is None and time.monotonic() - self._asked > 1.0:
             self._asked = time.monotonic()
             try:
-                if ray.wait([self._kept], timeout=0)[0]:
+                if ray.wait([self._supervision], timeout=0)[0]:
                     try:
-                        self._fatal = ray.get(self._kept)
+                        self._fatal = ray.get(self._supervision)
                     except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                        if self._keepers >= MAX_RUNS:
+                        if self._supervisors >= MAX_RUNS:
                             raise
-                        if not self._told:
+                        if not self._ending:
                             self._start_again(error)
                 if self._status is not None and ray.wait([self._status], timeout=0)[0]:
                     self.status, self._status = ray.get(self._status), None
@@ -212,12 +212,12 @@ class HostPool:
 
     def _missing(self, error: Exception) -> str:
         log.warning("a process of the sweep's is gone: %s", error)
-        return "the process that holds the sweep's queue, or the one that keeps its hosts, ended"
+        return "the process that holds the sweep's queue, or the one that runs its hosts, ended"
 
     def end(self) -> None:
         """Tell the hosts to end."""
-        if not self._told:
-            self._told = [self._keeper.close.remote(), self.board.close.remote()]
+        if not self._ending:
+            self._ending = [self._supervisor.close.remote(), self.board.close.remote()]
 
     def close(self, seconds: float) -> None:
         """Tell the hosts to end, wait so long for those that do so at once, and end the others."""
@@ -225,18 +225,18 @@ class HostPool:
             return
         try:
             self.end()
-            ray.get(self._told, timeout=5)
-            ray.wait([self._kept], timeout=seconds)
+            ray.get(self._ending, timeout=5)
+            ray.wait([self._supervision], timeout=seconds)
         except Exception as error:  # they are gone already
             log.info("closing the hosts: %s", error)
         try:
-            ray.kill(self._keeper)
+            ray.kill(self._supervisor)
             _free(self.board, self.names, sole_user())  # where Ray itself goes on, it would be reserved for ever
         except Exception as error:
             log.info("ending the hosts: %s", error)
 
 
-class Keeper:
+class Supervisor:
     """Runs Ray Train, its controllers included, for every host of a sweep, as one 0-CPU actor on the driver's node.
 
     A trainer's `fit` blocks until a host ends, which after a sweep takes Ray Train seconds or for ever. In threads of
@@ -255,11 +255,11 @@ class Keeper:
         self._closing = threading.Event()
         self._fatal: str | None = None
 
-    def keep(self) -> str | None:
-        """Keep the hosts alive until `close`; what is wrong if they cannot be kept."""
-        with logged_to(self.logs / "keeper.log"):
+    def supervise(self) -> str | None:
+        """Run the hosts, and start them again, until `close`; returns what is wrong if that is of no use."""
+        with logged_to(self.logs / "supervisor.log"):
             logging.getLogger("ray.train").setLevel(logging.WARNING)
-            threads = [threading.Thread(target=self._keep, args=(n,), name=n, daemon=True) for n in self.names]
+            threads = [threading.Thread(target=self._supervise, args=(n,), name=n, daemon=True) for n in self.names]
             for thread in threads:
                 thread.start()
             while self._fatal is None and any(thread.is_alive() for thread in threads):
@@ -270,7 +270,7 @@ class Keeper:
         """Start no host again."""
         self._closing.set()
 
-    def _keep(self, name: str) -> None:
+    def _supervise(self, name: str) -> None:
         for _ in range(MAX_RUNS):
             try:
                 self._fit(name)
@@ -279,7 +279,7 @@ class Keeper:
                 if self.lean:  # a name may mean something else in this Ray
                     log.warning("hosts that start from now on are plain TorchTrainer runs")
                     self.lean = False
-                self.board.trouble.remote(name, _last_line(error))
+                self.board.failed.remote(name, _last_line(error))
                 if not self._closing.is_set():
                     _free(self.board, [name], self.sole)
             if self._closing.is_set():
@@ -294,8 +294,8 @@ class Keeper:
             name=f"{name}-{uuid4().hex[:6]}",  # a name that was used before would make Ray Train resume that run
             storage_path=str(self.storage),
             failure_config=api.FailureConfig(max_failures=-1),  # the board counts, and knows about progress
-            callbacks=[_Trouble(self.board, name)],
-            logging_config=api.LoggingConfig(log_level="WARNING"),  # of the ranks; this process: `keep`
+            callbacks=[_Failures(self.board, name)],
+            logging_config=api.LoggingConfig(log_level="WARNING"),  # of the ranks; this process: `supervise`
         )
         host_trainer(
             self.lean,

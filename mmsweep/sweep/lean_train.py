@@ -79,7 +79,9 @@ def _lean(base: Any) -> Any:
             return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED_CALLBACKS]
 
         def _initialize_and_run_controller(self, **made_of: Any) -> Any:
-            if not isinstance(groups.SynchronizationActor, _Unstarted):  # in the whole process, which is the keeper's
+            if not isinstance(
+                groups.SynchronizationActor, _Unstarted
+            ):  # in the whole process, which is the supervisor's
                 groups.SynchronizationActor = _Unstarted(groups.SynchronizationActor)
             # A host has the workers it was given. Ray Train also announces them to Ray Data's coordinator of clusters
             # that grow: another process, of no use without Ray Data. A placement group that waits makes a cluster grow.

@@ -103,7 +103,7 @@ def _live(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> optuna.trial.
     return optuna.trial.Trial(study, trial._trial_id)
 
 
-Post = Callable[[TrialFolder, Study | None], None]
+Submit = Callable[[TrialFolder, Study | None], None]
 FROM_SAMPLER = 5  # repeats in a row after which the next configuration is drawn from those that were not tried
 MOST_REPEATS = 1000  # of a space that is too large to list
 REPEATS = "mmsweep_repeats"  # Optuna user attribute of a suggestion that was not trained: the trial that it repeats
@@ -112,7 +112,7 @@ REPEATS = "mmsweep_repeats"  # Optuna user attribute of a suggestion that was no
 class TrialSearch(Searcher):
     """Ray Tune's searcher: serves the trials that have a folder, then asks Optuna.
 
-    A trial's folder exists before Tune hears of the trial, and `post` puts it on the board at once, so an idle host
+    A trial's folder exists before Tune hears of the trial, and `submit` queues it on the board at once, so an idle host
     starts while Tune still prepares the light trial. Tune's own OptunaSearch is not used, because it would tell Optuna
     that a stopped trial is COMPLETE, with a low-fidelity value, and would leave a NaN trial RUNNING for ever.
 
@@ -121,7 +121,7 @@ class TrialSearch(Searcher):
         optuna_study: its Optuna study.
         folder: `trials/` of the sweep.
         served: numbers of the trials that have a folder, in the order in which they are served.
-        post: called with a trial's folder and its study (None where the values do not make a study) before Tune
+        submit: called with a trial's folder and its study (None where the values do not make a study) before Tune
             hears of it.
         ended: called with a trial's folder when Tune is done with the trial.
         total: how many trials there are to be.
@@ -139,7 +139,7 @@ class TrialSearch(Searcher):
         optuna_study: optuna.Study,
         folder: Path,
         served: Sequence[int],
-        post: Post,
+        submit: Submit,
         ended: Callable[[TrialFolder], None],
         total: int,
         room: Callable[[], int] = lambda: sys.maxsize,
@@ -147,7 +147,7 @@ class TrialSearch(Searcher):
     ) -> None:
         super().__init__(metric=OBJECTIVE, mode=study.sweep.objectives[0].mode)
         self._space, self._optuna = SearchSpace(study), optuna_study
-        self._study, self._folder, self._post, self._ended = study, folder, post, ended
+        self._study, self._folder, self._submit, self._ended = study, folder, submit, ended
         self._to_serve, self._total, self._most, self._room = deque(served), total, total, room
         self._losses: Counter[str] = Counter()
         self._next = max(served, default=-1) + 1
@@ -189,7 +189,7 @@ class TrialSearch(Searcher):
             return None if self._live else Searcher.FINISHED
         if self._to_serve:
             folder = self._at(self._to_serve.popleft())
-            self._post(folder, self._study.with_values(folder.trial()["params"]) if folder.done() is None else None)
+            self._submit(folder, self._study.with_values(folder.trial()["params"]) if folder.done() is None else None)
         elif (new := self._new()) is not None:
             folder = new
         else:
@@ -237,15 +237,15 @@ class TrialSearch(Searcher):
 
     def _new(self) -> TrialFolder | None:
         """A folder for the next suggestion; None where the space has no other configuration."""
-        found = self._asked()
-        if found is None:
+        suggestion = self._asked()
+        if suggestion is None:
             self._say(
                 f"every configuration of the search space was tried: the search ends with {self._next} trials "
                 f"instead of {self._total}"
             )
             self._total = self._next
             return None
-        (asked, params), number = found, self._next
+        (asked, params), number = suggestion, self._next
         self._next += 1
         self._tried.setdefault(self._identity(params), []).append(number)
         asked.set_user_attr(FOLDER, number)
@@ -258,7 +258,7 @@ class TrialSearch(Searcher):
         folder.create({**about, "seed": (own or self._study).train.seed}, (own or self._study).to_yaml())
         if problem:
             folder.mark_done("failed", problem)
-        self._post(folder, own)
+        self._submit(folder, own)
         return folder
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

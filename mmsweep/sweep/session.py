@@ -2,7 +2,7 @@
 
 with starting_hosts(...) as hosts:               Ray is up, hosts are starting, the board is open
     with Session.open(study, hosts, ...) as session:
-        session.post(folder, study, ...)     a trial or final run goes to the hosts
+        session.submit(folder, study, ...)   a trial or final run goes to the hosts
         session.epoch(id, report)            what it reported reaches the table
         session.ended(id, folder)            how it ended, too
 """
@@ -28,7 +28,7 @@ from mmsweep.record.packing import FILE, Packing
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.study.sections import Resources
-from mmsweep.sweep.board import Posting
+from mmsweep.sweep.board import Request
 from mmsweep.sweep.cluster import ClusterGoneError, Liveness, attended, check_attended, connect
 from mmsweep.sweep.hosts import HostPool, HostSize, count_hosts, open_board
 from mmsweep.sweep.progress import Progress
@@ -129,10 +129,10 @@ class Session:
         return len(self.pool.names)
 
     def room(self) -> int:
-        """How many trials may be open: one for each slot; a host that has not counted its slots yet gets what was asked
+        """How many trials may be open: one for each slot. A host whose number is not known yet gets what the study asks
         for, or one."""
-        asked, told = self.study.resources.slots, self.pool.status.get("slots", {})
-        return sum(told.get(name, 1 if asked == "auto" else asked) for name in self.pool.names)
+        asked, slots = self.study.resources.slots, self.pool.status.get("slots", {})
+        return sum(slots.get(name, 1 if asked == "auto" else asked) for name in self.pool.names)
 
     def expect(self, more: bool) -> None:
         """Tell the hosts whether it pays to wait for further trials. Cheap."""
@@ -141,7 +141,7 @@ class Session:
             self.board.expect.remote(more)
 
     def _notice(self) -> None:
-        """Show and keep what hosts have found out."""
+        """Show and save slots and capacities as soon as hosts know them."""
         status = self.pool.status
         if status.get("slots", {}) != self._slots:
             self._slots = status["slots"]
@@ -152,15 +152,15 @@ class Session:
 
     def _write_packing(self) -> None:
         try:
-            found = ray.get(self.board.packing.remote(), timeout=10)
+            new = ray.get(self.board.packing.remote(), timeout=10)
         except ray.exceptions.RayError as error:
             log.warning("how full the packs were is not known: %s", error)
             return
         try:
-            write_atomically(self._folder / FILE, Packing(found.capacities, self._packing.epochs + found.epochs).text())
+            write_atomically(self._folder / FILE, Packing(new.capacities, self._packing.epochs + new.epochs).text())
         except OSError as error:  # nothing rests on it, and a full disk is said where something does
             log.warning("%s: %s", FILE, error)
-        self.progress.reasons([c.reason for c in found.capacities if c.slots == 1 and c.reason])
+        self.progress.reasons([c.reason for c in new.capacities if c.slots == 1 and c.reason])
 
     def must_end(self) -> bool:
         """Whether a signal came or the hosts cannot go on (`problem`). Cheap."""
@@ -174,35 +174,35 @@ class Session:
             self.problem = problem
         return self.problem is not None
 
-    def post(self, folder: TrialFolder, study: Study | None, *, company: int, judged: Sequence[int]) -> None:
+    def submit(self, folder: TrialFolder, study: Study | None, *, pack_limit: int, judged: Sequence[int]) -> None:
         """Hand a trial to the hosts; one that is done (or has no study) only replays what it recorded.
 
         Args:
-            company: how many of one pack there may be, itself included.
+            pack_limit: how many requests of its pack there may be in all.
             judged: epochs at which a scheduler may stop it.
         """
         check_attended()
         about, reports, done = folder.trial(), folder.reports(), folder.done() is not None
-        id, own = about["id"], study or self.study
+        id, resolved = about["id"], study or self.study
         for sentence in [] if done else folder.damage():
             self.progress.line(f"{id}: {sentence}; it goes on from an earlier epoch, or anew")
-        self.progress.trial(id, about["params"], own.train.epochs, replayed=done and bool(reports))
+        self.progress.trial(id, about["params"], resolved.train.epochs, replayed=done and bool(reports))
         self._reports[id] = []
         kind: Literal["trial", "final"] = "final" if about["kind"] == "final" else "trial"
-        posting = Posting(
+        request = Request(
             id,
             kind,
             str(folder.path.absolute()),
-            own.resolved(),
-            self._keys.warm_key(own),
-            self._keys.pack_key(own),
-            company,
-            own.train.epochs,
+            resolved.resolved(),
+            self._keys.warm_key(resolved),
+            self._keys.pack_key(resolved),
+            pack_limit,
+            resolved.train.epochs,
             tuple(judged),
         )
-        ray.get(self.board.submit.remote(posting, [asdict(r) for r in reports], done))
+        ray.get(self.board.submit.remote(request, [asdict(r) for r in reports], done))
 
-    def posted(self, folder: TrialFolder) -> bool:
+    def submitted(self, folder: TrialFolder) -> bool:
         """Whether a trial was handed to the hosts in this session."""
         return folder.trial()["id"] in self._reports
 

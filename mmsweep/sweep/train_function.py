@@ -1,4 +1,4 @@
-"""The train function that Ray Train is given, and what it is told. Light: see `serve`."""
+"""The train function that Ray Train is given, and its argument. Light: see `serve`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Place:
 
 def serve(config: dict[str, Any]) -> None:
     """Train what the board gives out until it closes. `config` is {"place": Place} (Ray Train passes mappings)."""
-    # The hosts' keeper imports this file too, before any rank is started: what trains, which takes seconds to import,
-    # is imported in the ranks alone.
+    # The hosts' supervisor imports this file too, before any rank is started. What trains takes seconds to import: only
+    # ranks do.
     from mmsweep.sweep.worker import train_at
 
     train_at(config["place"])

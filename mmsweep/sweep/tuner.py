@@ -244,10 +244,10 @@ class Sweep:
         # Those that are done first: the scheduler has then seen everything when it judges one that goes on.
         served = sorted(folder.numbers(), key=lambda n: (folder.trial(n).done() is None, n))
         total, judged = max(folder.trials, len(served)), judged_epochs(study)
-        fellows = company(study, total)
+        pack_limit = company(study, total)
         search = TrialSearch(
             study, optuna_study, folder.path / "trials", served,
-            post=lambda trial, own: session.post(trial, own, company=fellows, judged=judged),
+            submit=lambda trial, own: session.submit(trial, own, pack_limit=pack_limit, judged=judged),
             ended=lambda trial: session.ended(trial.trial()["id"], trial),
             total=total, room=session.room, say=session.progress.line,
         )  # fmt: skip
@@ -292,7 +292,7 @@ class Sweep:
             folder.update(trials=search.total)
         if watch.out_of_time and not session.must_end():
             for folder_left in (folder.trial(n) for n in folder.numbers()):
-                if folder_left.done() is None and session.posted(folder_left):
+                if folder_left.done() is None and session.submitted(folder_left):
                     session.ended(folder_left.trial()["id"], folder_left)
                     tell(optuna_study, folder_left, self.objectives)
 

@@ -3,19 +3,19 @@
 Rank 0 talks to the board and tells the other ranks; all ranks train every pack together. What is warm (prepared data,
 frozen backbone) is kept from pack to pack as long as the trials' keys are equal.
 
-    next_job ─► how many slots? ─► more ─► run_pack ─┬─► report, after every epoch of the pack
-                                                     ├─► more, where slots have become free
-                                                     └─► over, for each trial
+    next_request ─► how many slots? ─► fill ─► run_pack ─┬─► report, after every epoch of the pack
+                                                         ├─► fill, where slots have become free
+                                                         └─► over, for each trial
 
 What can go wrong, and what then happens
     A trial raises: it is marked failed with the message, the others of its pack go on.
     The pack raises: with one trial in it, the trial is marked failed and the host goes on with the next. With several,
-    one of them may be to blame: all are given back, and each goes on alone until it has reported. With several ranks,
+    one of them may be to blame: all are queued again, and each goes on alone until it has reported. With several ranks,
     an exception may also be the echo of another rank's death, so only a `UserError` is taken as a trial's own;
-    anything else ends the worker group, Ray Train starts it again, and the board gives the trials back (and fails one
+    anything else ends the worker group, Ray Train starts it again, and the board queues the trials again (and fails one
     with which that happens again and again).
-    The environment gives out (a full disk, a lost mount, too little memory): no trial fails of it. The pack is given
-    back, the board tells the driver, and the sweep ends as interrupted.
+    The environment gives out (a full disk, a lost mount, too little memory): no trial fails of it. The pack is queued
+    again, the board tells the driver, and the sweep ends as interrupted.
     The device's memory does not suffice for a pack: it has half as many slots from then on. Where it does not suffice
     for a single trial, that trial fails, unless other processes hold memory of the device.
     A rank or the worker group is killed: Ray Train starts it again; the trials go on from their last checkpoints.
@@ -51,7 +51,7 @@ from mmsweep.record.trial import Report, TrialFolder
 from mmsweep.study import Study
 from mmsweep.study.packs import Job
 from mmsweep.study.sections import MOST_SLOTS
-from mmsweep.sweep.board import Posting, StaleHost
+from mmsweep.sweep.board import Request, StaleHost
 from mmsweep.sweep.train_function import Place
 from mmsweep.training.capacity import machine
 from mmsweep.training.engine import Answer
@@ -59,7 +59,7 @@ from mmsweep.training.world import World
 
 POLL_SECONDS = 1.0
 LOCK_SECONDS = 60.0
-COHORT_SECONDS = 5.0  # a pack waits so long for its slots to fill, as long as the driver has trials to give
+GATHER_SECONDS = 5.0  # a pack waits so long for its slots to fill, if the driver has more trials
 OTHERS_SHARE = 0.1  # of a device's memory: more than its driver and this process's context hold themselves
 PATIENCE = 0.5  # of an epoch's seconds: what waiting may cost the slots at work, for each that is free
 
@@ -95,7 +95,7 @@ class _Host:
         self.token = 0
         self.capacity = Capacity("", "", 1)
         self.measured = MeasuredCapacities(cache_folder(), machine(torch.device(self.device)))
-        self.served: dict[str, Posting] = {}  # the pack's
+        self.pack: dict[str, Request] = {}  # that train now
         self.studies: dict[str, Study] = {}  # theirs
         self.metrics: dict[str, list[str]] = {}  # that must be in their reports
         self.locks: dict[str, contextlib.ExitStack] = {}  # on rank 0
@@ -105,12 +105,12 @@ class _Host:
         self.token = self._share(self._register() if self.world.first else None)
         self.module = importlib.import_module(
             self.place.warm.split(":")[0]
-        )  # after registering, which counts vain starts
+        )  # after registering, which counts failed starts
         while True:
             word = self._share(self._next() if self.world.first else None)
             if word == "closed":
                 break
-            if isinstance(word, Posting):
+            if isinstance(word, Request):
                 self._train(word)
 
     def _register(self) -> Any:
@@ -118,7 +118,7 @@ class _Host:
         return ray.get(self.board.register.remote(self.place.host, group))
 
     def _next(self) -> Any:
-        return self._ask(self.board.next_job, self.key, POLL_SECONDS)
+        return self._ask(self.board.next_request, self.key, POLL_SECONDS)
 
     def _ask(self, method: Any, *args: Any) -> Any:
         return ray.get(method.remote(self.place.host, self.token, *args))
@@ -133,11 +133,11 @@ class _Host:
 
     # ------------------------------------------------------------------ a pack
 
-    def _train(self, first: Posting) -> None:
-        self.served, self.studies, self.metrics = {first.id: first}, {}, {}
+    def _train(self, first: Request) -> None:
+        self.pack, self.studies, self.metrics = {first.id: first}, {}, {}
         try:
-            self.capacity = self._find_capacity(first)
-            jobs = self._joined([first], COHORT_SECONDS)
+            self.capacity = self._capacity(first)
+            jobs = self._joined([first], GATHER_SECONDS)
             self._warm(first.key).run_pack(jobs, self._report, self._refill, self._over)
         except NOT_A_TRIALS:
             raise
@@ -146,64 +146,62 @@ class _Host:
                 raise
             self._broke_off(problem)
 
-    def _joined(self, postings: Sequence[Posting], seconds: float) -> list[Job]:
-        """Postings and as many more as there are slots for, as jobs whose folders are held."""
+    def _joined(self, requests: Sequence[Request], seconds: float) -> list[Job]:
+        """Requests and as many more as there are slots for, as jobs whose folders are locked."""
         if self.world.first:
-            free = self.capacity.slots - len(self.served)
-            more = self._ask(self.board.more, list(self.served), free, seconds) if free > 0 else []
-            postings = [*postings, *more]
-            self.served |= {
-                posting.id: posting for posting in postings
-            }  # all, before the folder of one is found damaged
-            for posting in postings:
-                self._hold(posting)
+            free = self.capacity.slots - len(self.pack)
+            more = self._ask(self.board.fill, list(self.pack), free, seconds) if free > 0 else []
+            requests = [*requests, *more]
+            self.pack |= {request.id: request for request in requests}  # all, before one's folder turns out damaged
+            for request in requests:
+                self._lock(request)
         jobs = []
-        for posting in self._share(list(postings)):
-            log.info("%s starts on %s", posting.id, self.device)
-            self.served[posting.id] = posting
-            job = self._job(posting)
-            objectives = job.study.sweep.objectives if posting.kind == "trial" else []
-            self.metrics[posting.id] = [objective.metric for objective in objectives]
+        for request in self._share(list(requests)):
+            log.info("%s starts on %s", request.id, self.device)
+            self.pack[request.id] = request
+            job = self._job(request)
+            objectives = job.study.sweep.objectives if request.kind == "trial" else []
+            self.metrics[request.id] = [objective.metric for objective in objectives]
             jobs.append(job)
         return jobs
 
-    def _hold(self, posting: Posting) -> None:
-        folder, lock = TrialFolder(posting.folder), contextlib.ExitStack()
+    def _lock(self, request: Request) -> None:
+        folder, lock = TrialFolder(request.folder), contextlib.ExitStack()
         folder.path.mkdir(parents=True, exist_ok=True)
         # A worker that was replaced, or left behind by a killed driver, may still live.
         lock.enter_context(held(folder.path / ".lock", LOCK_SECONDS))
-        self.locks[posting.id] = lock
-        self._ask(self.board.replay, posting.id, [asdict(r) for r in folder.reports()])
+        self.locks[request.id] = lock
+        self._ask(self.board.replay, request.id, [asdict(r) for r in folder.reports()])
 
     def _refill(self) -> Sequence[Job]:
         """Trials for the slots that are free. A pack that is empty ends: the next one may be of another kind."""
-        busy = len(self.served)
+        busy = len(self.pack)
         free = self.capacity.slots - busy
         if not busy or free <= 0:
             return ()
         # A trial that stops reaches Tune, which asks for the next one: that takes a moment. Waiting costs the slots at
         # work what an epoch without the free ones would cost those.
         patience = self.epoch_seconds * max(0.1, PATIENCE * free / busy)
-        return self._joined([], min(patience, COHORT_SECONDS))
+        return self._joined([], min(patience, GATHER_SECONDS))
 
-    def _report(self, told: Sequence[tuple[Job, Report]]) -> Sequence[Answer]:
-        self.epoch_seconds = max(record.seconds for _, record in told)
+    def _report(self, reports: Sequence[tuple[Job, Report]]) -> Sequence[Answer]:
+        self.epoch_seconds = max(record.seconds for _, record in reports)
         answers: dict[str, Answer] = {}
         if self.world.first:
-            for job, record in told:
+            for job, record in reports:
                 problems = [_objective_problem(record, metric) for metric in self.metrics[job.id]]
                 if problem := next(filter(None, problems), None):
                     answers[job.id] = problem
-            good = {job.id: asdict(record) for job, record in told if job.id not in answers}
+            good = {job.id: asdict(record) for job, record in reports if job.id not in answers}
             answers |= self._ask(self.board.report, good) if good else {}
         answers = self._share(answers)  # an error too: all ranks must part with the trial
-        return [answers[job.id] for job, _ in told]
+        return [answers[job.id] for job, _ in reports]
 
     def _over(self, job: Job, problem: Exception | None) -> None:
         if problem is not None and _environment_fault(problem, [job.folder]):
             raise problem  # the pack breaks off
         error = str(problem) if problem is not None else None
-        del self.served[job.id]
+        del self.pack[job.id]
         if self.world.first:
             folder = TrialFolder(job.folder)
             if error is not None:
@@ -218,11 +216,11 @@ class _Host:
 
     def _broke_off(self, problem: Exception) -> None:
         """A pack ended by an exception; raises where the worker group must start anew."""
-        own = isinstance(problem, UserError)
-        text = str(problem) if own else f"{type(problem).__name__}: {problem}"
-        log.error("%s: %s\n%s", ", ".join(self.served), text, traceback.format_exc())
-        ids = list(self.served)
-        fault = _environment_fault(problem, [posting.folder for posting in self.served.values()])
+        expected = isinstance(problem, UserError)
+        text = str(problem) if expected else f"{type(problem).__name__}: {problem}"
+        log.error("%s: %s\n%s", ", ".join(self.pack), text, traceback.format_exc())
+        ids = list(self.pack)
+        fault = _environment_fault(problem, [request.folder for request in self.pack.values()])
         if fault:
             ray.get(self.board.outage.remote(f"{self.place.host}: {fault}"))
         short = isinstance(problem, torch.OutOfMemoryError) and len(ids) > 1
@@ -231,18 +229,18 @@ class _Host:
             reason = "the memory did not suffice for more"
             self.measured.forget(known.pack, known.on)
             self._ask(self.board.capacity, replace(known, slots=max(1, len(ids) // 2), reason=reason, most=MOST_SLOTS))
-        if self.world.size > 1 and (fault or not own):
-            ray.get(self.board.trouble.remote(self.place.host, f"rank {self.world.rank}: {text}"))
+        if self.world.size > 1 and (fault or not expected):
+            ray.get(self.board.failed.remote(self.place.host, f"rank {self.world.rank}: {text}"))
             raise problem
         if len(ids) == 1 and not fault:
-            posting = self.served[ids[0]]
-            TrialFolder(posting.folder).mark_done("failed", text)
-            self._ask(self.board.over, posting.id, text)
+            request = self.pack[ids[0]]
+            TrialFolder(request.folder).mark_done("failed", text)
+            self._ask(self.board.over, request.id, text)
         else:
-            self._ask(self.board.give_back, ids, not short and not fault)
+            self._ask(self.board.requeue, ids, not short and not fault)
         for lock in self.locks.values():
             lock.close()
-        self.served, self.locks = {}, {}
+        self.pack, self.locks = {}, {}
         if self.world.size > 1 or "CUDA error" in text:
             # It may have struck one rank alone while the others wait for it, and a process whose CUDA context broke
             # can train nothing more: only a new group is surely sound.
@@ -263,7 +261,7 @@ class _Host:
             log.info("warm for %s after %.1f s", key, time.time() - started)
         return self.warm
 
-    def _find_capacity(self, first: Posting) -> Capacity:
+    def _capacity(self, first: Request) -> Capacity:
         """How many slots there are for packs of a trial's kind; measured once for all, and for later sweeps."""
         asked = self._job(first).study.resources.slots
         name = torch.cuda.get_device_name(self.device) if self.device != "cpu" else f"cpu, {self.place.threads} threads"
@@ -281,21 +279,21 @@ class _Host:
                     raise BrokenDeviceError(f"while slots were counted: {problem}") from problem
                 # If it is the trial's own, training it will say so; if not, a single slot is what is known to work.
                 log.warning("%s: slots could not be counted: %s", first.id, problem, exc_info=True)
-                self._ask(self.board.trying, None)
+                self._ask(self.board.probing, None)
                 return Capacity(first.pack, on, 1)
             log.info("%d slots on %s%s", known.slots, on, f": {known.reason}" if known.reason else "")
         if self.world.first:
             self._ask(self.board.capacity, known)
         return known
 
-    def _known(self, first: Posting, on: str) -> Capacity | None:
-        if known := self._ask(self.board.known_capacity, first.pack, on, first.company):
+    def _known(self, first: Request, on: str) -> Capacity | None:
+        if known := self._ask(self.board.known_capacity, first.pack, on, first.pack_limit):
             return known
-        if known := self.measured.get(first.pack, on, first.company):
+        if known := self.measured.get(first.pack, on, first.pack_limit):
             log.info("%d slots on %s, as measured in an earlier sweep: %s", known.slots, on, known.reason)
         return known
 
-    def _measured(self, first: Posting, on: str) -> Capacity:
+    def _measured(self, first: Request, on: str) -> Capacity:
         tried: list[int] = []
 
         def reached(slots: int) -> None:
@@ -303,19 +301,19 @@ class _Host:
             tried.append(slots)
             if self.world.first:
                 reason = f"a host died when it tried {max(1, 2 * slots)} slots"
-                self._ask(self.board.trying, Capacity(first.pack, on, max(1, slots), reason))
+                self._ask(self.board.probing, Capacity(first.pack, on, max(1, slots), reason))
 
         warm = self._warm(first.key)
-        slots, reason = warm.slots_for(self._job(first), first.company, self._share, reached)
-        found = Capacity(first.pack, on, slots, reason, first.company)
+        slots, reason = warm.slots_for(self._job(first), first.pack_limit, self._share, reached)
+        capacity = Capacity(first.pack, on, slots, reason, first.pack_limit)
         if tried and self.world.first:
-            self.measured.put(found)
-        return found
+            self.measured.put(capacity)
+        return capacity
 
-    def _job(self, posting: Posting) -> Job:
-        if posting.id not in self.studies:
-            self.studies[posting.id] = Study.parse(posting.study)
-        return Job(posting.id, posting.kind, posting.folder, self.studies[posting.id])
+    def _job(self, request: Request) -> Job:
+        if request.id not in self.studies:
+            self.studies[request.id] = Study.parse(request.study)
+        return Job(request.id, request.kind, request.folder, self.studies[request.id])
 
 
 def _environment_fault(problem: Exception, folders: Sequence[str]) -> str | None:

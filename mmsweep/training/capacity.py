@@ -1,4 +1,4 @@
-"""How many slots a host has: packs of 1, 2, 4, … slots are trained for a few steps, as long as that pays."""
+"""How many slots a host has: a throughput probe trains packs of 1, 2, 4, … slots for a few steps while that pays."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ import torch
 
 import mmsweep
 
-WORTH = 1.1  # doubling goes on while it brings so many times the slots per second
-STEPS = 3  # on the clock, after one before it starts
-SECONDS = 0.5  # quick steps go on for as long
-MOST_SECONDS = 2.0  # slow ones are fewer: no other begins after that
+GAIN = 1.1  # doubling goes on while it raises the throughput (slots per second) by this factor
+STEPS = 3  # that are timed, after one that is not
+SECONDS = 0.5  # quick steps are repeated for so long
+MOST_SECONDS = 2.0  # of slow ones there are fewer: none begins later
 DEVICE_SHARE, MEMORY_SHARE = 0.9, 0.5  # of a GPU's memory in all; of what a CPU's machine has left
 
 
 def measure(
-    rehearse: Callable[[int], Iterator[None]],
+    steps: Callable[[int], Iterator[None]],
     most: int,
     device: torch.device,
     ranks: int = 1,
     agree: Callable[[Any], Any] = lambda word: word,
     reached: Callable[[int], None] = lambda slots: None,
 ) -> tuple[int, str]:
-    """The number of slots from which on doubling it brings less than a tenth more slots per second, or no room is left.
+    """The smallest number of slots at which doubling raises throughput by less than 10 %, or memory does not suffice.
 
-    A gain is believed when the smaller pack, timed once more, is still that much slower.
+    A gain counts if the smaller pack, timed once more, is still that much slower.
 
     Args:
-        rehearse: gives the training steps of a pack of so many throw-away slots, one at each `next`.
-        most: no more than this.
-        ranks: that train each pack together.
-        agree: rank 0's word on every rank: all must try the same.
+        steps: gives the training steps of a pack of so many throw-away slots, one at each `next`.
+        most: largest number of slots that is of use.
+        ranks: how many processes train each pack together.
+        agree: rank 0's value on every rank: all must try the same.
         reached: called with 0 before anything is tried, and with each number of slots that fits before the next.
 
     Returns:
@@ -54,7 +54,7 @@ def measure(
     while slots <= most:
         memory = _Memory(device)
         try:
-            seconds = _step_seconds(rehearse(slots), device, agree)
+            seconds = _step_seconds(steps(slots), device, agree)
         except torch.OutOfMemoryError:
             if slots == 1 or ranks > 1:  # the others wait for this one's gradients
                 raise
@@ -65,9 +65,9 @@ def measure(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         seconds, fits = agree((seconds, memory.doubles()))
-        if rate and slots / seconds >= WORTH * rate:  # or was the machine busier when fewer were tried?
-            rate = max(rate, best / agree(_step_seconds(rehearse(best), device, agree)))
-        if slots / seconds < WORTH * rate:
+        if rate and slots / seconds >= GAIN * rate:  # or was the machine busier when fewer were tried?
+            rate = max(rate, best / agree(_step_seconds(steps(best), device, agree)))
+        if slots / seconds < GAIN * rate:
             reason = f"{slots} are only {slots / seconds / rate:.2f} times as fast as {best}"
             break
         best, rate = slots, slots / seconds
@@ -100,13 +100,13 @@ def _step_seconds(steps: Iterator[None], device: torch.device, agree: Callable[[
     with contextlib.closing(steps):  # type: ignore[type-var]
         next(steps)
         _finish(device)
-        found: list[float] = []
-        while agree(sum(found) < (SECONDS if len(found) >= STEPS else MOST_SECONDS)):
+        seconds: list[float] = []
+        while agree(sum(seconds) < (SECONDS if len(seconds) >= STEPS else MOST_SECONDS)):
             began = time.perf_counter()
             next(steps)
             _finish(device)
-            found.append(time.perf_counter() - began)
-    return min(found)
+            seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def _finish(device: torch.device) -> None:
@@ -147,8 +147,8 @@ def _field(path: str, name: str) -> str | None:
 
 
 def _kilobytes(path: str, name: str) -> int | None:
-    found = _field(path, name)
-    return None if found is None else 1024 * int(found.split()[0])
+    text = _field(path, name)
+    return None if text is None else 1024 * int(text.split()[0])
 
 
 def _peak() -> int:

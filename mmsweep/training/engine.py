@@ -130,8 +130,8 @@ def _settle(slots: Sequence[Slot], world: World) -> None:
         world.barrier()
 
 
-def rehearse(slots: Sequence[Slot], data: PreparedData, device: torch.device, world: World) -> Iterator[None]:
-    """Train slots for as many steps as are asked for, and write nothing: what a step costs is what there is to see.
+def probe_steps(slots: Sequence[Slot], data: PreparedData, device: torch.device, world: World) -> Iterator[None]:
+    """Train slots for as many steps as are asked for, and write nothing: the steps of a throughput probe.
 
     Raises:
         UserError: a slot cannot be trained.

@@ -189,7 +189,7 @@ def wait_for_epoch(sweep: threading.Thread, folder: Path, epoch: int, trials: in
         time.sleep(0.05)
 
 
-def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: Path) -> None:
+def test_a_killed_rank_and_a_killed_supervisor_cost_no_epoch(ray_here: None, place: Path) -> None:
     folder, outcomes = place / "s", []
 
     def sweep() -> None:
@@ -214,7 +214,7 @@ def test_a_killed_rank_and_a_killed_keeper_cost_no_epoch(ray_here: None, place: 
         hold(4)  # which all reach only if its host starts again
         wait_for_epoch(thread, folder, 4, trials=4)
         ranks = {process.pid for process in processes("RayTrainWorker")}
-        kill_one("Keeper")
+        kill_one("Supervisor")
         until = time.monotonic() + 60
         while ranks <= {process.pid for process in processes("RayTrainWorker")}:  # its rank still lives, and may die
             assert time.monotonic() < until  # between a line of trained.log and the report if it were let go on now

@@ -10,26 +10,26 @@ from typing import Any
 from mmsweep.record.packing import Capacity
 from mmsweep.sweep import board as module
 from mmsweep.sweep.board import Board
-from tests.unit.test_board import posting, report, run, taken
+from tests.unit.test_board import report, request, run, taken
 
 
 async def open_board(*ids: str, hosts: str = "h", slots: int = 4, judged: bool = True, pack: str = "a") -> Any:
-    """A board with postings and hosts that have so many slots; their tokens."""
+    """A board with requests and hosts that have so many slots; their tokens."""
     board = Board()
     tokens = {}
     for host in hosts:
         tokens[host] = await board.register(host)
         await board.capacity(host, tokens[host], Capacity(pack, "cpu", slots))
     for id in ids:
-        await board.submit(posting(id, pack, judged=judged), [], False)
+        await board.submit(request(id, pack, judged=judged), [], False)
     return (board, *tokens.values())
 
 
 async def joined(board: Board, token: int, have: str, free: int, seconds: float = 0.01, host: str = "h") -> list[str]:
-    return [p.id for p in await board.more(host, token, list(have), free, seconds)]
+    return [p.id for p in await board.fill(host, token, list(have), free, seconds)]
 
 
-def told(epoch: int, ids: str) -> dict[str, dict[str, Any]]:
+def reports(epoch: int, ids: str) -> dict[str, dict[str, Any]]:
     return {id: report(epoch) | {"seconds": 2.0} for id in ids}
 
 
@@ -47,7 +47,7 @@ def test_a_pack_fills_in_order_and_a_lost_answer_is_given_again() -> None:
     run(scene())
 
 
-def test_the_wait_for_a_cohort_ends_with_the_last_that_can_come() -> None:
+def test_a_pack_waits_for_no_more_than_can_come() -> None:
     async def scene() -> None:
         board, token = await open_board("0")
         await taken(board, token)
@@ -55,7 +55,7 @@ def test_the_wait_for_a_cohort_ends_with_the_last_that_can_come() -> None:
         for id in "123":
             await asyncio.sleep(0.01)
             assert not asked.done()
-            await board.submit(posting(id), [], False)
+            await board.submit(request(id), [], False)
         assert await asked == ["1", "2", "3"]  # as soon as all slots are full
         await board.over("h", token, "3")
         asked = asyncio.create_task(joined(board, token, "012", 1, seconds=10))
@@ -72,7 +72,7 @@ def test_nobody_waits_for_trials_that_the_driver_may_not_give() -> None:
     async def scene() -> None:
         board, token = await open_board("0", slots=2)
         await taken(board, token)
-        await board.submit(posting("other", "b"), [], False)
+        await board.submit(request("other", "b"), [], False)
         asked = asyncio.create_task(joined(board, token, "0", 1, seconds=1000))
         for _ in range(100):
             await asyncio.sleep(0)
@@ -85,14 +85,14 @@ def test_a_pack_drains_for_one_that_was_passed_over_too_often() -> None:
     async def scene() -> None:
         board, token = await open_board("0", "1", slots=2)
         assert await taken(board, token) == "0" and await joined(board, token, "0", 1) == ["1"]
-        await board.submit(posting("other", "b"), [], False)
+        await board.submit(request("other", "b"), [], False)
         running = 1
-        for n in range(2, 2 + module.MAX_PASSED_OVER):
-            await board.submit(posting(str(n)), [], False)
+        for n in range(2, 2 + module.MAX_SKIPS):
+            await board.submit(request(str(n)), [], False)
             await board.over("h", token, str(running))
             assert await joined(board, token, "0", 1) == [str(n)]
             running = n
-        await board.submit(posting("late"), [], False)
+        await board.submit(request("late"), [], False)
         await board.over("h", token, str(running))
         assert await joined(board, token, "0", 1) == []
         await board.over("h", token, "0")
@@ -112,7 +112,7 @@ def test_hosts_share_what_waits() -> None:
                   ((first, "0", "h"), (second, "1", "i"))]  # fmt: skip
         await asyncio.sleep(0.01)
         for id in "2345":
-            await board.submit(posting(id), [], False)
+            await board.submit(request(id), [], False)
         assert sorted(map(len, await asyncio.gather(*wanted))) == [2, 2]
 
     run(scene())
@@ -125,7 +125,7 @@ def test_three_finals_on_two_hosts_take_one_round() -> None:
         board, first, second = await open_board(hosts="hi", slots=4)
         assert await taken(board, first) == await taken(board, second, host="i") == "idle"
         for id in "012":
-            await board.submit(posting(id), [], False)
+            await board.submit(request(id), [], False)
         await board.expect(False)
         assert await taken(board, first) == "0" and await joined(board, first, "0", 3) == ["1"]
         assert await taken(board, second, host="i") == "2" and await joined(board, second, "2", 3, host="i") == []
@@ -138,7 +138,7 @@ def test_a_report_of_a_pack_waits_for_all_judgements_at_once() -> None:
         board, token = await open_board(*"012")
         await taken(board, token)
         await joined(board, token, "0", 2)
-        asked = asyncio.create_task(board.report("h", token, told(1, "012")))
+        asked = asyncio.create_task(board.report("h", token, reports(1, "012")))
         await asyncio.sleep(0.02)
         for id in "012":  # each can be judged before the others are
             assert (await board.follow(id, 0, 0.01))[0][0]["epoch"] == 1
@@ -149,9 +149,9 @@ def test_a_report_of_a_pack_waits_for_all_judgements_at_once() -> None:
         await board.judged("1", 1)
         assert await asked == {"0": True, "1": False, "2": False}
         await board.over("h", token, "0")
-        again = asyncio.create_task(board.report("h", token, told(1, "12")))  # repeated
+        again = asyncio.create_task(board.report("h", token, reports(1, "12")))  # repeated
         assert await again == {"1": False, "2": False}
-        assert await board.report("h", token, told(3, "12")) == {"1": False, "2": False}  # their last epoch
+        assert await board.report("h", token, reports(3, "12")) == {"1": False, "2": False}  # their last epoch
 
     run(scene())
 
@@ -179,11 +179,11 @@ def test_a_trial_that_kills_its_host_takes_no_neighbour_with_it() -> None:
             pack = [first, *await joined(board, token, first, 4)]
             packs.append(pack)
             if "1" in pack:  # the culprit
-                await board.trouble("h", "out of memory")
+                await board.failed("h", "out of memory")
                 token = await board.register("h")
                 await board.capacity("h", token, Capacity("a", "cpu", 4))
                 continue
-            await board.report("h", token, told(1, "".join(pack)))
+            await board.report("h", token, reports(1, "".join(pack)))
             pack += await joined(board, token, "".join(pack), 4)  # it may have neighbours again, not the suspects
             for id in pack:
                 await board.over("h", token, id)
@@ -199,13 +199,13 @@ def test_a_pack_that_broke_off_goes_on_one_by_one_where_one_may_be_to_blame() ->
         board, token = await open_board(*"012", judged=False)
         await taken(board, token)
         await joined(board, token, "0", 2)
-        await board.give_back("h", token, list("012"), False)
-        await board.give_back("h", token, list("012"), False)  # repeated
+        await board.requeue("h", token, list("012"), False)
+        await board.requeue("h", token, list("012"), False)  # repeated
         assert await taken(board, token) == "0" and await joined(board, token, "0", 2) == ["1", "2"]
-        await board.give_back("h", token, list("012"), True)
+        await board.requeue("h", token, list("012"), True)
         assert await taken(board, token) == "0" and await joined(board, token, "0", 2) == []
-        await board.report("h", token, told(1, "0"))  # it was none of its doing
-        await board.submit(posting("3"), [], False)
+        await board.report("h", token, reports(1, "0"))  # it was none of its doing
+        await board.submit(request("3"), [], False)
         assert await joined(board, token, "0", 2) == ["3"]
 
     run(scene())
@@ -216,10 +216,10 @@ def test_a_host_that_dies_measuring_is_not_the_trials_doing() -> None:
         board = Board()
         token = await board.register("h")
         assert (await board.status())["slots"] == {}
-        await board.submit(posting("0"), [], False)
+        await board.submit(request("0"), [], False)
         for n in range(module.MAX_CRASHES):
             await taken(board, token)
-            await board.trying("h", token, Capacity("a", "cpu", 8, "died at 16"))
+            await board.probing("h", token, Capacity("a", "cpu", 8, "died at 16"))
             assert await board.known_capacity("h", token, "a", "cpu", 64) is None or n > 1
             token = await board.register("h")
         assert await taken(board, token) == "0"
@@ -232,19 +232,19 @@ def test_a_host_that_dies_measuring_is_not_the_trials_doing() -> None:
     run(scene())
 
 
-def test_how_full_packs_were_is_written_down_until_the_tail() -> None:
+def test_how_full_packs_were_is_written_down_while_trials_waited() -> None:
     async def scene() -> None:
         board, token = await open_board(*"0123", judged=False)
         await taken(board, token)
         await joined(board, token, "0", 3)
-        await board.report("h", token, told(1, "0123"))
-        await board.report("h", token, told(1, "0123"))  # repeated: counted once
-        await board.report("h", token, told(2, "01"))
+        await board.report("h", token, reports(1, "0123"))
+        await board.report("h", token, reports(1, "0123"))  # repeated: counted once
+        await board.report("h", token, reports(2, "01"))
         await board.expect(False)
-        await board.submit(posting("4"), [], False)
-        await board.report("h", token, told(3, "01"))  # one waits still
+        await board.submit(request("4"), [], False)
+        await board.report("h", token, reports(3, "01"))  # one waits still
         await board.stop("4")
-        await board.report("h", token, told(4, "0"))
+        await board.report("h", token, reports(4, "0"))
         packing = await board.packing()
         assert [(e.width, e.slots, e.tail) for e in packing.epochs] == [
             (4, 4, False), (2, 4, False), (2, 4, False), (1, 4, True)]  # fmt: skip
@@ -260,15 +260,15 @@ def test_a_board_starts_without_torch() -> None:
     assert found.stdout.strip() == "False"
 
 
-def test_a_repeated_give_back_takes_nothing_from_another_host() -> None:
+def test_a_repeated_requeue_takes_nothing_from_another_host() -> None:
     async def scene() -> None:
         board, first, second = await open_board("0", "1", hosts="hi")
         assert await taken(board, first) == "0" and await joined(board, first, "0", 1) == ["1"]
-        await board.give_back("h", first, ["0", "1"], True)
+        await board.requeue("h", first, ["0", "1"], True)
         assert await taken(board, second, host="i") == "0"
-        await board.give_back("h", first, ["0", "1"], True)  # another rank says the same, later
+        await board.requeue("h", first, ["0", "1"], True)  # another rank says the same, later
         assert await taken(board, first) == "1" and await taken(board, second, host="i") == "0"
-        assert (await board.status())["waiting"] == 0
+        assert not board._queue
 
     run(scene())
 

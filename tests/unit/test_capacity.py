@@ -28,7 +28,7 @@ class Bench:
         monkeypatch.setattr(capacity, "time", SimpleNamespace(perf_counter=lambda: self.now))
         monkeypatch.setattr(capacity._Memory, "doubles", lambda memory: 2 * self.size <= self.room)
 
-    def rehearse(self, slots):
+    def steps(self, slots):
         self.tried.append(slots)
         self.size = slots
         while True:
@@ -39,7 +39,7 @@ class Bench:
 def test_doubling_ends_where_it_pays_no_more(monkeypatch):
     bench = Bench(monkeypatch, lambda s: 0.1 + 0.05 * s)  # 15, 20, 30, 50, 90, 170 … ms for 1, 2, 4 … slots
     reached = []
-    slots, reason = measure(bench.rehearse, 64, CPU, reached=reached.append)
+    slots, reason = measure(bench.steps, 64, CPU, reached=reached.append)
     rates = {s: s / bench.cost(s) for s in (1, 2, 4, 8, 16, 32, 64)}
     best = next(s for s in rates if rates.get(2 * s, 0) < 1.1 * rates[s])
     assert slots == best == 16 and "32 are only 1.0" in reason
@@ -49,26 +49,26 @@ def test_doubling_ends_where_it_pays_no_more(monkeypatch):
 
 def test_a_machine_that_was_busier_at_first_is_no_gain(monkeypatch):
     bench = Bench(monkeypatch, lambda s: 0.1 * s * (2 if len(bench.tried) == 1 else 1))
-    assert measure(bench.rehearse, 64, CPU) == (1, "2 are only 1.00 times as fast as 1")
+    assert measure(bench.steps, 64, CPU) == (1, "2 are only 1.00 times as fast as 1")
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(lambda s: 1.0 * s, 1), (lambda s: 1e-3, 64)])
 def test_its_ends(cost, expected, monkeypatch):
-    assert measure(Bench(monkeypatch, cost).rehearse, 64, CPU)[0] == expected
+    assert measure(Bench(monkeypatch, cost).steps, 64, CPU)[0] == expected
 
 
 @pytest.mark.parametrize(("cost", "expected"), [(0.125, 4), (0.75, 3), (1.5, 2), (2.5, 1)])
 def test_slow_steps_are_timed_less_often(cost, expected, monkeypatch):
     bench = Bench(monkeypatch, lambda slots: cost)
-    assert measure(bench.rehearse, 1, CPU)[0] == 1
+    assert measure(bench.steps, 1, CPU)[0] == 1
     assert bench.now == cost * (1 + expected)  # one before the clock starts
 
 
 def test_no_more_than_trials_and_room(monkeypatch):
     bench = Bench(monkeypatch, lambda s: 1e-3)
-    assert measure(bench.rehearse, 6, CPU)[0] == 4 and max(bench.tried) == 4
+    assert measure(bench.steps, 6, CPU)[0] == 4 and max(bench.tried) == 4
     bench = Bench(monkeypatch, lambda s: 1e-3, room=8)
-    slots, reason = measure(bench.rehearse, 64, CPU)
+    slots, reason = measure(bench.steps, 64, CPU)
     assert slots == 8 and "memory would not suffice for 16" in reason and max(bench.tried) == 8
 
 
@@ -78,12 +78,12 @@ def test_memory_that_ends_ends_the_doubling(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return 1e-3
 
-    slots, reason = measure(Bench(monkeypatch, cost).rehearse, 64, CPU)
+    slots, reason = measure(Bench(monkeypatch, cost).steps, 64, CPU)
     assert slots == 4 and "memory does not suffice for 8" in reason
     with pytest.raises(torch.OutOfMemoryError):  # not even one
-        measure(Bench(monkeypatch, lambda s: cost(9)).rehearse, 64, CPU)
+        measure(Bench(monkeypatch, lambda s: cost(9)).steps, 64, CPU)
     with pytest.raises(torch.OutOfMemoryError):  # other ranks wait: their group starts anew
-        measure(Bench(monkeypatch, cost).rehearse, 64, CPU, ranks=2)
+        measure(Bench(monkeypatch, cost).steps, 64, CPU, ranks=2)
 
 
 def test_a_machines_memory_can_be_read():
@@ -142,11 +142,11 @@ def test_ranks_take_equally_many_steps_though_their_clocks_differ(monkeypatch):
 
         steps = []
 
-        def rehearse(slots, bench=bench, steps=steps):
-            for _ in bench.rehearse(slots):
+        def counted(slots, bench=bench, steps=steps):
+            for _ in bench.steps(slots):
                 steps.append(slots)
                 yield
 
-        measure(rehearse, 4, CPU, ranks=2, agree=agree)
+        measure(counted, 4, CPU, ranks=2, agree=agree)
         taken.append(steps)
     assert taken[0] == taken[1] and len(taken[0]) > 3

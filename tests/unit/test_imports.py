@@ -20,8 +20,8 @@ def loaded(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("mmsweep.sweep.train_function", {"torch", "ray", "transformers"}),  # the keeper unpickles its names
-        ("mmsweep.sweep.hosts", {"torch", "transformers"}),  # the keeper's own
+        ("mmsweep.sweep.train_function", {"torch", "ray", "transformers"}),  # the supervisor unpickles its names
+        ("mmsweep.sweep.hosts", {"torch", "transformers"}),  # the supervisor's own
         ("mmsweep.sweep.board", {"torch", "transformers"}),
         ("mmsweep.sweep.trial", {"torch", "transformers"}),
         ("mmsweep.assembly.checks", {"transformers.modeling_utils"}),  # a wrong study is told so soon

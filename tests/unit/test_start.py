@@ -19,7 +19,7 @@ from ray.train.v2.api import data_parallel_trainer
 from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.sweep import cluster, hosts
-from mmsweep.sweep.hosts import HostSize, Keeper
+from mmsweep.sweep.hosts import HostSize, Supervisor
 from mmsweep.sweep.lean_train import GROUP, PRIVATE, UNUSED_CALLBACKS, host_trainer, lean_works
 from mmsweep.sweep.start import run_sweep
 from tests.unit import report_factory as factory
@@ -104,15 +104,15 @@ def test_a_host_whose_lean_trainer_fails_goes_on_with_a_plain_one(tmp_path: Path
     """A name may mean something else in a newer Ray."""
     tried = []
 
-    class Tried(Keeper):
+    class Tried(Supervisor):
         def _fit(self, name: str) -> None:
             tried.append(self.lean)
             if self.lean:
                 raise TypeError("run() takes 2 arguments")
             self.close()
 
-    board: Any = SimpleNamespace(trouble=SimpleNamespace(remote=lambda *_: None))
-    Tried(board, HostSize(1, 1, 0), ["host-0"], "", tmp_path, tmp_path, sole=False, lean=True)._keep("host-0")
+    board: Any = SimpleNamespace(failed=SimpleNamespace(remote=lambda *_: None))
+    Tried(board, HostSize(1, 1, 0), ["host-0"], "", tmp_path, tmp_path, sole=False, lean=True)._supervise("host-0")
     assert tried == [True, False]
 
 

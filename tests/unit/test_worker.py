@@ -18,7 +18,7 @@ from mmsweep.assembly.host import Warm
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study.packs import Job, pack_key, warm_key
 from mmsweep.sweep import worker
-from mmsweep.sweep.board import Board, Posting
+from mmsweep.sweep.board import Board, Request
 from mmsweep.sweep.train_function import Place
 from mmsweep.training import slot as trial_slot
 from mmsweep.training.world import World
@@ -63,9 +63,9 @@ def post(board, studies, path, kind="trial", judged=True):
     for n, study in enumerate(studies):
         folder = TrialFolder(path / f"{n:04d}")
         folder.create({"id": folder.path.name, "params": {}}, study.to_yaml())
-        posting = Posting(folder.path.name, kind, str(folder.path), study.resolved(), warm_key(study), pack_key(study),
+        request = Request(folder.path.name, kind, str(folder.path), study.resolved(), warm_key(study), pack_key(study),
                           len(studies), study.train.epochs, (1, 2) if judged else ())  # fmt: skip
-        board.submit.remote(posting, [], False)
+        board.submit.remote(request, [], False)
         folders.append(folder)
     board.expect.remote(False)
     return folders

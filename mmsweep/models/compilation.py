@@ -11,6 +11,7 @@ they come.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -73,7 +74,9 @@ class BlockCompiler:
             adapter.draw_ahead(theirs)
         try:
             return self._run(block, *inputs)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # no public name tells them
+                raise
             raise UserError(
                 f"the network cannot be compiled ({str(error).strip().splitlines()[0]})",
                 key=KEY, found=self.mode, expected="off",
@@ -84,11 +87,11 @@ class BlockCompiler:
 
     def _compiled(self, device: torch.device) -> Any:
         check_compiler(self.mode, device)
-        import torch._dynamo
-        import torch._inductor.exc
-
-        # Torch's own bound is lower and per function; ours counts the same things and is reached first.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * MOST_SHAPES)
+        # Torch's own bound is lower and per function; ours counts the same things and is reached first. An older torch
+        # without this name runs what exceeds its bound as it is.
+        with contextlib.suppress(AttributeError):
+            limits: Any = torch.compiler.config
+            limits.recompile_limit = max(limits.recompile_limit, 2 * MOST_SHAPES)
         graphs = self.mode == "reduce-overhead" and device.type == "cuda"
         return torch.compile(_call, dynamic=False, mode="reduce-overhead" if graphs else None)
 

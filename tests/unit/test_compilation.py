@@ -31,10 +31,10 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g
 def fresh(monkeypatch):
     """A compiler that has compiled nothing, as a new process has it."""
     compilation._compiler.cache_clear()
-    torch._dynamo.reset()
+    torch.compiler.reset()
     yield
     compilation._compiler.cache_clear()
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 @needs_compiler
@@ -57,6 +57,9 @@ def test_cuda_graphs_are_for_gpus(device, expected, monkeypatch):
     for mode in ("default", "reduce-overhead"):
         BlockCompiler(mode)._compiled(torch.device(device))
     assert asked == [{"dynamic": False, "mode": None}, {"dynamic": False, "mode": expected}]
+    assert torch.compiler.config.recompile_limit >= compilation.MOST_SHAPES
+    monkeypatch.delattr(torch.compiler, "config")  # an older torch
+    BlockCompiler("default")._compiled(torch.device(device))
 
 
 def counting(monkeypatch):

@@ -93,7 +93,7 @@ class Timm(PictureFamily):
 
     @staticmethod
     def embed(model: Any, x: Tensor) -> Tokens:
-        values_BND = model._pos_embed(model.patch_embed(x))
+        values_BND = model._pos_embed(model.patch_embed(x))  # timm offers no public step between patches and blocks
         return Tokens(values_BND, None, model.patch_embed.grid_size)
 
     @staticmethod

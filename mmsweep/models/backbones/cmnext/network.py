@@ -77,8 +77,8 @@ class HubStage(nn.Module):
 
         super().__init__()
         width = size.widths[stage]
-        config = SegformerConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        config._attn_implementation = "sdpa"
+        options: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa"}
+        config = SegformerConfig(**options)
         before, patch, stride = (3, 7, 4) if stage == 0 else (size.widths[stage - 1], 3, 2)
         self.embedding = modeling_segformer.SegformerOverlapPatchEmbeddings(patch, stride, before, width)
         self.blocks = nn.ModuleList(

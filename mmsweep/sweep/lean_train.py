@@ -2,7 +2,7 @@
 
 `TorchTrainer` starts a controller, a synchronisation actor and a cleaner of placement groups for each host, and a
 coordinator for all. Each takes seconds to start before a rank can, and a share of the CPUs as long as the host lives
-(docs/results/trial_start.md). A lean trainer does without them, by names of Ray Train that are not public. `PRIVATE`
+(docs/results/sweep_overhead.md). A lean trainer does without them, by names of Ray Train that are not public. `PRIVATE`
 lists all of them; where this Ray lacks one, hosts are plain `TorchTrainer` runs, and so they are where the environment
 sets MMSWEEP_PLAIN_TRAINER.
 """

@@ -66,8 +66,8 @@ def pack_key(study: Study) -> str:
     return _digest([warm_key(study), parts, largest_rank(study)])
 
 
-def company(study: Study, trials: int) -> int:
-    """How many of a search's trials may be of one pack, as a mean: those whose other values are equal; 1 at least."""
+def pack_limit(study: Study, trials: int) -> int:
+    """How many of a search's trials may share a pack, on average: they differ in fusible keys only; at least 1."""
     kinds, free = 1.0, {key for one in (study, *study.alternatives("method")) for key in fusible(one)}
     for key, dimension in study.search.items():
         if not any(key == known or key.startswith(f"{known}.") for known in free):

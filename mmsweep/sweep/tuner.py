@@ -30,7 +30,7 @@ from mmsweep.errors import UserError
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.record.trial import TrialFolder, trial_id
 from mmsweep.study import Study
-from mmsweep.study.packs import company
+from mmsweep.study.packs import pack_limit
 from mmsweep.study.sections import MOST_SLOTS
 from mmsweep.study.space import starting_points
 from mmsweep.sweep.finals import FinalJob, lay_out_finals, run_jobs
@@ -244,10 +244,10 @@ class Sweep:
         # Those that are done first: the scheduler has then seen everything when it judges one that goes on.
         served = sorted(folder.numbers(), key=lambda n: (folder.trial(n).done() is None, n))
         total, judged = max(folder.trials, len(served)), judged_epochs(study)
-        pack_limit = company(study, total)
+        limit = pack_limit(study, total)
         search = TrialSearch(
             study, optuna_study, folder.path / "trials", served,
-            submit=lambda trial, own: session.submit(trial, own, pack_limit=pack_limit, judged=judged),
+            submit=lambda trial, own: session.submit(trial, own, pack_limit=limit, judged=judged),
             ended=lambda trial: session.ended(trial.trial()["id"], trial),
             total=total, room=session.room, say=session.progress.line,
         )  # fmt: skip

@@ -32,7 +32,7 @@ from mmsweep.models.input_formats import Inputs
 from mmsweep.models.options import BACKBONES, BackboneOptions, ModelOptions
 from mmsweep.models.pretrained import PretrainedEncoder
 from mmsweep.study import Study
-from mmsweep.study.packs import company
+from mmsweep.study.packs import pack_limit
 from mmsweep.study.space import SearchSpace
 from mmsweep.tasks.task import Target
 from tests.conftest import WIDTH
@@ -64,7 +64,7 @@ def test_a_method_is_one_file(toy_method: type[Any], tiny_study: Study) -> None:
     check_sweep(study)
     assert study.with_values({"method.temperature": 3.0}).method == METHODS.options("toy", temperature=3.0)
     assert dry_run(study)["parameters"]["total"] > 0 and list(SearchSpace(study).dimensions) == ["method.temperature"]
-    assert company(study, 4) == 2  # not fusible: two packs
+    assert pack_limit(study, 4) == 2  # not fusible: two packs
     assert "## `method` of `toy`" in study_reference.render()
     assert "| `temperature` | float | 1.0 | Temperature of the toy's energy; above 0 |" in study_reference.render()
     with pytest.raises(UserError, match=r"method.temprature: unknown key; .*Did you mean 'temperature'\?"):

@@ -13,7 +13,7 @@ from mmsweep.assembly.plan import dry_run
 from mmsweep.availability import Scenario
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.study.packs import company, count_trials
+from mmsweep.study.packs import count_trials, pack_limit
 
 pytestmark = pytest.mark.long
 
@@ -168,11 +168,11 @@ def test_how_many_trials_may_share_a_pass():
     def searching(**more):
         return Study.parse({**base.resolved(), "search": {**lr, **more}})
 
-    assert company(searching(), 16) == 16
-    assert company(searching(**{"train.batch_size": {"choice": [8, 16]}}), 16) == 8
-    assert company(searching(**{"train.batch_size": {"int": [8, 32], "step": 8}}), 16) == 4
+    assert pack_limit(searching(), 16) == 16
+    assert pack_limit(searching(**{"train.batch_size": {"choice": [8, 16]}}), 16) == 8
+    assert pack_limit(searching(**{"train.batch_size": {"int": [8, 32], "step": 8}}), 16) == 4
     assert (
-        company(
+        pack_limit(
             searching(
                 **{"data.augmentation.flip": {"choice": [0.0, 0.5]}, "method.proxy.std": {"uniform": [0.01, 0.1]}}
             ),

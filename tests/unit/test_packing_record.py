@@ -28,7 +28,7 @@ def test_what_else_is_said():
     found = [Capacity("p", "cpu", 1, reason), Capacity("p", "cpu", 1, reason), Capacity("p", "cpu", 2, "no room")]
     assert Packing(found, [epoch(1, slots=1)]).sentence() == f"one slot a host: {reason}"
     at_once = Packing([], [epoch(3, tail=True), epoch(1, tail=True)])
-    assert "up to 3 trained in 4 slots" in str(at_once.sentence())
+    assert "up to 3 in 4 slots" in str(at_once.sentence())
 
 
 def test_seconds_of_a_pack_pass_once():

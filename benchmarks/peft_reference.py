@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModel
 
 from mmsweep.assembly.host import Warm
-from mmsweep.data.formats import ImageFormat
+from mmsweep.data.kinds.image import ImageFormat
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.models.packing import values_of
 from mmsweep.models.weights import locate

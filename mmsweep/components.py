@@ -148,14 +148,20 @@ class Registry(Mapping[str, Any]):
         self._import_all()
         return len(self._components)
 
-    def section(self, name: str) -> type[Any]:
-        """The class of a component's options."""
-        section: type[Any] = self[name].Options
+    def section(self, name: str) -> type[Any] | None:
+        """The class of a component's options; None: a study cannot choose it."""
+        section: type[Any] | None = self[name].Options
         return section
+
+    def choices(self) -> list[str]:
+        """The components that a study may choose."""
+        return [name for name in self if self.section(name) is not None]
 
     def options(self, name: str, **values: Any) -> Any:
         """The options of a component, from its own class."""
-        return self.section(name)(**{self.key: name, **values})
+        section = self.section(name)
+        assert section is not None
+        return section(**{self.key: name, **values})
 
     def with_option(self, key: str) -> list[str]:
         """The components that have an option; `text.field` is one within a section."""
@@ -164,7 +170,8 @@ class Registry(Mapping[str, Any]):
     def about(self, name: str) -> dict[str, Any]:
         """A component for people: name, what its file (of a user's own: its class) says it is, and its options."""
         component, options = self[name], {}
-        fields = self.section(name).model_fields if hasattr(component, "Options") else {}
+        section = self.section(name) if hasattr(component, "Options") else None
+        fields = section.model_fields if section else {}
         for key, info in fields.items():
             default = None if info.is_required() else info.get_default(call_default_factory=True)
             if key != self.key:
@@ -208,7 +215,7 @@ class Choice:
 
     Args:
         registry: the components to choose from.
-        place: the section's dotted key in the study.
+        place: the section's dotted key in the study; `data.modalities.<modality>` of one of several in a mapping.
         default: the component of a section that names none; None: it must name one.
     """
 
@@ -240,7 +247,7 @@ class Choice:
         if not key.startswith(f"{self.place}."):
             return True
         option = key.removeprefix(f"{self.place}.").split(".")[0]
-        return any(option in self.registry.section(name).model_fields for name in names if name in self.registry)
+        return any(option in self._known(name).model_fields for name in names if name in self.registry)
 
     def _read(self, values: Any, info: core_schema.ValidationInfo) -> Any:
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
@@ -288,10 +295,12 @@ class Choice:
 
     def _known(self, name: str, key: str | None = None) -> type[Options]:
         """The class of a component's options. Raises `misfit` where there is no such component."""
-        if name not in self.registry:
-            hint = nearest(name, self.registry) or ""
-            raise misfit(f"unknown {self.registry.noun}", f"one of {', '.join(self.registry)}", key, name, hint)
-        return self.registry.section(name)
+        section = self.registry.section(name) if name in self.registry else None
+        if section is None:
+            known = self.registry.choices()
+            hint = nearest(name, known) or ""
+            raise misfit(f"unknown {self.registry.noun}", f"one of {', '.join(known)}", key, name, hint)
+        return section
 
     def _is_a_default(self, option: str, value: Any) -> bool:
         fields = (_field_at(self.registry.section(name), option) for name in self.registry)
@@ -307,11 +316,21 @@ class Choice:
         hint, owners = nearest(key, allowed, 0.5) or "", self.registry.with_option(option)
         if owners:
             noun = self.registry.noun
-            hint = (
-                f"It is an option of {noun} {', '.join(owners)}. To try another {noun} on the command line: "
-                f"'{self.place}={{{self.registry.key}: {name}}}' 'search={{}}'"
-            )
+            hint = f"It is an option of {noun} {', '.join(owners)}."
+            if "<" not in self.place:  # not one of several
+                change = f"'{self.place}={{{self.registry.key}: {name}}}' 'search={{}}'"
+                hint += f" To try another {noun} on the command line: {change}"
         return misfit(UNKNOWN_KEY, f"one of {', '.join(allowed)}", option, key, hint)
+
+
+def choice_of(field: FieldInfo) -> Choice | None:
+    """What chooses the component that a field holds, or each value of a mapping in it; None where nothing does."""
+    annotations, found = [field.annotation], [m for m in field.metadata if isinstance(m, Choice)]
+    while annotations and not found:
+        arguments = get_args(annotations.pop())
+        annotations += arguments
+        found = [argument for argument in arguments if isinstance(argument, Choice)]
+    return found[0] if found else None
 
 
 def _section_in(annotation: Any) -> type[Section] | None:

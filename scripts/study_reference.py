@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from mmsweep.components import Choice, Options
+from mmsweep.components import Options, Registry, choice_of
 from mmsweep.study import Study
 from mmsweep.study.search import Dimension
 
@@ -38,13 +38,14 @@ is searched, it may hold options of every choice; each trial takes those of its 
 
 class Table(NamedTuple):
     """A section: its dotted prefix, its model, the section that is in force where a study leaves it out, the component
-    that it belongs to, and keys that another table shows, since all components have them."""
+    that it belongs to, keys that another table shows, since all components have them, and those components."""
 
     prefix: str
     model: type[BaseModel]
     in_force: Any = None
     component: str | None = None
     shared: tuple[str, ...] = ()
+    registry: Registry | None = None
 
 
 def sections(table: Table) -> Iterator[Table]:
@@ -52,18 +53,19 @@ def sections(table: Table) -> Iterator[Table]:
     yield table
     for name, field in table.model.model_fields.items():
         given = getattr(table.in_force, name, None) if table.in_force is not None else _given(field)
-        choices = [c for c in field.metadata if isinstance(c, Choice)]
+        choice = choice_of(field)
         for inner in () if name in table.shared else _models(field.annotation):
             if inner is not Dimension:
                 step = ".<modality>" if typing.get_origin(field.annotation) is dict else ""
                 path = f"{table.prefix}.{name}{step}" if table.prefix else name + step
-                yield from sections(Table(path, inner, given if isinstance(given, inner) else None, table.component))
-        for choice in choices:
-            for chosen in choice.registry:
-                section = choice.registry.section(chosen)
-                shared = tuple(_models(field.annotation)[0].model_fields)
-                own = section.model_construct(**{choice.registry.key: chosen})
-                yield from sections(Table(choice.place, section, own, chosen, shared))
+                of, registry = (None, choice.registry) if choice else (table.component, None)
+                own = given if isinstance(given, inner) else None
+                yield from sections(Table(path, inner, own, of, registry=registry))
+        for chosen in choice.registry.choices() if choice and name not in table.shared else ():
+            section, base = choice.registry.section(chosen), _models(field.annotation)[0]
+            own = section.model_construct(**{choice.registry.key: chosen})
+            shared = [n for n, f in base.model_fields.items() if f.description == section.model_fields[n].description]
+            yield from sections(Table(choice.place, section, own, chosen, tuple(shared)))
 
 
 def _given(field: Any) -> Any:
@@ -123,12 +125,16 @@ def render() -> str:
         first.setdefault((table.prefix, table.model), table)
         owners.setdefault(table.prefix, {}).setdefault(table.model, []).append(f"`{table.component}`")
     for (prefix, model), table in first.items():
-        names = ", ".join(owners[prefix][model])
-        of = f" of {names}" if len(owners[prefix]) > 1 and table.component else ""
+        if not model.model_fields.keys() - table.shared:
+            continue
+        of = f" of {', '.join(owners[prefix][model])}" if len(owners[prefix]) > 1 and table.component else ""
         parts.append(f"## `{prefix or 'study'}`{of}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
         for name, field in ((n, f) for n, f in model.model_fields.items() if n not in table.shared):
             limits = ", ".join(word for m in field.metadata for word in _limit(m))
-            meaning = "; ".join(part for part in ((field.description or "").rstrip("."), limits) if part)
+            names = (
+                f"one of {', '.join(table.registry.choices())}" if table.registry and name == table.registry.key else ""
+            )
+            meaning = "; ".join(part for part in ((field.description or "").rstrip("."), limits, names) if part)
             cells = (
                 f"`{field.alias or name}`",
                 _type(field.annotation),

@@ -15,7 +15,9 @@ import transformers
 from mmsweep.availability import Scenario
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import DatasetBuilder, DatasetCard
-from mmsweep.data.formats import Format, RasterFormat, SequenceFormat
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.raster import RasterFormat
+from mmsweep.data.kinds.sequence import SequenceFormat
 from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.errors import UNSET, UserError
@@ -71,14 +73,14 @@ def _backbone(study: Study, card: DatasetCard | DatasetBuilder) -> type[Backbone
 
 def _inputs(study: Study, card: DatasetCard | DatasetBuilder) -> Inputs:
     """What a study's network is to read."""
-    data, image = study.data, study.data.inputs("image")
+    data, image = study.data, study.data.reading("image")
     return Inputs(
         dict(card.modalities),
         image.size,
         image.fit,
-        data.inputs("text").length,
-        data.inputs("audio").frames,
-        data.inputs("video").frames,
+        data.reading("text").length,
+        data.reading("audio").frames,
+        data.reading("video").frames,
         {m: f for m, f in card.formats.items() if isinstance(f, RasterFormat)},
         {m: f for m, f in card.formats.items() if isinstance(f, SequenceFormat)},
         raster_window(study),

@@ -20,7 +20,7 @@ from mmsweep.assembly.build import (
     task_options,
 )
 from mmsweep.data.dataset import DatasetCard
-from mmsweep.data.formats import KINDS, Format, RasterFormat
+from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError, nearest
 from mmsweep.methods.method import METHODS, Phase
 from mmsweep.models.backbone import Backbone
@@ -35,12 +35,6 @@ from mmsweep.tasks.task import TASKS, Task, task_of
 from mmsweep.training.initialization import check_first_stage, task_state
 
 MOST_MODALITIES = 12
-_SIZES = {
-    "image": "data.image.size",
-    "video": "data.image.size",
-    "audio": "data.audio.frames",
-    "text": "data.text.length",
-}
 
 
 def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[str]:
@@ -180,7 +174,7 @@ def _check_training_targets(study: Study) -> None:
 def _check_views(study: Study, formats: Mapping[str, Format]) -> None:
     """What segmentation sees at test must be possible, and large enough for the backbone."""
     inference, least = study.inference, BACKBONES[study.model.backbone.name].smallest
-    sides = [side for format in formats.values() if isinstance(format, RasterFormat) for side in format.size]
+    sides = [side for format in formats.values() for side in format.map_size or ()]
     for scale in inference.scales if sides else ():
         side = round(min(sides) * scale)
         for option, seen, found in (("scales", side, scale), ("window", inference.window or side, inference.window)):
@@ -287,7 +281,7 @@ def _check_inputs(backbone: Backbone, card: DatasetCard) -> None:
     """Every encoder reads the kind of its modality and sees something of an input of the study's size."""
     grids = backbone.token_grids()
     for modality, kind in card.modalities.items():
-        found = KINDS[type(backbone.formats[modality])]
+        found = backbone.formats[modality].kind
         if found != kind:
             raise UserError(
                 f"this network reads {found}, and the modality is {kind}", key=f"model.encoders.{modality}.name",
@@ -296,7 +290,7 @@ def _check_inputs(backbone: Backbone, card: DatasetCard) -> None:
         if min(grids[modality], default=1) < 1:
             raise UserError(
                 f"the network of {modality} sees nothing of an input of this size",
-                key=_SIZES.get(kind, "data"), found=getattr(backbone.formats[modality], "size", None),
+                key=backbone.formats[modality].size_key, found=getattr(backbone.formats[modality], "size", None),
                 expected="at least the side of one of its patches",
             )  # fmt: skip
 

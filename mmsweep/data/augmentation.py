@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsweep.data.formats import Format, ImageFormat, VideoFormat
 from mmsweep.errors import UserError
-from mmsweep.tasks.task import IGNORE
 from mmsweep.transfer import Resident, sent
-
-KEPT_FRAMES = 8
-"""Most frames of a training clip that are kept for random frames, as a multiple of those that are shown."""
 
 
 @dataclass(frozen=True)
@@ -70,21 +65,13 @@ class Augmentation:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError("the strength must lie within 0 and 1", key=name, found=getattr(self, name))
 
-    def kept_formats(self, formats: Mapping[str, Format]) -> dict[str, Format]:
+    def kept_formats(self, formats: Mapping[str, Any]) -> dict[str, Any]:
         """The formats with room for what is drawn: whole pictures for crops, more frames for random ones.
 
         Training pictures are then kept twice: as evaluation shows them, and with twice as many pixels for crops. How
         much is kept does not depend on the options' values, so configurations that differ in them share the columns.
         """
-        return {name: self._kept(format) for name, format in formats.items()}
-
-    def _kept(self, format: Format) -> Format:
-        if isinstance(format, VideoFormat):
-            image = cast(ImageFormat, self._kept(format.image))
-            return replace(format, image=image, kept=KEPT_FRAMES * format.frames if self.random_frames else None)
-        if isinstance(format, ImageFormat):
-            return replace(format, whole=None if self.crop_scale is None else math.ceil(format.size * math.sqrt(2)))
-        return format
+        return {name: format.kept(self) for name, format in formats.items()}
 
     @property
     def changes_pictures(self) -> bool:
@@ -98,7 +85,7 @@ class Augmentation:
         """Random numbers for `rows` rows. How far the generator moves depends on `rows` and the formats only.
 
         Args:
-            kept_frames: modality -> most frames that are kept of a clip.
+            kept_frames: modality -> random numbers of its own (of a clip: the most frames that are kept).
         """
         uniform_BK = torch.rand(rows, _COLUMNS, generator=generator)
         frames = {name: torch.rand(rows, count, generator=generator) for name, count in (kept_frames or {}).items()}
@@ -133,9 +120,9 @@ class Augmentation:
         """Normalised rasters [B,C,H,W] -> [B,C,h,w]; one draw serves all rasters of a row and its label map."""
         return self._seen(values, draws, "bilinear")
 
-    def labels(self, labels: Tensor, draws: Draws) -> Tensor:
-        """Label maps [B,H,W] -> [B,h,w], int64: the nearest pixel's class, IGNORE beyond the map."""
-        seen = self._seen(labels[:, None].float() - IGNORE, draws, "nearest") + IGNORE
+    def labels(self, labels: Tensor, draws: Draws, outside: int) -> Tensor:
+        """Label maps [B,H,W] -> [B,h,w], int64: the nearest pixel's class, `outside` beyond the map."""
+        seen = self._seen(labels[:, None].float() - outside, draws, "nearest") + outside
         return seen[:, 0].round().long()
 
     def _seen(self, values: Tensor, draws: Draws, mode: str) -> Tensor:

@@ -18,9 +18,8 @@ import numpy as np
 
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.files import Undecodable
-from mmsweep.data.formats import RasterFormat, SequenceFormat
-from mmsweep.data.options import DATASETS
-from mmsweep.data.rasters import Window, decode_labels
+from mmsweep.data.kinds.raster import Window, decode_labels
+from mmsweep.data.options import DATASETS, KINDS
 from mmsweep.data.splitting import repeated
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import IGNORE
@@ -89,9 +88,9 @@ def _bad_rows(builder: DatasetBuilder, grade: str) -> Iterator[str]:
 
 
 def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
-    words = {m for m, kind in builder.modalities.items() if kind == "text"}
-    words |= {m for m, f in builder.formats.items() if isinstance(f, SequenceFormat) and f.recipe == "words"}
-    folders = {m for m, kind in builder.modalities.items() if kind == "video"}
+    words = {m for m, format in builder.formats.items() if not format.from_files}
+    words |= {m for m, kind in builder.modalities.items() if not KINDS[kind].from_files}
+    folders = {m for m, kind in builder.modalities.items() if KINDS[kind].from_folders}
     absent, irregular = [], []
     seen = 0
     for name in SPLITS:
@@ -197,7 +196,7 @@ def _names(classes: Sequence[str]) -> Iterator[str]:
 def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]], grade: str) -> Iterator[str]:
     """Share of each class in a split's label maps, and the first map that cannot be used."""
     classes = builder.target.classes
-    size = next((format.size for format in builder.formats.values() if isinstance(format, RasterFormat)), (0, 0))
+    size = next((format.map_size for format in builder.formats.values() if format.map_size), (0, 0))
     yield f"rasters: {size[0]} x {size[1]} pixels; a class a pixel, of {len(classes)}"
     for name in SPLITS:
         pixels_C = np.zeros(IGNORE + 1, np.int64)

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from mmsweep.components import Registry
-from mmsweep.data.formats import Format
+from mmsweep.data.kinds.kind import Format
 from mmsweep.data.options import DATASETS, DatasetOptions
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 
 SPLITS = ("train", "val", "test")
 _SHOWN_ROWS = 20
-MODALITY_KINDS = ("image", "text", "audio", "video", "sequence", "raster")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Sample:
     Args:
         id: unique within the dataset.
         values: modality -> raw value, or None where the data itself has none. Image and audio: path or bytes;
-            text: str; video: path of a folder of frames or of a file; raster: path, bytes or `rasters.Window`;
+            text: str; video: path of a folder of frames or of a file; raster: path, bytes or `kinds.raster.Window`;
             sequence: path or bytes of a .npy array (or what the builder's format derives it from).
         target: class name, list of labels, number, or the label map as a raster's value.
         group: rows of a group never stand in two splits; None means that the row is its own group.
@@ -84,7 +83,7 @@ class DatasetCard:
     Args:
         name: as in the study.
         title: one line for people.
-        modalities: name -> kind (one of MODALITY_KINDS), in order; empty where only the user's file can tell.
+        modalities: name -> kind (a name of KINDS), in order; empty where only the user's file can tell.
         target: what is predicted; None where only the user's file can tell.
         rows: published (or shipped) rows per split.
         formats: of modalities whose data says it, and not an encoder, how they are read.

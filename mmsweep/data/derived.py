@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mmsweep.data.decoding import decode_image, decode_sequence, read_waveform
 from mmsweep.data.files import Undecodable
-from mmsweep.data.formats import ImageFormat, SequenceFormat
-from mmsweep.errors import UserError
+from mmsweep.data.kinds.audio import read_waveform
+from mmsweep.data.kinds.image import ImageFormat, decode_image
 
 RATE = 16_000
 STEP, WINDOW = 160, 400  # 10 and 25 ms
@@ -30,23 +27,6 @@ COLUMNS, ROWS, CELL = 25, 15, 4
 """25 x 15 = 375 cells of 4 x 4 pixels; the picture's square is drawn as 100 x 60 of them."""
 
 _BLANK = 0.98
-
-
-def sequence_decoder(format: SequenceFormat) -> Callable[[Any], np.ndarray]:
-    """A function from a raw value to float32 [t, width], 1 <= t <= length. Raises UserError where widths differ."""
-    if format.recipe == "stored":
-        return lambda value: decode_sequence(value, format)
-    if format.recipe == "words":
-        return lambda value: word_features(str(value), format.width)[: format.length]
-    width = {"sound": SOUND_WIDTH, "picture": PICTURE_WIDTH}[format.recipe]
-    if format.width != width:
-        raise UserError(
-            f"the recipe {format.recipe} gives another width", key="width", found=format.width, expected=str(width)
-        )
-    if format.recipe == "picture":
-        return lambda value: picture_features(value)[: format.length]
-    seconds = format.length * STEP / RATE + 1
-    return lambda value: sound_features(value, seconds)[: format.length]
 
 
 def word_features(text: str, width: int) -> np.ndarray:

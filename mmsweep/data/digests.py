@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mmsweep.data.dataset import SPLITS, Sample
-from mmsweep.data.formats import Format, SequenceFormat, TextFormat
-from mmsweep.data.rasters import Window
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.raster import Window
 from mmsweep.tasks.task import Target
 
 CODE_VERSION = 2
@@ -68,7 +68,7 @@ def _feed(digest: Any, *parts: Any) -> None:
 
 
 def _stamp(value: Any, format: Format) -> Any:
-    return value if value is None or _is_words(format) else _file_stamp(value)
+    return value if value is None or not format.from_files else _file_stamp(value)
 
 
 def _file_stamp(value: Any) -> Any:
@@ -85,13 +85,8 @@ def _file_stamp(value: Any) -> Any:
         return [str(path), "absent"]
 
 
-def _is_words(format: Format) -> bool:
-    """Whether raw values are texts, not names of files."""
-    return isinstance(format, TextFormat) or (isinstance(format, SequenceFormat) and format.recipe == "words")
-
-
 def _content(value: Any, format: Format) -> Any:
-    return value if value is None or _is_words(format) else _file_content(value)
+    return value if value is None or not format.from_files else _file_content(value)
 
 
 def _file_content(value: Any) -> Any:

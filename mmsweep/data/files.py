@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,3 +135,12 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "no known picture format"  # Pillow's own words name an object in memory
     return printable((str(error).splitlines() or [type(error).__name__])[0][:160])
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key in which frame-9 comes before frame-10; names with equal numbers, 7 and 007, follow their spelling."""
+    parts = re.split(r"([0-9]+)", name)
+    digits = [part.lstrip("0") for part in parts[1::2]]  # compared by length, then by digit: as their numbers
+    keys = [(1, 0, part) for part in parts]
+    keys[1::2] = [(0, len(number), number) for number in digits]
+    return keys, name

@@ -2,56 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field, create_model
 
 from mmsweep.components import Options, Registry, Section
-
-
-class ImageOptions(Section):
-    """How pictures are read."""
-
-    size: int | None = Field(
-        None, ge=8, description="Pixels a side; null takes the size that the encoder was trained with."
-    )
-    fit: Literal["crop", "pad"] = Field(
-        "crop",
-        description="What happens to a picture that is not square. crop shows its middle, pad all of it on white.",
-    )
-
-
-class TextOptions(Section):
-    """How texts are read."""
-
-    length: int | None = Field(
-        None, ge=4, description="Tokens of a text, [CLS] and [SEP] included; null takes the encoder's default."
-    )
-
-
-class AudioOptions(Section):
-    """How sounds are read."""
-
-    frames: int | None = Field(
-        None, ge=8, description="Frames of a spectrogram; null takes the number that the encoder was trained with."
-    )
-
-
-class VideoOptions(Section):
-    """How clips are read."""
-
-    frames: int = Field(3, ge=1, description="Frames of a clip.")
-
-
-INPUTS: Mapping[str, type[Section]] = {
-    "image": ImageOptions,
-    "text": TextOptions,
-    "audio": AudioOptions,
-    "video": VideoOptions,
-}
-"""Sections of `data` that say how the inputs of a kind are read; frames of clips are read as pictures are."""
 
 
 class AugmentationOptions(Section):
@@ -77,23 +34,31 @@ class AugmentationOptions(Section):
     )
 
 
+KINDS = Registry("kind of modality", "mmsweep.data.kinds", key="kind")
+"""The kinds of modalities, each in the file of its name."""
+
+
 class Datasets(Registry):
-    """The datasets. A dataset's section holds its own options and those of the kinds of its modalities."""
+    """The datasets. A dataset's section holds its own options and the sections of the kinds of its modalities."""
 
     def section(self, name: str) -> type[Any]:
         dataset = self[name]
-        kinds = set(dataset.modalities.values()) if dataset.modalities else set(INPUTS)
-        kinds |= {"image"} if "video" in kinds else set()
-        return _with_inputs(dataset.Options, tuple(kind for kind in INPUTS if kind in kinds))
+        return _with_readings(dataset.Options, readings(dataset.modalities.values() or KINDS))
+
+
+def readings(kinds: Iterable[str]) -> tuple[tuple[str, type[Section]], ...]:
+    """Sections of `data` that say how modalities of some kinds are read, by their keys."""
+    keys = {key for kind in kinds for key in (kind, *KINDS[kind].also_read_by)}
+    return tuple((key, KINDS[key].Reading) for key in sorted(keys) if KINDS[key].Reading is not None)
 
 
 @cache
-def _with_inputs(options: type[Options], kinds: tuple[str, ...]) -> type[Options]:
+def _with_readings(options: type[Options], sections: tuple[tuple[str, type[Section]], ...]) -> type[Options]:
     """Options with the section of each kind that they do not declare themselves."""
     added: dict[str, Any] = {
-        kind: (INPUTS[kind], Field(INPUTS[kind](), description=INPUTS[kind].__doc__))
-        for kind in kinds
-        if kind not in options.model_fields
+        key: (section, Field(section(), description=section.__doc__))
+        for key, section in sections
+        if key not in options.model_fields
     }
     return create_model(options.__name__, __base__=options, __doc__=options.__doc__, **added)
 
@@ -120,9 +85,9 @@ class DatasetOptions(Options):
     )
     augmentation: AugmentationOptions = Field(AugmentationOptions(), description="What is varied while training.")
 
-    def inputs(self, kind: str) -> Any:
-        """How inputs of a kind are read; the defaults where the dataset has none of it."""
-        return getattr(self, kind, None) or INPUTS[kind]()
+    def reading(self, kind: str) -> Any:
+        """The section about a kind; its defaults where the dataset has no modality of it."""
+        return getattr(self, kind, None) or KINDS[kind].Reading()
 
 
 class FolderOptions(DatasetOptions):

@@ -7,7 +7,7 @@ Layout of a prepared folder (written under a temporary name, then renamed, so th
     train/targets.npy          int64 [N] | float32 [N,C] | float32 [N] | uint8 [N,H,W] (label maps)
     train/natural.npy          bool [N,M]
     train/image.npy            uint8 [N,3,H,W]                 (or <audio>.npy, <video>.npy)
-    train/image.varied.npy     what augmentation draws from, as `training_layout` says (train/ only)
+    train/image.varied.npy     what augmentation draws from, as `Format.varied_columns` says (train/ only)
     train/height.npy           uint8 or uint16 [N,C,H,W]       (rasters, in their own type)
     train/<sequence>.npy       float32 [N,T,F], and <sequence>.length.npy int32 [N]
     train/text.ids.npy         int32 [N,L], and text.mask.npy bool [N,L]
@@ -18,35 +18,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmsweep.data.clips import decode_kept_frames, decode_video
-from mmsweep.data.columns import TARGETS, Layout, check_names, column_layout, map_size, training_layout
 from mmsweep.data.dataset import SPLITS, Sample
-from mmsweep.data.decoding import decode_image, decode_whole, sound_decoder
-from mmsweep.data.derived import sequence_decoder
 from mmsweep.data.digests import CODE_VERSION, content_digest, split_digest
 from mmsweep.data.files import Undecodable, name_of, reading
-from mmsweep.data.formats import (
-    KINDS,
-    AudioFormat,
-    Format,
-    ImageFormat,
-    RasterFormat,
-    SequenceFormat,
-    TextFormat,
-    VideoFormat,
-)
-from mmsweep.data.rasters import decode_labels, decode_raster
-from mmsweep.data.texts import Encode, text_encoder
+from mmsweep.data.kinds.kind import Format, Layout, Parts
+from mmsweep.data.kinds.raster import decode_labels
 from mmsweep.data.wholeness import seal
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
+
+TARGETS = "targets"
+"""The column of targets; no modality may have this name."""
 
 BadSamples = list[tuple[Sample, str]]
 """Rows that cannot be used, and why."""
@@ -68,7 +57,6 @@ def write_prepared(
     check_names(formats)
     _require_space(folder, splits, formats)
     bad: BadSamples = []
-    decoders = {modality: _decoder(format) for modality, format in formats.items()}
     kept: dict[str, list[Sample]] = {}
     statistics: dict[str, Any] = {}
     for name in SPLITS:
@@ -76,7 +64,7 @@ def write_prepared(
         maps = target if target.kind == "map" else None
         samples, targets = (splits[name], []) if maps else _with_valid_targets(splits[name], target, bad)
         columns = _Columns(folder / name, samples, formats, maps, training=name == "train")
-        good = columns.decode(decoders, bad, lambda done, total, name=name: progress and progress(name, done, total))  # type: ignore[misc]
+        good = columns.decode(bad, lambda done, total, name=name: progress and progress(name, done, total))  # type: ignore[misc]
         if bad and not skip_bad:
             continue  # only the list of bad rows is still of interest
         columns.close(good)
@@ -89,10 +77,8 @@ def write_prepared(
     if bad and not skip_bad:
         return bad
     for modality, format in formats.items():
-        if isinstance(format, TextFormat):
-            ids_NL, mask_NL = text_encoder(format)([""])
-            length = int(mask_NL.sum())
-            statistics[modality] = {"empty": ids_NL[0, :length].tolist(), "pad": ids_NL[0, length:].tolist()[:1]}
+        if own := format.statistics():
+            statistics[modality] = own
     record = {
         "code_version": CODE_VERSION,
         "fingerprint": content_digest(kept, formats, target),
@@ -108,11 +94,9 @@ def write_prepared(
 
 def _require_space(folder: Path, splits: Mapping[str, list[Sample]], formats: Mapping[str, Format]) -> None:
     # A mapped file on a full disk ends the process (SIGBUS) instead of raising.
-    def bytes_of(layout: Callable[[str, Format], Layout]) -> int:
-        columns = [column for modality, format in formats.items() for column in layout(modality, format)]
-        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in columns)
-
-    needed = bytes_of(column_layout) * sum(map(len, splits.values())) + bytes_of(training_layout) * len(splits["train"])
+    rows = sum(map(len, splits.values()))
+    train = len(splits["train"])
+    needed = sum(rows * _bytes(f.columns()) + train * _bytes(f.varied_columns()) for f in formats.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -124,30 +108,47 @@ def _require_space(folder: Path, splits: Mapping[str, list[Sample]], formats: Ma
         )
 
 
+def _bytes(columns: Layout) -> int:
+    """Of a row."""
+    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for _, dtype, shape in columns)
+
+
 # ---- columns -------------------------------------------------------------------------------------------------------
 
 
-def _decoder(format: Format) -> Callable[[Any], np.ndarray] | None:
-    if isinstance(format, ImageFormat):
-        return lambda value: decode_image(value, format)
-    if isinstance(format, VideoFormat):
-        return lambda value: decode_video(value, format)
-    if isinstance(format, RasterFormat):
-        return lambda value: decode_raster(value, format)
-    if isinstance(format, AudioFormat):
-        return sound_decoder(format)
-    if isinstance(format, SequenceFormat):
-        return sequence_decoder(format)
-    return None  # texts are tokenised many at once
+def check_names(formats: Mapping[str, Format]) -> None:
+    """Raises UserError where a modality's name would make another file than one of its own in the split's folder."""
+    taken = {TARGETS, "natural"}
+    for modality, format in formats.items():
+        stems = {modality + name for name, _, _ in format.columns() + format.varied_columns()}
+        if (
+            Path(modality).name != modality
+            or not modality.strip(".")
+            or "\0" in modality
+            or "\\" in modality
+            or stems & taken
+        ):
+            raise UserError(
+                "the name of this modality cannot be that of a file of prepared data",
+                key=f"data.modalities.{modality}", expected="letters, digits and _, and no name that is taken",
+            )  # fmt: skip
+        taken |= stems
 
 
-def _training_decoder(format: Format) -> Callable[[Any], tuple[np.ndarray, float]] | None:
-    """A function from a raw value to what augmentation draws from, and its log(width / height)."""
-    if isinstance(format, ImageFormat) and training_layout("", format):
-        return lambda value: decode_whole(value, format)
-    if isinstance(format, VideoFormat) and training_layout("", format):
-        return lambda value: decode_kept_frames(value, format)
-    return None
+def map_size(formats: Mapping[str, Format]) -> tuple[int, int]:
+    """(H, W) of the rasters, and so of the label maps.
+
+    Raises:
+        UserError: no raster, or rasters of several sizes.
+    """
+    sizes = {modality: format.map_size for modality, format in formats.items() if format.map_size is not None}
+    if len(set(sizes.values())) != 1:
+        raise UserError(
+            "a label map needs rasters, all of one size",
+            key="data.modalities",
+            found={m: f"{h} x {w}" for m, (h, w) in sizes.items()},
+        )
+    return next(iter(sizes.values()))
 
 
 class _Columns:
@@ -164,33 +165,28 @@ class _Columns:
         self.folder, self.samples, self.formats, self.maps = folder, samples, formats, maps
         self.arrays: dict[str, np.ndarray] = {}
         self.sums: dict[str, tuple[np.ndarray, int]] = {}
+        self.decoders: dict[str, Callable[[Any], Parts]] = {}
         for modality, format in formats.items():
-            layout = column_layout(modality, format) + (training_layout(modality, format) if training else [])
-            for name, dtype, shape in layout:
-                self.arrays[name] = _create(folder / f"{name}.npy", dtype, (len(samples), *shape))
-        varied = {m: _training_decoder(f) for m, f in formats.items()} if training else {}
-        self.varied = {modality: decoder for modality, decoder in varied.items() if decoder is not None}
+            varied = training and bool(format.varied_columns())
+            for name, dtype, shape in format.columns() + (format.varied_columns() if varied else []):
+                self.arrays[modality + name] = _create(folder / f"{modality}{name}.npy", dtype, (len(samples), *shape))
+            if (decoder := format.decoder(varied)) is not None:
+                self.decoders[modality] = decoder
         if maps:
             self.map_size = map_size(formats)
             self.arrays[TARGETS] = _create(folder / f"{TARGETS}.npy", np.uint8, (len(samples), *self.map_size))
 
-    def decode(
-        self,
-        decoders: Mapping[str, Callable[[Any], np.ndarray] | None],
-        bad: BadSamples,
-        progress: Callable[[int, int], object],
-    ) -> np.ndarray:
+    def decode(self, bad: BadSamples, progress: Callable[[int, int], object]) -> np.ndarray:
         """Fills the columns; returns bool [N], which rows are good. Adds the others to `bad`, in the order of rows."""
         reasons: dict[int, str] = {}
         for modality, format in self.formats.items():
-            if isinstance(format, TextFormat):
-                self._tokenise(modality, format, reasons)
-        slow = {m: d for m, d in decoders.items() if d is not None}
+            if (decode := format.decoder_of_many()) is not None:
+                self._decode_many(modality, decode, reasons)
 
-        def one(row: int) -> tuple[dict[str, np.ndarray], str | None]:
+        def one(row: int) -> tuple[Parts, str | None]:
             if row in reasons:
                 return {}, reasons[row]
-            arrays = {}
+            arrays: Parts = {}
             sample, place = self.samples[row], TARGETS[:-1]
             if self.maps and all(value is None for value in sample.values.values()):
                 return {}, f"nothing to learn from: every modality is empty ({', '.join(self.formats)})"
@@ -198,14 +194,11 @@ class _Columns:
                 if self.maps:
                     with reading("label map", sample.target):
                         arrays[TARGETS] = decode_labels(sample.target, self.maps, self.map_size)
-                for modality, decoder in slow.items():
+                for modality, decoder in self.decoders.items():
                     place, value = modality, sample.values.get(modality)
                     if value is not None:
-                        arrays[modality] = _decoded(decoder, value, self.formats[modality])
-                    if value is not None and modality in self.varied:
-                        with reading(KINDS[type(self.formats[modality])], value):
-                            pixels, aspect = self.varied[modality](value)
-                        arrays[f"{modality}.varied"], arrays[f"{modality}.aspect"] = pixels, np.array(aspect)
+                        parts = _decoded(decoder, value, self.formats[modality])
+                        arrays |= {modality + name: array for name, array in parts.items()}
             except Undecodable as error:
                 return {}, f"{place}: {error}"
             return arrays, None
@@ -213,17 +206,13 @@ class _Columns:
         # Threads: decoding and resizing happen in C without the interpreter's lock. Results come back in order, so sums
         # and the list of bad rows do not depend on timing; windows bound what waits in memory.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.samples) if slow or self.maps else 0, _WINDOW):
+            for start in range(0, len(self.samples) if self.decoders or self.maps else 0, _WINDOW):
                 rows = range(start, min(start + _WINDOW, len(self.samples)))
                 for row, (arrays, reason) in zip(rows, pool.map(one, rows), strict=True):
                     if reason is not None:
                         reasons[row] = reason
                     for name, array in arrays.items():
-                        if f"{name}.length" in self.arrays:
-                            self.arrays[f"{name}.length"][row] = len(array)
-                            self.arrays[name][row, : len(array)] = array
-                        else:
-                            self.arrays[name][row] = array
+                        self.arrays[name][(row, slice(len(array))) if array.ndim else row] = array
                         if name in self.formats:
                             self._add(name, array)
                 progress(rows.stop, len(self.samples))
@@ -250,17 +239,18 @@ class _Columns:
                 _flush(array)
         self.arrays.clear()
 
-    def _tokenise(self, modality: str, format: TextFormat, reasons: dict[int, str]) -> None:
-        encode = text_encoder(format)
-        for start in range(0, len(self.samples), _TEXTS):
-            chunk = [sample.values.get(modality) or "" for sample in self.samples[start : start + _TEXTS]]
+    def _decode_many(self, modality: str, decode: Callable[[Sequence[Any]], Parts], reasons: dict[int, str]) -> None:
+        word = self.formats[modality].word
+        for start in range(0, len(self.samples), _MANY):
+            chunk = [sample.values.get(modality) for sample in self.samples[start : start + _MANY]]
             try:
-                ids, mask = encode(chunk)
-            except Exception:  # some text among them cannot be encoded: half a surrogate pair, or no text
-                ids, mask = _one_by_one(encode, chunk, lambda row, why, start=start: reasons.setdefault(  # type: ignore[misc]
-                    start + row, f"{modality}: {why}"))  # fmt: skip
-            self.arrays[f"{modality}.ids"][start : start + len(chunk)] = ids
-            self.arrays[f"{modality}.mask"][start : start + len(chunk)] = mask
+                parts = decode(chunk)
+            except Exception:  # some value among them cannot be decoded: half a surrogate pair, or no text
+                parts, bad = _one_by_one(decode, chunk, word)
+                for row, reason in bad.items():
+                    reasons.setdefault(start + row, f"{modality}: {reason}")
+            for name, array in parts.items():
+                self.arrays[modality + name][start : start + len(chunk)] = array
 
     def _add(self, modality: str, array: np.ndarray) -> None:
         # Pictures sum as integers (exact in any order); sounds in the order of rows.
@@ -274,36 +264,36 @@ class _Columns:
 
 
 _WINDOW = 256
-_TEXTS = 4096
-_UNITS = {"audio": ("sound", "frame", "mel bin"), "sequence": ("sequence", "step", "column")}
-"""Kinds of columns that hold floats: their word, and what their two axes count."""
+_MANY = 4096
 
 
-def _decoded(decoder: Callable[[Any], np.ndarray], value: Any, format: Format) -> np.ndarray:
+def _decoded(decoder: Callable[[Any], Parts], value: Any, format: Format) -> Parts:
     """A value as it is stored. Raises Undecodable, whatever the decoder raised, and for numbers that are not finite."""
-    kind = KINDS[type(format)]
-    with reading(_UNITS.get(kind, (kind,))[0], value):
-        array = decoder(value)
+    with reading(format.word, value):
+        parts = decoder(value)
     # After the cast to 32 bits: 1e300 is finite before it.
+    array = parts[""]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        word, rows, columns = _UNITS[kind]
-        row, column = np.argwhere(~np.isfinite(array))[0]
-        raise Undecodable(f"the {word} {name_of(value)} holds {array[row, column]} at {rows} {row}, {columns} {column}")
-    return array
+        index = tuple(np.argwhere(~np.isfinite(array))[0])
+        place = ", ".join(f"{axis} {number}" for axis, number in zip(format.axes, index, strict=False))
+        raise Undecodable(f"the {format.word} {name_of(value)} holds {array[index]} at {place}")
+    return parts
 
 
-def _one_by_one(encode: Encode, texts: list[Any], bad: Callable[[int, str], object]) -> tuple[np.ndarray, np.ndarray]:
-    """The texts' ids and masks; those of a text that cannot be encoded are an empty text's, and `bad` is told why."""
-    parts = []
-    for row, text in enumerate(texts):
+def _one_by_one(
+    decode: Callable[[Sequence[Any]], Parts], values: Sequence[Any], word: str
+) -> tuple[Parts, dict[int, str]]:
+    """What values become one at a time, and why some cannot: these become what a row without a value does."""
+    rows: list[Parts] = []
+    bad: dict[int, str] = {}
+    for row, value in enumerate(values):
         try:
-            with reading("text", name_of(text)):
-                parts.append(encode([text]))
+            with reading(word, name_of(value)):
+                rows.append(decode([value]))
         except Undecodable as error:
-            bad(row, str(error))
-            parts.append(encode([""]))
-    ids, masks = zip(*parts, strict=True)
-    return np.concatenate(ids), np.concatenate(masks)
+            bad[row] = str(error)
+            rows.append(decode([None]))
+    return {name: np.concatenate([parts[name] for parts in rows]) for name in rows[0]}, bad
 
 
 def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

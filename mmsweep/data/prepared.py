@@ -22,9 +22,9 @@ from uuid import uuid4
 
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, refusal
 from mmsweep.data.digests import cache_key
-from mmsweep.data.formats import KINDS, AudioFormat, Format, SequenceFormat, VideoFormat
+from mmsweep.data.kinds.kind import FILLS, Format
 from mmsweep.data.preparation import Progress, write_prepared
-from mmsweep.data.prepared_split import FILLS, PreparedSplit
+from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.data.wholeness import inspect
 from mmsweep.errors import UserError
 from mmsweep.record.lock import NoLocksError, held
@@ -107,22 +107,21 @@ def prepare(
                 raise refusal(skipped, f"the dataset {builder.name} has no rows in {name}")
             raise UserError(f"the dataset {builder.name} has no rows in {name}", hint=builder.provenance())
     splits = {name: PreparedSplit(folder, name, formats, target, fills) for name in SPLITS}
-    _check_clips(splits["train"])
+    _check_random_frames(splits["train"])
     return PreparedData(
         splits, target, dict(builder.modalities), record["fingerprint"], record["split_digest"], skipped, folder
     )
 
 
-def _check_clips(train: PreparedSplit) -> None:
+def _check_random_frames(train: PreparedSplit) -> None:
     """Refuse random frames where no clip has more frames than are shown."""
-    clips = {m: f for m, f in train.formats.items() if isinstance(f, VideoFormat) and f.kept is not None}
-    longest = {m: int(train.kept_frames(m).max()) for m in clips}
-    if clips and all(longest[m] <= f.frames for m, f in clips.items()):
+    found = [frames for frames in map(train.drawn_from, train.formats) if frames is not None]
+    if found and all(most <= shown for most, shown in found):
         raise UserError(
-            f"no training clip has more frames than the {max(f.frames for f in clips.values())} that are shown",
+            f"no training clip has more frames than the {max(shown for _, shown in found)} that are shown",
             key="data.augmentation.random_frames",
             found=True,
-            expected=f"false, or data.video.frames below {max(longest.values())}",
+            expected=f"false, or data.video.frames below {max(most for most, _ in found)}",
         )
 
 
@@ -198,8 +197,8 @@ def _in_order(builder: DatasetBuilder, formats: Mapping[str, Format]) -> dict[st
             expected=", ".join(builder.modalities),
         )
     for modality, kind in builder.modalities.items():
-        if KINDS[type(formats[modality])] != kind:
-            raise UserError(f"the encoder does not read {kind}", key=modality, found=KINDS[type(formats[modality])])
+        if formats[modality].kind != kind:
+            raise UserError(f"the encoder does not read {kind}", key=modality, found=formats[modality].kind)
     return {modality: formats[modality] for modality in builder.modalities}
 
 
@@ -211,9 +210,9 @@ def _fills(fill: Mapping[str, str] | str, formats: Mapping[str, Format]) -> dict
     for modality, value in chosen.items():
         if value not in FILLS:
             raise UserError("unknown fill value", key="data.fill", found=value, expected=", ".join(FILLS))
-        if value == "black" and isinstance(formats[modality], AudioFormat | SequenceFormat):
+        if value == "black" and not formats[modality].has_black:
             raise UserError(
-                f"{KINDS[type(formats[modality])]} cannot be black",
+                f"{formats[modality].kind} cannot be black",
                 key="data.fill",
                 expected=f"another value for {modality}",
             )

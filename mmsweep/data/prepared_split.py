@@ -12,24 +12,12 @@ import torch
 from torch import Tensor
 
 from mmsweep.data.augmentation import Augmentation, Draws
-from mmsweep.data.columns import TARGETS, column_layout, map_size, training_layout
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import (
-    AudioFormat,
-    Format,
-    ImageFormat,
-    RasterFormat,
-    SequenceFormat,
-    TextFormat,
-    VideoFormat,
-)
+from mmsweep.data.kinds.kind import FILLS, Format, Input, Rows, Varied
+from mmsweep.data.preparation import TARGETS, map_size
 from mmsweep.data.raw_batch import Normalisation, RawBatch
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
-
-FILLS = ("zeros", "ones", "black", "mean", "nan")
-"""What stands in for an absent input, after normalisation: zeros | ones | a black picture | the training set's mean |
-NaN (tests: nothing absent may be read). An absent text is always the empty text."""
 
 
 class PreparedSplit:
@@ -50,7 +38,7 @@ class PreparedSplit:
         self.ids: list[str] = rows["ids"]
         self.groups: list[str | None] = rows["groups"]
         self._statistics = json.loads((folder / "prepared.json").read_text())["statistics"]
-        self._columns: dict[str, np.ndarray] = {}
+        self._columns: dict[str, dict[str, np.ndarray]] = {}  # modality -> name -> column
         self._longest: dict[str, int] = {}
         self.targets: np.ndarray
         if target.kind == "map":
@@ -58,12 +46,13 @@ class PreparedSplit:
         else:
             self.targets = np.load(folder / name / f"{TARGETS}.npy", allow_pickle=False)
         for modality, format in self.formats.items():
-            extra = training_layout(modality, format) if name == "train" else []
-            for column, dtype, shape in column_layout(modality, format) + extra:
-                self._columns[column] = _map(folder / name / f"{column}.npy", dtype, (len(self.ids), *shape))
-        fill = {m: self._fill_value(m, f) for m, f in self.formats.items() if not isinstance(f, TextFormat)}
-        self._empties = {m: self._empty(m, f) for m, f in self.formats.items() if isinstance(f, TextFormat)}
-        self._normalisation = Normalisation(self.formats, target, fill, self._empties)
+            columns = format.columns() + (format.varied_columns() if name == "train" else [])
+            self._columns[modality] = {
+                column: _map(folder / name / f"{modality}{column}.npy", dtype, (len(self.ids), *shape))
+                for column, dtype, shape in columns
+            }
+        self._placeholders = {m: self._placeholder(m, format) for m, format in self.formats.items()}
+        self._normalisation = Normalisation(self.formats, target, self._placeholders)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,35 +114,32 @@ class PreparedSplit:
             draws = draws.rows(chosen if isinstance(chosen, slice) else torch.from_numpy(chosen)) if draws else None
         columns: dict[str, dict[str, Tensor]] = {}
         absent: dict[str, Tensor] = {}
-        for column, (modality, format) in enumerate(self.formats.items()):
-            present_B = present_BM[:, column]
-            if isinstance(format, TextFormat):
-                columns[modality] = self._text(modality, format, index_B, present_B, one_length)
-                continue
-            if not present_B.any() and isinstance(format, ImageFormat | AudioFormat | VideoFormat):
-                continue  # nothing to read
-            columns[modality] = self._parts(modality, index_B, augmentation, draws)
-            if isinstance(format, SequenceFormat):
-                length_B = np.where(present_B, self._columns[f"{modality}.length"][index_B], 0)
-                columns[modality]["mask"] = torch.from_numpy(np.arange(format.length) < length_B[:, None])
-            if not present_B.all():
+        varied = None if augmentation is None or draws is None else Varied(augmentation, draws)
+        for place, (modality, format) in enumerate(self.formats.items()):
+            present_B = present_BM[:, place]
+            longest = self.longest(modality) if one_length else None
+            stored, placeholder = self._columns[modality], self._placeholders[modality]
+            parts = format.read(Rows(stored, index_B, present_B, varied, placeholder, longest, modality))
+            if parts:
+                columns[modality] = parts
+            if parts and not format.filled_on_host and not present_B.all():
                 absent[modality] = torch.from_numpy(np.flatnonzero(~present_B))
         target, kept = torch.from_numpy(self.targets[index_B]), torch.from_numpy(index_B)
-        return RawBatch(columns, absent, torch.from_numpy(present_BM), target, kept, augmentation, draws)
+        return RawBatch(columns, absent, torch.from_numpy(present_BM), target, kept, varied)
 
     def column(self, modality: str) -> np.ndarray:
         """A raster's stored values, in the file's own type: uint8 or uint16 [N,C,H,W]."""
-        return self._columns[modality]
+        return self._columns[modality][""]
 
-    def kept_frames(self, modality: str) -> np.ndarray:
-        """int32 [N]: how many distinct frames of each clip random frames are drawn from; 0 where there is no clip."""
-        return self._columns[f"{modality}.varied.length"]
+    def drawn_from(self, modality: str) -> tuple[int, int] | None:
+        """(most frames of a clip that random ones are drawn from, frames shown); None where none are drawn."""
+        return self.formats[modality].drawn_from(self._columns[modality])
 
     def longest(self, modality: str) -> int:
         """Tokens of the split's longest text."""
         if modality not in self._longest:
-            lengths_N = self._columns[f"{modality}.mask"].sum(1)
-            self._longest[modality] = max(int(lengths_N.max(initial=1)), len(self._statistics[modality]["empty"]))
+            columns, placeholder = self._columns[modality], self._placeholders[modality]
+            self._longest[modality] = self.formats[modality].longest(columns, placeholder)
         return self._longest[modality]
 
     def _draw(
@@ -169,68 +155,17 @@ class PreparedSplit:
         if self.name != "train" or augmentation.kept_formats(self.formats) != self.formats:
             raise ValueError("this augmentation needs a training split that was prepared with its `kept_formats`")
         generators = [generator] if isinstance(generator, torch.Generator) else generator
-        kept = {m: f.kept for m, f in self.formats.items() if isinstance(f, VideoFormat) and f.kept is not None}
+        kept = {m: f.draws for m, f in self.formats.items() if f.draws is not None}
         return Draws.together([augmentation.draw(rows // len(generators), g, kept) for g in generators])
 
-    def _text(
-        self, modality: str, format: TextFormat, index_B: np.ndarray, present_B: np.ndarray, one_length: bool
-    ) -> dict[str, Tensor]:
-        ids_BL = self._columns[f"{modality}.ids"][index_B]
-        mask_BL = self._columns[f"{modality}.mask"][index_B]
-        if not present_B.all():
-            empty = self._empties[modality]
-            ids_BL[~present_B], mask_BL[~present_B] = empty["ids"].numpy(), empty["mask"].numpy()
-        longest = self.longest(modality) if one_length else int(mask_BL.sum(1).max(initial=1))
-        length = longest if format.trim else format.length
-        parts = {"ids": ids_BL[:, :length], "mask": mask_BL[:, :length]}
-        return {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
-
-    def _empty(self, modality: str, format: TextFormat) -> dict[str, Tensor]:
-        """ids and mask [length] of the empty text."""
-        found = self._statistics[modality]
-        ids_L = torch.full((format.length,), (found["pad"] or [0])[0])
-        ids_L[: len(found["empty"])] = torch.tensor(found["empty"], dtype=torch.int64)
-        return {"ids": ids_L, "mask": torch.arange(format.length) < len(found["empty"])}
-
-    def _parts(
-        self, modality: str, index_B: np.ndarray, augmentation: Augmentation | None, draws: Draws | None
-    ) -> dict[str, Tensor]:
-        """Values as evaluation sees them, or what this augmentation needs where that is kept."""
-        column, format = f"{modality}.varied", self.formats[modality]
-        if augmentation is None or draws is None or column not in self._columns:
-            return {"values": torch.from_numpy(self._columns[modality][index_B])}
-        aspect = {"aspect": torch.from_numpy(self._columns[f"{modality}.aspect"][index_B])}
-        if not isinstance(format, VideoFormat) or format.kept is None:
-            return {"values": torch.from_numpy(self._columns[column][index_B])} | aspect
-        kept_B = torch.from_numpy(self.kept_frames(modality)[index_B])
-        frames_BF = augmentation.frames(modality, format.frames, draws, kept_B).numpy()
-        return {"values": torch.from_numpy(self._columns[column][index_B[:, None], frames_BF])} | aspect
-
-    def _fill_value(
-        self, modality: str, format: ImageFormat | AudioFormat | VideoFormat | RasterFormat | SequenceFormat
-    ) -> Tensor:
-        """Float32, broadcastable over an input."""
-        fill = self.fills[modality]
-        if fill in ("zeros", "ones", "nan"):
-            return torch.tensor({"zeros": 0.0, "ones": 1.0, "nan": float("nan")}[fill])
-        if isinstance(format, AudioFormat | SequenceFormat):
-            return torch.tensor(self._mean(modality), dtype=torch.float32)
-        if isinstance(format, RasterFormat):
-            level = [0.0] * format.channels if fill == "black" else self._mean(modality)
-            shown = [(v - m) / s for v, m, s in zip(level, format.mean, format.std, strict=True)]
-            return torch.tensor(shown, dtype=torch.float32)[:, None, None]
-        picture = format.image if isinstance(format, VideoFormat) else format
-        level = [0.0, 0.0, 0.0] if fill == "black" else self._mean(modality)
-        shown = [(v / 255 - m) / s for v, m, s in zip(level, picture.mean, picture.std, strict=True)]
-        return torch.tensor(shown, dtype=torch.float32)[:, None, None]
-
-    def _mean(self, modality: str) -> list[float]:
-        if modality not in self._statistics:
+    def _placeholder(self, modality: str, format: Format) -> Input:
+        statistics = self._statistics.get(modality, {})
+        if self.fills[modality] == "mean" and not statistics:
             raise UserError(
                 f"no training row has {modality}, so there is no mean of it", key="data.fill", found="mean",
                 expected=f"one of {', '.join(name for name in FILLS if name != 'mean')}",
             )  # fmt: skip
-        return list(self._statistics[modality]["mean"])
+        return format.placeholder(self.fills[modality], statistics)
 
 
 def _map(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:

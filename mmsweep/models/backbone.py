@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsweep.components import Registry
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import Format
+from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError, nearest
 from mmsweep.models.encoder import NO_PROMPTS, Encoder, PromptPlace, Prompts, Tokens, refuse_compiling
 from mmsweep.models.input_formats import Inputs

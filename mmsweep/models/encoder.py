@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsweep.data.formats import Format
+from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError
 from mmsweep.models.options import CompileMode
 

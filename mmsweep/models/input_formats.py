@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from mmsweep.data.formats import ImageFormat, RasterFormat, Resample, SequenceFormat, TextFormat
+from mmsweep.data.kinds.image import ImageFormat, Resample
+from mmsweep.data.kinds.raster import RasterFormat
+from mmsweep.data.kinds.sequence import SequenceFormat
+from mmsweep.data.kinds.text import TextFormat
 from mmsweep.errors import UserError
 
 _RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -23,7 +26,7 @@ class Inputs:
     """What a network is to read: the dataset's modalities, and what the study says of their sizes.
 
     Args:
-        kinds: modality -> kind (data.dataset.MODALITY_KINDS), in the dataset's order.
+        kinds: modality -> kind (a name of data.options.KINDS), in the dataset's order.
         size, fit: of pictures, as `data.image`; a size of None is the one that the network was made for.
         length: tokens of a text, as `data.text.length`.
         frames: of a spectrogram, as `data.audio.frames`.

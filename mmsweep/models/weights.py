@@ -14,7 +14,7 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from mmsweep.data.formats import Format
+from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError
 from mmsweep.models.families.family import FAMILIES, Family
 from mmsweep.models.input_formats import Inputs, Preprocessing

@@ -16,7 +16,7 @@ from typing import Any
 
 from mmsweep.availability import Scenario
 from mmsweep.data.dataset import DatasetCard
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.options import KINDS, readings
 from mmsweep.errors import UserError
 from mmsweep.methods.options import METHODS, MaskingOptions
 from mmsweep.study import Study
@@ -107,6 +107,7 @@ def _readers(facts: Facts) -> Iterator[tuple[str, Reader]]:
     for choice in CHOICES:
         for option, (other, value) in choice.section(facts.study).read_with.items():
             yield f"{choice.place}.{option}", _value(f"{choice.place}.{other}", value)
+    yield from _sections_of_kinds()
     yield from _task_options()
     for modality in facts.study.model.encoders:
         yield f"model.encoders.{modality}.train_layernorm", _value(f"model.encoders.{modality}.trainable", False)
@@ -118,6 +119,13 @@ def _kind(*kinds: str) -> Reader:
 
 def _task(*tasks: str) -> Reader:
     return Reader(f"a dataset whose task is {_or(tasks)}", lambda facts: facts.task in tasks)
+
+
+def _sections_of_kinds() -> Iterator[tuple[str, Reader]]:
+    """The options of `data` about kinds of modalities."""
+    for key, section in readings(KINDS):
+        kinds = [kind for kind in KINDS if key in (kind, *KINDS[kind].also_read_by)]
+        yield from ((f"data.{key}.{option}", _kind(*kinds)) for option in section.model_fields)
 
 
 def _task_options() -> Iterator[tuple[str, Reader]]:
@@ -142,7 +150,7 @@ def _enlarges(facts: Facts) -> bool:
 
 def _cuts(facts: Facts) -> bool:
     windows = [window for window in facts.values("data.augmentation.window") if window is not None]
-    sides = [side for format in facts.card.formats.values() if isinstance(format, RasterFormat) for side in format.size]
+    sides = [side for format in facts.card.formats.values() for side in format.map_size or ()]
     return _enlarges(facts) or any(window < side for window in windows for side in sides)
 
 
@@ -163,7 +171,6 @@ def _warms_up(facts: Facts) -> bool:
     return asked or not facts.study.train.schedule.model_fields_set.isdisjoint(lengths)
 
 
-_PICTURES = _kind("image", "video")
 _WARMUP = Reader("train.schedule.warmup_epochs or warmup_steps", _warms_up)
 _FROZEN = Reader("a pretrained part that is frozen, with a method that trains adapters", _adapts)
 _SAMPLERS = _value("sweep.sampler.name", "tpe", "random", "gp", "nsgaii")
@@ -174,10 +181,6 @@ _TRIALS = Reader(
 )
 
 _READERS: tuple[tuple[str, Reader], ...] = (
-    ("data.image", _PICTURES),
-    ("data.text.length", _kind("text")),
-    ("data.audio.frames", _kind("audio")),
-    ("data.video", _kind("video")),
     ("data.augmentation.crop", _kind("image", "video", "raster")),
     ("data.augmentation.flip", _kind("image", "video", "raster")),
     ("data.augmentation.random_frames", _kind("video")),

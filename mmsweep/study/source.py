@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mmsweep.components import MISFIT, MISSING, UNKNOWN_KEY, Choice
+from mmsweep.components import MISFIT, MISSING, UNKNOWN_KEY, choice_of
 from mmsweep.errors import UNSET, VARIABLE, UserError, nearest
 from mmsweep.study.yaml_text import LONGEST_KEY, read_text, read_yaml
 
@@ -181,7 +181,7 @@ def _fields_at(schema: Any, parts: Sequence[str], values: Any) -> list[str]:
         field_info = getattr(current, "model_fields", {}).get(part) if isinstance(current, type) else None
         values = values.get(part) if isinstance(values, Mapping) else None
         if field_info is not None:
-            choice = next((m for m in field_info.metadata if isinstance(m, Choice)), None)
+            choice = choice_of(field_info)
             name = str(values.get(choice.registry.key)) if choice and isinstance(values, Mapping) else ""
             known = choice is not None and name in choice.registry
             current = choice.registry.section(name) if choice and known else _model_in(field_info.annotation)

@@ -91,7 +91,7 @@ class Target:
     def encode(self, value: Any) -> Any:
         """Class name -> index; list of labels -> multi-hot float32 [C]; number -> float.
 
-        A label map is decoded with the rasters that it lies on (`rasters.py`); here it stays what it is.
+        A label map is decoded with the rasters that it lies on (`data/kinds/raster.py`); here it stays what it is.
 
         Raises:
             UserError: a label that is not in the list (with the nearest spelling), a value of the wrong type,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mmsweep.availability import pattern_name, pattern_rows, patterns
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.prepared_split import PreparedSplit
 from mmsweep.methods.method import Method
 from mmsweep.study.sections import Inference

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from mmsweep.data.check import check
-from mmsweep.data.dataset import MODALITY_KINDS, SPLITS, DatasetBuilder
-from mmsweep.data.formats import Format, ImageFormat, TextFormat
-from mmsweep.data.options import DATASETS
+from mmsweep.data.dataset import SPLITS, DatasetBuilder
+from mmsweep.data.kinds.image import ImageFormat
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.text import TextFormat
+from mmsweep.data.options import DATASETS, KINDS
 from mmsweep.data.prepared import PreparedData, prepare
 from tests.data.files import column, manifest_options, manifest_rows, target, write_manifest, write_tokenizer
 
@@ -88,7 +90,7 @@ def data(builder: DatasetBuilder, formats: dict[str, Format], cache: Path) -> Pr
 
 def test_describes_itself(builder: DatasetBuilder) -> None:
     assert builder.name and builder.provenance()
-    assert builder.modalities and set(builder.modalities.values()) <= set(MODALITY_KINDS)
+    assert builder.modalities and set(builder.modalities.values()) <= set(KINDS)
     assert set(builder.rows) <= set(SPLITS)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from mmsweep.availability import pattern_rows
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.methods import METHODS
 from mmsweep.models.input_formats import Inputs
 from mmsweep.models.lora import Noise

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mmsweep.availability import pattern_rows
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import ImageFormat, SequenceFormat
+from mmsweep.data.kinds.image import ImageFormat
+from mmsweep.data.kinds.sequence import SequenceFormat
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.methods.method import Method

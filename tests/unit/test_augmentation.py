@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmsweep.data.augmentation import Augmentation, Draws
-from mmsweep.data.clips import uniform_frames
+from mmsweep.data.kinds.video import uniform_frames
 from mmsweep.errors import UserError
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbones.cmnext.network import SIZES, CMNeXt
 from mmsweep.models.backbones.cmnext.parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop

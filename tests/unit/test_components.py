@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ import torch
 import transformers
 from pydantic import Field
 
-from mmsweep.assembly.build import card_of, make_backbone, make_method, prepare_data
-from mmsweep.assembly.checks import check_sweep
+from mmsweep.assembly.build import card_of, make_backbone, make_builder, make_method, prepare_data
+from mmsweep.assembly.checks import check, check_sweep
 from mmsweep.assembly.plan import dry_run
 from mmsweep.cli.inputs import data_list, list_components
-from mmsweep.components import Registry, register
+from mmsweep.components import Registry, Section, register
+from mmsweep.data.cells import text_of
 from mmsweep.data.dataset import Batch, DatasetBuilder, Sample
-from mmsweep.data.formats import ImageFormat, TextFormat
-from mmsweep.data.options import DATASETS, FolderOptions
+from mmsweep.data.kinds.image import ImageFormat
+from mmsweep.data.kinds.kind import Column, Format, Layout
+from mmsweep.data.kinds.text import TextFormat
+from mmsweep.data.options import DATASETS, KINDS, FolderOptions
+from mmsweep.data.prepared import prepare
 from mmsweep.errors import UserError
 from mmsweep.methods.modality_dropout import ModalityDropout
 from mmsweep.methods.options import METHODS, MaskingMethodOptions
@@ -235,6 +240,85 @@ def test_a_dataset_is_one_file(toy_dataset: type[Any], tiny_study: Study, tiny_t
         Study.parse({**values, "data": {**data, "shft": 1}})
     with pytest.raises(UserError, match=r"data.shift: unknown key; .*It is an option of dataset toy\."):
         Study.parse({**values, "search": {}, "data": {"dataset": "openclipart", "shift": 1}})
+
+
+@pytest.fixture()
+def toy_kind() -> Iterator[type[Any]]:
+    @register("levels")
+    @dataclass(frozen=True)
+    class Levels(Format):
+        """A few numbers, written in a cell."""
+
+        count: int
+
+        kind: ClassVar[str] = "levels"
+        word: ClassVar[str] = "row of levels"
+
+        class Options(Column):
+            count: int = Field(ge=1, description="Numbers in a cell.")
+
+            def value(self, cell: Any, folder: Path) -> Any:
+                return text_of(cell)
+
+            def format(self) -> Format:
+                return Levels(self.count)
+
+        class Reading(Section):
+            """How levels are read."""
+
+            limit: float = Field(1.0, gt=0, description="Largest level.")
+
+        @property
+        def from_files(self) -> bool:
+            return False
+
+        def key(self) -> dict[str, Any]:
+            return {"kind": self.kind, "count": self.count}
+
+        def columns(self) -> Layout:
+            return [("", np.float32, (self.count,))]
+
+        def decoder(self, varied: bool) -> Any:
+            return lambda value: {"": np.array([float(part) for part in value.split()], np.float32)}
+
+    yield Levels
+    del KINDS._components["levels"]
+
+
+def test_a_kind_of_modality_is_one_file(toy_kind: type[Any], tiny_study: Study, tmp_path: Path) -> None:
+    rows = [f"{i}.5 {'nan' if i == 3 else i},{'' if i % 4 == 1 else 'abc'},{'ab'[i % 2]}" for i in range(20)]
+    (tmp_path / "rows.csv").write_text("\n".join(["levels,words,kind", *rows]))
+    columns = {
+        "levels": {"kind": "levels", "column": "levels", "count": 2},
+        "text": {"kind": "text", "column": "words"},
+    }
+    target = {"task": "single_label", "column": "kind"}
+    data = {"dataset": "manifest", "path": str(tmp_path / "rows.csv"), "modalities": columns, "target": target}
+    data |= {"levels": {"limit": 20.0}, "on_bad": "skip"}
+    values = {**tiny_study.resolved(), "data": data, "search": {}}
+    study = Study.parse(values)
+    assert Study.parse(study.resolved()) == study and study.data.reading("levels").limit == 20
+    assert card_of(study).formats == {"levels": toy_kind(2)}
+    page = study_reference.render()
+    assert "## `data.modalities.<modality>` of `levels`" in page and "| `count` | int | required | Numbers" in page
+    assert "## `data.levels`" in page and "| `limit` | float | 1.0 | Largest level; above 0 |" in page
+    text = TextFormat(study.model.encoders["text"].name, 8)
+    builder = make_builder(study)
+    prepared = prepare(builder, {**builder.formats, "text": text}, tmp_path / "cache", on_bad="skip", fill="mean")
+    assert [row.reason for row in prepared.skipped] == ["levels: the row of levels 3.5 nan holds nan at row 1"]
+    train = prepared.splits["train"]
+    present = np.ones((len(train), 2), bool)
+    present[0] = False, True
+    levels = train.batch(np.arange(len(train)), present=present).inputs["levels"]
+    whole = train.batch(np.arange(len(train))).inputs["levels"]
+    assert levels.shape == (len(train), 2) and torch.equal(levels[1:], whole[1:])
+    torch.testing.assert_close(levels[0], whole.mean().expand(2))
+    with pytest.raises(UserError, match=r"data.modalities.levels.conut: unknown key; .*Did you mean 'count'\?"):
+        Study.parse({**values, "data": {**data, "modalities": {"levels": {**columns["levels"], "conut": 3}}}})
+    with pytest.raises(UserError, match=r"data.modalities.text.count: unknown key; .*kind of modality levels\."):
+        Study.parse({**values, "data": {**data, "modalities": {"text": {**columns["text"], "count": 3}}}})
+    with pytest.raises(UserError, match=r"data.levels.limit: this option has no effect.*a modality of kind levels"):
+        check(tiny_study.with_values({"data.levels.limit": 2.0}))
 
 
 def test_defaults_of_other_choices_change_no_study(tiny_study: Study) -> None:

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsweep.data.clips import decode_video
-from mmsweep.data.decoding import MOST_PIXELS, decode_image, decode_sequence, read_waveform, sound_decoder
 from mmsweep.data.files import Undecodable
-from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat, VideoFormat
-from mmsweep.data.rasters import raster_format
+from mmsweep.data.kinds.audio import AudioFormat, read_waveform, sound_decoder
+from mmsweep.data.kinds.image import MOST_PIXELS, ImageFormat, decode_image
+from mmsweep.data.kinds.raster import raster_format
+from mmsweep.data.kinds.sequence import SequenceFormat, decode_sequence
+from mmsweep.data.kinds.video import VideoFormat, decode_video
 
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 SHOWN = np.rint(RAMP * 255).astype(np.uint8)

@@ -16,7 +16,7 @@ from mmsweep.assembly.host import Warm
 from mmsweep.assembly.plan import dry_run
 from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder, Sample
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.options import DATASETS, FolderOptions
 from mmsweep.errors import UserError
 from mmsweep.readers.report.bootstrap import Bootstrap, Predicted

@@ -11,9 +11,9 @@ from PIL import Image
 
 from mmsweep.data.check import check
 from mmsweep.data.dataset import SPLITS
+from mmsweep.data.kinds.raster import window_of
 from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import prepare
-from mmsweep.data.rasters import window_of
 from mmsweep.data.sets.earth import BLOCKS, EXPECTED, FILES, GROUPS, LABELS, SHIPPED, Earth, _dealt
 from mmsweep.errors import UserError
 

@@ -14,7 +14,7 @@ from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.models.options import BACKBONES
 from mmsweep.study import Study
-from mmsweep.study.effects import _READERS, _task_options
+from mmsweep.study.effects import _READERS, _sections_of_kinds, _task_options
 from mmsweep.study.packs import count_trials
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -273,7 +273,7 @@ def test_the_refusal_names_file_line_and_key(tmp_path: Path, capsys: pytest.Capt
 
 def test_every_option_of_the_table_is_a_key_of_the_study() -> None:
     study = shipped("quickstart").resolved()
-    for option, _ in (*_READERS, *_task_options()):
+    for option, _ in (*_READERS, *_sections_of_kinds(), *_task_options()):
         found: Any = study
         if option.startswith("data."):
             assert DATASETS.with_option(option.removeprefix("data."))

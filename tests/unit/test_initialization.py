@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from mmsweep.assembly.build import make_method
 from mmsweep.assembly.checks import check
 from mmsweep.assembly.host import Warm
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.methods import METHODS
 from mmsweep.models.backbones.cmnext.network import CMNeXt

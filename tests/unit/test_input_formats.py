@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mmsweep.data.formats import AudioFormat, ImageFormat
+from mmsweep.data.kinds.audio import AudioFormat
+from mmsweep.data.kinds.image import ImageFormat
 from mmsweep.errors import UserError
 from mmsweep.models.families.family import FAMILIES
 from mmsweep.models.input_formats import Inputs, Preprocessing, image_format, text_format

@@ -181,7 +181,7 @@ def test_only_what_augmentation_asks_for_is_kept(values) -> None:
     assert {path.parent.name for path in data.folder.rglob("*.varied*")} == {"train"}
     clip, picture = (np.load(data.folder / "train" / f"{m}.varied.npy", mmap_mode="r") for m in ("clip", "picture"))
     assert picture.shape == (16, 3, 23, 23) and clip.shape == (16, 24, 3, 23, 23)
-    assert (data.splits["train"].kept_frames("clip") == FRAMES).all() and not clip[:, FRAMES:].any()
+    assert (data.splits["train"]._columns["clip"][".varied.length"] == FRAMES).all() and not clip[:, FRAMES:].any()
 
 
 def test_configurations_that_differ_in_the_crop_alone_share_what_is_kept(values) -> None:

@@ -19,11 +19,14 @@ import torch
 from PIL import Image
 
 from mmsweep.data import wholeness
-from mmsweep.data.clips import decode_video, natural_key, uniform_frames
 from mmsweep.data.dataset import DatasetBuilder, Sample
-from mmsweep.data.decoding import decode_image, sound_decoder
-from mmsweep.data.files import Undecodable
-from mmsweep.data.formats import AudioFormat, Format, ImageFormat, SequenceFormat, TextFormat, VideoFormat
+from mmsweep.data.files import Undecodable, natural_key
+from mmsweep.data.kinds.audio import AudioFormat, sound_decoder
+from mmsweep.data.kinds.image import ImageFormat, decode_image
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.sequence import SequenceFormat
+from mmsweep.data.kinds.text import TextFormat
+from mmsweep.data.kinds.video import VideoFormat, decode_video, uniform_frames
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
@@ -158,7 +161,7 @@ def test_sounds_become_spectrograms(kind: str, tmp_path: Path) -> None:
     soundfile = pytest.importorskip("soundfile")
     time = np.arange(22_050) / 22_050
     soundfile.write(tmp_path / "tone.wav", np.stack([np.sin(2 * np.pi * 440 * time)] * 2, 1), 22_050)
-    format = AudioFormat(mel_bins=80, frames=200, kind=kind)  # type: ignore[arg-type]
+    format = AudioFormat(mel_bins=80, frames=200, recipe=kind)  # type: ignore[arg-type]
     spectrogram = sound_decoder(format)(tmp_path / "tone.wav")
     assert spectrogram.shape == (200, 80) and np.isfinite(spectrogram).all()
     assert spectrogram[20:80].max(0).argmax() < 40  # a low tone excites the lower bins

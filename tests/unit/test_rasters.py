@@ -12,9 +12,8 @@ from PIL import Image
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.dataset import DatasetBuilder, Sample
 from mmsweep.data.files import Undecodable
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import RasterFormat, Window, decode_labels, decode_raster, raster_format
 from mmsweep.data.prepared import PreparedData, prepare
-from mmsweep.data.rasters import Window, decode_labels, decode_raster, raster_format
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import IGNORE, Target
 
@@ -150,7 +149,7 @@ def test_columns_keep_their_type(data: PreparedData) -> None:
     split = data.splits["train"]
     assert split.targets.dtype == np.uint8 and split.targets.shape == (6, H, W)
     assert isinstance(split.targets.base, np.memmap) or isinstance(split.targets, np.memmap)
-    assert split._columns["height"].dtype == np.uint16 and split._columns["height"].shape == (6, 1, H, W)
+    assert split.column("height").dtype == np.uint16 and split.column("height").shape == (6, 1, H, W)
 
 
 def test_a_batch_is_whole_aligned_and_without_what_is_absent(data: PreparedData) -> None:

@@ -13,10 +13,9 @@ import torch
 from mmsweep.assembly.build import card_of, make_backbone
 from mmsweep.assembly.plan import dry_run
 from mmsweep.data.check import check
-from mmsweep.data.decoding import decode_sequence
-from mmsweep.data.derived import picture_features, sequence_decoder, sound_features, word_features
+from mmsweep.data.derived import picture_features, sound_features, word_features
 from mmsweep.data.files import Undecodable
-from mmsweep.data.formats import SequenceFormat
+from mmsweep.data.kinds.sequence import SequenceFormat, decode_sequence, sequence_decoder
 from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import prepare
 from mmsweep.data.prepared_split import PreparedSplit
@@ -174,8 +173,12 @@ def test_mult_reads_sequences_only() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.modalities.words.width", None, r"data.modalities.words.*a sequence needs its size"),
-        ("data.modalities.words.kind", "text", r"data.modalities.words.*text has no length and width"),
+        ("data.modalities.words.width", None, r"data.modalities.words.width: wrong value; found None"),
+        (
+            "data.modalities.words.kind",
+            "text",
+            r"words.length: unknown key; .*of kind of modality sequence",
+        ),
         ("data.target.task", "single_label", r"data.target.*single_label has no sign"),
         ("model.backbone.mult.heads", 3, r"model.backbone.mult.*3 heads cannot share a width of 4"),
         ("model.backbone.trainable", True, r"model.backbone"),

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmsweep.assembly.build import make_scenarios
 from mmsweep.assembly.host import Warm
 from mmsweep.data.augmentation import Augmentation
-from mmsweep.data.formats import ImageFormat, RasterFormat
+from mmsweep.data.kinds.image import ImageFormat
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.raw_batch import Normalisation, RawBatch
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.pretrained import PretrainedEncoder

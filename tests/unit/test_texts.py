@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from mmsweep.data.formats import TextFormat
-from mmsweep.data.texts import text_encoder
+from mmsweep.data.kinds.text import TextFormat, text_encoder
 from mmsweep.errors import UserError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "Paris", "paris", "café", "cafe"]

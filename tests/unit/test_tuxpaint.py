@@ -11,8 +11,11 @@ from PIL import Image
 
 from mmsweep.data.check import check, named_builder
 from mmsweep.data.dataset import Sample
-from mmsweep.data.decoding import Undecodable, decode_image
-from mmsweep.data.formats import AudioFormat, Format, ImageFormat, TextFormat
+from mmsweep.data.files import Undecodable
+from mmsweep.data.kinds.audio import AudioFormat
+from mmsweep.data.kinds.image import ImageFormat, decode_image
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.text import TextFormat
 from mmsweep.data.options import DATASETS
 from mmsweep.data.prepared import prepare
 from mmsweep.data.sets import tuxpaint as stamps
@@ -124,7 +127,7 @@ def test_prepared_with_sound(root: Path, tmp_path: Path) -> None:
     formats: dict[str, Format] = {
         "image": ImageFormat(12, fit="pad"),
         "text": TextFormat(write_tokenizer(tmp_path / "tokenizer"), 8),
-        "audio": AudioFormat(16_000, 80, 100, kind="whisper"),
+        "audio": AudioFormat(16_000, 80, 100, recipe="whisper"),
     }
     data = prepare(tuxpaint(root, split_seed=1), formats, tmp_path / "cache")
     batch = data.splits["train"].batch(np.arange(len(data.splits["train"])))

@@ -22,9 +22,8 @@ from PIL import Image
 from mmsweep.components import register
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, DatasetCard, Sample
 from mmsweep.data.files import first_line
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import IMAGENET_MEAN, IMAGENET_STD, RasterFormat, Window, window_of
 from mmsweep.data.options import FolderOptions
-from mmsweep.data.rasters import IMAGENET_MEAN, IMAGENET_STD, Window, window_of
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 

@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from mmsweep.components import Section, misfit, register
-from mmsweep.data.cells import BadCell, class_name, file_of, labels_of, number_of, shown, text_of
-from mmsweep.data.clips import natural_key
+from mmsweep.components import Choice, Section, misfit, register
+from mmsweep.data.cells import BadCell, class_name, labels_of, number_of, shown
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, DatasetCard, Sample, refusal
-from mmsweep.data.decoding import first_line
-from mmsweep.data.formats import SequenceFormat
+from mmsweep.data.files import first_line, natural_key
+from mmsweep.data.kinds.kind import Column
 from mmsweep.data.modality_names import misnamed
-from mmsweep.data.options import DatasetOptions
+from mmsweep.data.options import KINDS, DatasetOptions
 from mmsweep.data.splitting import carve, carve_stratified, repeated
 from mmsweep.data.tables import Row, read_table
 from mmsweep.errors import UNSET, UserError
@@ -33,26 +32,6 @@ from mmsweep.tasks.task import TASKS, Target, TargetKind
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 CARVED_VALIDATION = 0.1
 """Share of the training rows that validate where a split column names no validation rows."""
-
-
-class Column(Section):
-    kind: Literal["image", "text", "audio", "video", "sequence"] = Field(description="What the column holds.")
-    column: str = Field(
-        description="Name of the column. text: texts, UTF-8 bytes or numbers. The other kinds: file names relative to "
-        "the manifest, the file's bytes, or the records {bytes, path} of Hugging Face datasets. A cell that is blank, "
-        "null or an empty list is an absent modality; any other list or mapping makes the row a bad one."
-    )
-    length: int | None = Field(None, ge=1, description="sequence: most steps (longer ones are cut)")
-    width: int | None = Field(None, ge=1, description="sequence: features a step")
-
-    @model_validator(mode="after")
-    def _sequences_have_a_size(self) -> Column:
-        sizes = self.length, self.width
-        if self.kind == "sequence" and None in sizes:
-            raise misfit("a sequence needs its size", "length (most steps) and width (features a step)")
-        if self.kind != "sequence" and sizes != (None, None):
-            raise misfit(f"{self.kind} has no length and width", "neither, or kind: sequence")
-        return self
 
 
 class TargetColumn(Section):
@@ -154,7 +133,7 @@ class IdColumn(Section):
 class ManifestOptions(DatasetOptions):
     read_with = {"split_seed": ("split.seed", None)}
     path: str = Field(description="The CSV, TSV, JSONL or Parquet file with a row per sample.")
-    modalities: dict[str, Column] = Field(
+    modalities: dict[str, Annotated[SerializeAsAny[Column], Choice(KINDS, "data.modalities.<modality>")]] = Field(
         min_length=1,
         description="The columns that are inputs, by name, in order. A name is a letter followed by letters, digits or "
         "_, and no word that PyTorch or mmsweep uses itself, such as type, targets or both.",
@@ -243,11 +222,7 @@ class Manifest(DatasetBuilder):
         if options is None:
             return card
         kinds = {name: column.kind for name, column in options.modalities.items()}
-        formats = {
-            name: SequenceFormat(column.length, column.width)
-            for name, column in options.modalities.items()
-            if column.length is not None and column.width is not None
-        }
+        formats = {n: f for n, column in options.modalities.items() if (f := column.format()) is not None}
         return replace(card, modalities=kinds, target=options.declared_target, formats=formats)
 
     def __init__(self, options: ManifestOptions) -> None:
@@ -297,7 +272,7 @@ class Manifest(DatasetBuilder):
         """Raises BadCell for what is wrong with the row, naming the column."""
         options = self.options
         values = {
-            name: _cell(row, modality.column, partial(self._value, modality.kind))
+            name: _cell(row, modality.column, partial(modality.value, folder=self._folder))
             for name, modality in options.modalities.items()
         }
         if all(value is None for value in values.values()):
@@ -312,16 +287,6 @@ class Manifest(DatasetBuilder):
         own = id if len(equal) == 1 else f"{id}-{len(equal)}"
         key = f"row {id}" if group is None else f"group {group}"
         return _Member(Sample(own, values, target, group, self._origin(row.line)), row.line, split, key)
-
-    def _value(self, kind: str, cell: Any) -> Any:
-        if kind == "text":
-            return text_of(cell)
-        value = file_of(cell)
-        if isinstance(value, bytes):
-            if kind == "video":
-                raise BadCell("a clip must be a file name; found bytes")
-            return value
-        return self._folder / value if value else None
 
     def _target(self, row: Row) -> Any:
         target = self.options.target

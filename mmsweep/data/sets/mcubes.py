@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.options import CarvedOptions
 from mmsweep.tasks.task import Target
 

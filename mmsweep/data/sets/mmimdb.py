@@ -10,7 +10,8 @@ from pydantic import Field
 
 from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder
-from mmsweep.data.options import FolderOptions, TextOptions
+from mmsweep.data.kinds.text import TextFormat
+from mmsweep.data.options import FolderOptions
 from mmsweep.tasks.task import Target
 
 GENRES = (
@@ -20,7 +21,7 @@ GENRES = (
 )  # fmt: skip
 
 
-class Plot(TextOptions):
+class Plot(TextFormat.Reading):
     field: str | None = Field(None, description="Which text of a film is read, for example longest_plot.")
 
 
@@ -35,4 +36,4 @@ class MMIMDb(DatasetBuilder):
     layout = "split.json (train, dev, test), dataset/<id>.json (plot, genres), dataset/<id>.jpeg"
 
     class Options(FolderOptions):
-        text: Plot = Field(Plot(), description=TextOptions.__doc__)
+        text: Plot = Field(Plot(), description=TextFormat.Reading.__doc__)

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from mmsweep.components import register
 from mmsweep.data.dataset import DatasetBuilder, DatasetCard, Sample
-from mmsweep.data.options import AudioOptions, CarvedOptions
+from mmsweep.data.kinds.audio import AudioFormat
+from mmsweep.data.options import CarvedOptions
 from mmsweep.data.splitting import carve_by_class
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
@@ -44,7 +45,7 @@ EXPECTED = {"train": 565, "val": 142, "test": 234}
 _SPEECH = re.compile(r"(?P<stem>.+)_desc(?:_(?P<language>[A-Za-z_]+))?\.(?:ogg|wav)$")
 
 
-class Speech(AudioOptions):
+class Speech(AudioFormat.Reading):
     language: str | None = Field(
         None,
         description=f"Language of the speech: a code as in the names of the files, or all; null takes {LANGUAGE!r}.",
@@ -52,7 +53,7 @@ class Speech(AudioOptions):
 
 
 class StampOptions(CarvedOptions):
-    audio: Speech = Field(Speech(), description=AudioOptions.__doc__)
+    audio: Speech = Field(Speech(), description=AudioFormat.Reading.__doc__)
 
     @property
     def language(self) -> str:

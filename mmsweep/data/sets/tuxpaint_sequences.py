@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from mmsweep.components import register
 from mmsweep.data.dataset import Sample
-from mmsweep.data.formats import SequenceFormat
+from mmsweep.data.kinds.sequence import SequenceFormat
 from mmsweep.data.sets.tuxpaint import StampOptions, Stamps, TuxPaint
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target

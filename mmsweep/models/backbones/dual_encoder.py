@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from mmsweep.components import register
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import Format, ImageFormat, VideoFormat
+from mmsweep.data.kinds.image import ImageFormat
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.video import VideoFormat
 from mmsweep.models.backbone import NO_PART_PROMPTS, EncoderBackbone, draw_linear, fuse, without_absent
 from mmsweep.models.encoder import NO_PROMPTS, Encoder, Prompt, PromptPlace, Prompts, Tokens
 from mmsweep.models.input_formats import Inputs

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from mmsweep.components import Section, misfit, register
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import Format, SequenceFormat
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.sequence import SequenceFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone, check_modality
 from mmsweep.models.encoder import Tokens, sinusoids

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from mmsweep.components import register
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import ImageFormat, TextFormat
+from mmsweep.data.kinds.image import ImageFormat
+from mmsweep.data.kinds.text import TextFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import NO_PART_PROMPTS, PromptedBackbone, draw_linear, without_absent
 from mmsweep.models.compilation import BlockCompiler, block_compiler

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from mmsweep.components import register
-from mmsweep.data.formats import AudioFormat, Format
+from mmsweep.data.kinds.audio import AudioFormat
+from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import PictureFamily

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmsweep.components import register
-from mmsweep.data.formats import Format, TextFormat
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.text import TextFormat
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import Family
 from mmsweep.models.input_formats import Inputs, Preprocessing, text_format

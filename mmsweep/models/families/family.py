@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmsweep.components import Registry
-from mmsweep.data.formats import Format, ImageFormat
+from mmsweep.data.kinds.image import ImageFormat
+from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.input_formats import Inputs, Preprocessing, image_format

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mmsweep.components import register
-from mmsweep.data.formats import Format, ImageFormat
+from mmsweep.data.kinds.image import ImageFormat
+from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import PictureFamily

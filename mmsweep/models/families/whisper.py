@@ -9,7 +9,8 @@ import transformers
 from torch import Tensor
 
 from mmsweep.components import register
-from mmsweep.data.formats import AudioFormat, Format
+from mmsweep.data.kinds.audio import AudioFormat
+from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.families.family import Family, load_whole
@@ -61,7 +62,7 @@ class Whisper(Family):
                 expected=f"at most {most}",
             )
         preprocessing.check({"sampling_rate": 16000, "hop_length": 160, "n_fft": 400, "dither": 0.0}, "spectrograms")
-        return AudioFormat(16000, config.num_mel_bins, inputs.frames or most, kind="whisper")
+        return AudioFormat(16000, config.num_mel_bins, inputs.frames or most, recipe="whisper")
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:

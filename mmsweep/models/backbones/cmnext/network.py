@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mmsweep.components import misfit, register
 from mmsweep.data.dataset import Batch
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone, without_absent
 from mmsweep.models.backbones.cmnext.parts import (

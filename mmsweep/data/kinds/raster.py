@@ -6,17 +6,23 @@ name. A value is a path, the bytes of a file, or a `Window` of a larger raster.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from mmsweep.components import register
 from mmsweep.data.files import Undecodable, name_of, opened, reading
-from mmsweep.data.formats import RasterFormat
+from mmsweep.data.kinds.kind import Format, Layout, Parts, Rows, Varied, per_channel
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import IGNORE, Target
+from mmsweep.transfer import Resident
 
 IMAGENET_MEAN = tuple(255 * level for level in (0.485, 0.456, 0.406))
 IMAGENET_STD = tuple(255 * level for level in (0.229, 0.224, 0.225))
@@ -40,6 +46,73 @@ RasterValue = str | Path | bytes | Window
 
 _MODES = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Modes of Pillow's whose channels are grey or RGB as they are; CMYK's four, say, are no colour and transparency."""
+
+
+@register("raster")
+@dataclass(frozen=True)
+class RasterFormat(Format):
+    """Rasters of a scene that lie pixel on pixel: column [N,C,H,W] in the file's own type; batch float32 [B,C,H,W].
+
+    Nothing is resized: a file of another size is refused, since it would no longer lie on the others. The batch is
+    (x - mean) / std, in the file's own units.
+
+    Args:
+        size: (H, W) of the files.
+        channels: 3, or 1 for heights, temperatures and the like.
+        dtype: uint8, or uint16 (16-bit heights stay so on disk).
+        mean, std: per channel, in the file's units.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+    dtype: Literal["uint8", "uint16"] = "uint8"
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (255.0, 255.0, 255.0)
+
+    kind: ClassVar[str] = "raster"
+    word: ClassVar[str] = "raster"
+    has_black: ClassVar[bool] = True
+
+    Options: ClassVar[None] = None  # a manifest has no rasters: it cannot say their size and units
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        return self.size
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise UserError("a raster has one channel or three", key="channels", found=self.channels)
+        if len(self.mean) != self.channels or len(self.std) != self.channels or min(self.std) <= 0:
+            raise UserError(
+                f"mean and std must have an entry for each of {self.channels} channels, std above 0",
+                found=(self.mean, self.std),
+            )
+
+    def key(self) -> dict[str, Any]:
+        return {"kind": self.kind, "size": list(self.size), "channels": self.channels, "dtype": self.dtype}
+
+    def columns(self) -> Layout:
+        return [("", np.dtype(self.dtype), (self.channels, *self.size))]
+
+    def decoder(self, varied: bool) -> Callable[[Any], Parts]:
+        return lambda value: {"": decode_raster(value, self)}
+
+    def read(self, rows: Rows) -> dict[str, Tensor]:
+        return {"values": torch.from_numpy(rows.columns[""][rows.index_B])}
+
+    def constants(self) -> tuple[Resident, ...]:
+        return Resident(per_channel(self.mean)), Resident(per_channel(self.std))
+
+    def shown(self, parts: dict[str, Tensor], varied: Varied | None, constants: tuple[Resident, ...]) -> Tensor:
+        values = parts["values"]
+        mean, std = (constant.on(values.device) for constant in constants)
+        # Cast on the device: float32 holds 16 bits exactly, and integers of 16 bits have few operations in torch.
+        values = values.to(torch.float32).sub_(mean).div_(std)
+        return values if varied is None else varied.augmentation.rasters(values, varied.draws)
+
+    def level(self, values: Sequence[float]) -> Tensor:
+        levels = [*values] * self.channels if len(values) == 1 else values
+        return per_channel([(v - m) / s for v, m, s in zip(levels, self.mean, self.std, strict=True)])
 
 
 def decode_raster(value: RasterValue, format: RasterFormat) -> np.ndarray:

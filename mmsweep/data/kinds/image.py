@@ -1,29 +1,37 @@
-"""Raw values become arrays: pictures, sounds and sequences, each by its format (texts: `texts.py`; clips: `clips.py`).
+"""Pictures: any file that Pillow reads, and SVG drawings; stored as bytes at the size that the network sees.
 
-Every function raises `Undecodable` with a reason for people when a value cannot be read; `prepared.py` turns it into a
-bad row with its file and line. Audio files need the optional package `mmsweep[audio]`.
+Every function raises `Undecodable` with a reason for people when a value cannot be read; preparation turns it into a
+bad row with its file and line.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import os
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from pydantic import Field
+from torch import Tensor
 
+from mmsweep.components import Section, register
+from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.brightness import stated, to_rgb
-from mmsweep.data.files import Undecodable, first_line, load_array, name_of, opened, reading
-from mmsweep.data.formats import AudioFormat, ImageFormat, SequenceFormat
+from mmsweep.data.files import Undecodable, first_line, name_of, opened, reading
+from mmsweep.data.kinds.kind import Format, Layout, Parts, Rows, Varied, per_channel
 from mmsweep.errors import UserError
+from mmsweep.transfer import Resident
+
+Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 MOST_PIXELS = 2**26
 """A picture of more pixels is refused, unless its format can be read at a fraction of its size: 256 MiB as RGB."""
@@ -34,17 +42,116 @@ _LARGE = threading.Lock()
 
 _MOST_SVG_BYTES = 2**26
 
-_RATES = 1_000, 1_000_000
-"""Samples a second; a resampler's filter grows with the rates."""
-
-_LOUDEST = 100
-"""Floats may pass full scale, 1, by a little; 16-bit integers saved as floats are up to 32768."""
-
 # Pictures of 89 to 179 million pixels are refused or reduced here; Pillow refuses what is larger by itself.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+@register("image")
+@dataclass(frozen=True)
+class ImageFormat(Format):
+    """Pictures: column uint8 [N,3,size,size]; batch float32 [B,3,size,size], (x/255 - mean) / std.
+
+    Args:
+        size: side of the square that the network sees.
+        mean, std: per channel, in 0..1.
+        resize: shorter side before the centre crop; None means `size` (no margin).
+        fit: what happens to a picture that is not square: `crop` shows its middle, `pad` shows all of it on white.
+        resample: Pillow's filter for resizing.
+        whole: side of a second column, for random crops: all of each training picture, stretched to a square. None
+            keeps no such column.
+    """
+
+    size: int
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resize: int | None = None
+    fit: Literal["crop", "pad"] = "crop"
+    resample: Resample = "bicubic"
+    whole: int | None = None
+
+    kind: ClassVar[str] = "image"
+    word: ClassVar[str] = "image"
+    size_key: ClassVar[str] = "data.image.size"
+    has_black: ClassVar[bool] = True
+
+    class Reading(Section):
+        """How pictures are read."""
+
+        size: int | None = Field(
+            None, ge=8, description="Pixels a side; null takes the size that the encoder was trained with."
+        )
+        fit: Literal["crop", "pad"] = Field(
+            "crop",
+            description="What happens to a picture that is not square. crop shows its middle, pad all of it on white.",
+        )
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError("the image size must be positive", key="size", found=self.size)
+        if self.resize is not None and self.resize < self.size:
+            raise UserError(
+                "a picture cannot be cropped to more than it was resized to",
+                key="resize",
+                found=self.resize,
+                expected=f"at least size = {self.size}",
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise UserError("mean and std must have three entries, std above 0", found=(self.mean, self.std))
+
+    @property
+    def resized_side(self) -> int:
+        return self.resize or self.size
+
+    def key(self) -> dict[str, Any]:
+        # mean and std act on the device, after the column: pictures prepared for one encoder serve another.
+        key: dict[str, Any] = {"kind": self.kind, "stored": self.size, "resize": self.resized_side}
+        usual = {"fit": "crop", "resample": "bicubic", "whole": None}
+        return key | {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
+
+    def columns(self) -> Layout:
+        return [("", np.uint8, (3, self.size, self.size))]
+
+    def varied_columns(self) -> Layout:
+        """`.varied` holds whole pictures, `.aspect` their log(width / height)."""
+        if self.whole is None:
+            return []
+        return [(".varied", np.uint8, (3, self.whole, self.whole)), (".aspect", np.float32, ())]
+
+    def kept(self, augmentation: Augmentation) -> ImageFormat:
+        return replace(self, whole=None if augmentation.crop_scale is None else math.ceil(self.size * math.sqrt(2)))
+
+    def decoder(self, varied: bool) -> Callable[[Any], Parts]:
+        def decode(value: Any) -> Parts:
+            parts = {"": decode_image(value, self)}
+            if varied and self.whole is not None:
+                parts[".varied"], aspect = whole_square(open_picture(value, self.whole), self)
+                parts[".aspect"] = np.array(aspect)
+            return parts
+
+        return decode
+
+    def read(self, rows: Rows) -> dict[str, Tensor]:
+        if rows.varied is None or ".varied" not in rows.columns or not rows.present_B.any():
+            return super().read(rows)
+        columns = {"values": ".varied", "aspect": ".aspect"}
+        return {part: torch.from_numpy(rows.columns[name][rows.index_B]) for part, name in columns.items()}
+
+    def constants(self) -> tuple[Resident, ...]:
+        """(x / 255 - mean) / std as x * factor + shift."""
+        std = per_channel(self.std)
+        return Resident(1 / (255 * std)), Resident(-per_channel(self.mean) / std)
+
+    def shown(self, parts: dict[str, Tensor], varied: Varied | None, constants: tuple[Resident, ...]) -> Tensor:
+        values = parts["values"]
+        if varied is not None and varied.augmentation.changes_pictures:
+            values = varied.augmentation.pictures(values, varied.draws, self.size, parts.get("aspect"))
+        factor, shift = (constant.on(values.device) for constant in constants)
+        # In place on the fresh float copy: ten times as fast on a CPU as mixed-type or out-of-place arithmetic.
+        return values.float().mul_(factor).add_(shift)
+
+    def level(self, values: Sequence[float]) -> Tensor:
+        levels = [*values] * 3 if len(values) == 1 else values
+        return per_channel([(v / 255 - m) / s for v, m, s in zip(levels, self.mean, self.std, strict=True)])
 
 
 def decode_image(value: str | Path | bytes, format: ImageFormat) -> np.ndarray:
@@ -124,12 +231,6 @@ def whole_square(picture: Image.Image, format: ImageFormat) -> tuple[np.ndarray,
     return _channels_first(stretched), math.log(picture.size[0] / picture.size[1])
 
 
-def decode_whole(value: str | Path | bytes, format: ImageFormat) -> tuple[np.ndarray, float]:
-    """As `whole_square`, of a picture by path or bytes. Raises as `decode_image`."""
-    assert format.whole is not None
-    return whole_square(open_picture(value, format.whole), format)
-
-
 def _padded(picture: Image.Image, format: ImageFormat) -> Image.Image:
     if format.fit != "pad" or picture.size[0] == picture.size[1]:
         return picture
@@ -204,162 +305,3 @@ def _svg_size(data: bytes) -> tuple[int, int]:
         return int(width), int(height)
     except (ValueError, OverflowError):
         return 0, 0
-
-
-# ---- sounds --------------------------------------------------------------------------------------------------------
-
-
-def sound_decoder(format: AudioFormat) -> Callable[[str | Path | bytes], np.ndarray]:
-    """A function from a sound (path or bytes; or a .npy spectrogram of [frames, mel]) to float32 [frames, mel_bins].
-
-    Raises:
-        UserError: soundfile is not installed.
-    """
-    extract = _ast_extractor(format) if format.kind == "ast" else _whisper_extractor(format)
-
-    seconds = format.frames / 100 + 1  # 10 ms a frame; what a resampler sees beyond the end changes nothing before it
-
-    def decode(value: str | Path | bytes) -> np.ndarray:
-        if not isinstance(value, bytes) and str(value).endswith(".npy"):
-            return _stored_spectrogram(value, format)
-        return np.ascontiguousarray(extract(read_waveform(value, format.rate, seconds)), np.float32)
-
-    return decode
-
-
-def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = None) -> np.ndarray:
-    """float32 [samples], one channel, at `rate`; of a recording longer than `seconds` its beginning."""
-    try:
-        import soundfile
-    except ImportError:
-        raise UserError("sounds need the package soundfile", hint="pip install 'mmsweep[audio]'") from None
-    with reading("sound", value), opened(value) as file, soundfile.SoundFile(file) as recording:
-        if recording.format in ("WAV", "WAVEX", "AIFF"):
-            _check_uncut(file, value)
-        own = recording.samplerate
-        if not _RATES[0] <= own <= _RATES[1]:
-            raise Undecodable(
-                f"the sound {name_of(value)} has {own:,} samples a second; expected {_RATES[0]:,} to {_RATES[1]:,}"
-            )
-        most = -1 if seconds is None else int(own * seconds)
-        sound = recording.read(most, dtype="float32", always_2d=True).mean(axis=1)
-        if sound.size == 0:
-            raise Undecodable(f"the sound {name_of(value)} has no samples")
-        stated = recording.frames if most < 0 else min(most, recording.frames)
-        if recording.format == "MP3" and sound.size < stated - 2 * _MP3_FRAME and _counts_its_frames(file):
-            raise Undecodable(
-                f"the sound {name_of(value)} is cut short: "
-                f"it has {sound.size:,} of the {recording.frames:,} samples that its header says"
-            )
-        if (peak := float(np.abs(sound).max())) > _LOUDEST:  # NaN is found in what is made of it
-            raise Undecodable(f"the sound {name_of(value)} holds samples of up to {peak:g}; expected -1 to 1")
-        if own != rate:
-            from scipy.signal import resample_poly
-
-            sound = resample_poly(sound, rate, own).astype(np.float32)
-    return sound
-
-
-_UNKNOWN_SIZE = 2**32 - 2**16
-"""Programs that write a WAV into a pipe state a size near the largest, or 0, since they do not know it yet."""
-
-
-def _check_uncut(file: IO[bytes], value: str | Path | bytes) -> None:
-    """Refuse a WAV or AIFF whose samples end before its header says so: libsndfile reads what there is, silently.
-
-    The size of the samples' own chunk counts: some programs state that of the whole file wrongly.
-    """
-    place, size = file.tell(), file.seek(0, os.SEEK_END)
-    file.seek(0)
-    order: Literal["little", "big"] = "little" if file.read(12)[:4] == b"RIFF" else "big"
-    while len(head := file.read(8)) == 8:
-        length = int.from_bytes(head[4:], order)
-        end = file.tell() + length
-        if head[:4] in (b"data", b"SSND"):
-            if length < _UNKNOWN_SIZE and end > size:
-                raise Undecodable(
-                    f"the sound {name_of(value)} is cut short: "
-                    f"it has {size:,} of the {end:,} bytes that its header says"
-                )
-            break
-        file.seek(end + length % 2)
-    file.seek(place)
-
-
-_MP3_FRAME = 1152
-"""Samples; a file's first and last frames are half silence of the encoder."""
-
-
-def _counts_its_frames(file: IO[bytes]) -> bool:
-    """Whether an MP3 says in its first frame (the tag Xing or Info) how long it is; without, its length is a guess."""
-    file.seek(0)
-    head = file.read(10)
-    if head[:3] == b"ID3":  # its size: four times seven bits
-        file.seek(10 + sum(byte << 7 * (3 - place) for place, byte in enumerate(head[6:10])))
-    first = file.read(512)
-    return b"Xing" in first or b"Info" in first
-
-
-def _ast_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:
-    from transformers import ASTFeatureExtractor
-
-    extractor = ASTFeatureExtractor(
-        sampling_rate=format.rate,
-        num_mel_bins=format.mel_bins,
-        max_length=format.frames,
-        mean=format.mean,
-        std=format.std,
-    )
-    shortest = int(0.025 * format.rate)  # one Kaldi window
-
-    def extract(sound: np.ndarray) -> np.ndarray:
-        sound = np.pad(sound, (0, max(0, shortest - sound.size)))
-        return np.asarray(extractor(sound, sampling_rate=format.rate, return_tensors="np")["input_values"][0])
-
-    return extract
-
-
-def _whisper_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:
-    from transformers import WhisperFeatureExtractor
-
-    seconds = format.frames / 100  # 10 ms a frame
-    if seconds != int(seconds):
-        raise UserError(
-            "a Whisper spectrogram holds whole seconds", key="frames", found=format.frames, expected="n × 100"
-        )
-    extractor = WhisperFeatureExtractor(
-        feature_size=format.mel_bins,
-        sampling_rate=format.rate,
-        hop_length=format.rate // 100,
-        chunk_length=int(seconds),
-    )
-
-    def extract(sound: np.ndarray) -> np.ndarray:
-        out = extractor(sound, sampling_rate=format.rate, return_tensors="np")["input_features"][0]
-        return np.asarray(out).T
-
-    return extract
-
-
-def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
-    array = load_array(path, "spectrogram")
-    if array.ndim != 2 or array.shape[1] != format.mel_bins or len(array) == 0:
-        raise Undecodable(
-            f"the spectrogram {name_of(path)} is not [frames, {format.mel_bins}]; found {list(array.shape)}"
-        )
-    out = np.zeros((format.frames, format.mel_bins), np.float32)
-    with np.errstate(over="ignore"):
-        out[: min(len(array), format.frames)] = array[: format.frames]
-        return (out - format.mean) / (2 * format.std) if format.kind == "ast" else out
-
-
-# ---- sequences -----------------------------------------------------------------------------------------------------
-
-
-def decode_sequence(value: str | Path | bytes, format: SequenceFormat) -> np.ndarray:
-    """float32 [t, width] of a .npy file (or its bytes), t at least 1 and at most `length`: what is longer is cut."""
-    array = load_array(value, "sequence")
-    if array.ndim != 2 or array.shape[1] != format.width or len(array) == 0:
-        raise Undecodable(f"the sequence {name_of(value)} is not [steps, {format.width}]; found {list(array.shape)}")
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array[: format.length], np.float32)

@@ -1,0 +1,1 @@
+"""Kinds of modalities, each in the file of its name."""

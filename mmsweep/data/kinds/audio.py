@@ -1,0 +1,220 @@
+"""Sounds become log-mel spectrograms, as AST's or Whisper's authors make them. Needs `mmsweep[audio]`.
+
+Every function raises `Undecodable` with a reason for people when a value cannot be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from mmsweep.components import Section, register
+from mmsweep.data.files import Undecodable, load_array, name_of, opened, reading
+from mmsweep.data.kinds.kind import Format, Layout, Parts
+from mmsweep.errors import UserError
+
+_RATES = 1_000, 1_000_000
+"""Samples a second; a resampler's filter grows with the rates."""
+
+_LOUDEST = 100
+"""Floats may pass full scale, 1, by a little; 16-bit integers saved as floats are up to 32768."""
+
+
+@register("audio")
+@dataclass(frozen=True)
+class AudioFormat(Format):
+    """Sounds as log-mel spectrograms: column and batch float32 [N, frames, mel_bins].
+
+    Args:
+        rate: samples a second.
+        mel_bins, frames: size of the spectrogram; shorter sounds are padded, longer ones cut.
+        mean, std: `ast` spectrograms become (x - mean) / (2 std), as AST's authors do; unused by `whisper`.
+        recipe: whose: "ast" (Kaldi filter bank, 25 ms window, 10 ms step) or "whisper" (log10 mel, clipped 8
+            below the maximum).
+    """
+
+    rate: int = 16_000
+    mel_bins: int = 128
+    frames: int = 1024
+    mean: float = -4.2677393
+    std: float = 4.5689974
+    recipe: Literal["ast", "whisper"] = "ast"
+
+    kind: ClassVar[str] = "audio"
+    word: ClassVar[str] = "sound"
+    axes: ClassVar[tuple[str, ...]] = ("frame", "mel bin")
+    size_key: ClassVar[str] = "data.audio.frames"
+
+    class Reading(Section):
+        """How sounds are read."""
+
+        frames: int | None = Field(
+            None, ge=8, description="Frames of a spectrogram; null takes the number that the encoder was trained with."
+        )
+
+    def __post_init__(self) -> None:
+        if self.recipe not in ("ast", "whisper"):
+            raise UserError("unknown kind of spectrogram", key="recipe", found=self.recipe, expected="ast or whisper")
+
+    def key(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        del values["recipe"]
+        return {**values, "kind": f"audio-{self.recipe}"}
+
+    def columns(self) -> Layout:
+        return [("", np.float32, (self.frames, self.mel_bins))]
+
+    def decoder(self, varied: bool) -> Callable[[Any], Parts]:
+        decode = sound_decoder(self)
+        return lambda value: {"": decode(value)}
+
+
+def sound_decoder(format: AudioFormat) -> Callable[[str | Path | bytes], np.ndarray]:
+    """A function from a sound (path or bytes; or a .npy spectrogram of [frames, mel]) to float32 [frames, mel_bins].
+
+    Raises:
+        UserError: soundfile is not installed.
+    """
+    extract = _ast_extractor(format) if format.recipe == "ast" else _whisper_extractor(format)
+
+    seconds = format.frames / 100 + 1  # 10 ms a frame; what a resampler sees beyond the end changes nothing before it
+
+    def decode(value: str | Path | bytes) -> np.ndarray:
+        if not isinstance(value, bytes) and str(value).endswith(".npy"):
+            return _stored_spectrogram(value, format)
+        return np.ascontiguousarray(extract(read_waveform(value, format.rate, seconds)), np.float32)
+
+    return decode
+
+
+def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = None) -> np.ndarray:
+    """float32 [samples], one channel, at `rate`; of a recording longer than `seconds` its beginning."""
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError("sounds need the package soundfile", hint="pip install 'mmsweep[audio]'") from None
+    with reading("sound", value), opened(value) as file, soundfile.SoundFile(file) as recording:
+        if recording.format in ("WAV", "WAVEX", "AIFF"):
+            _check_uncut(file, value)
+        own = recording.samplerate
+        if not _RATES[0] <= own <= _RATES[1]:
+            raise Undecodable(
+                f"the sound {name_of(value)} has {own:,} samples a second; expected {_RATES[0]:,} to {_RATES[1]:,}"
+            )
+        most = -1 if seconds is None else int(own * seconds)
+        sound = recording.read(most, dtype="float32", always_2d=True).mean(axis=1)
+        if sound.size == 0:
+            raise Undecodable(f"the sound {name_of(value)} has no samples")
+        stated = recording.frames if most < 0 else min(most, recording.frames)
+        if recording.format == "MP3" and sound.size < stated - 2 * _MP3_FRAME and _counts_its_frames(file):
+            raise Undecodable(
+                f"the sound {name_of(value)} is cut short: "
+                f"it has {sound.size:,} of the {recording.frames:,} samples that its header says"
+            )
+        if (peak := float(np.abs(sound).max())) > _LOUDEST:  # NaN is found in what is made of it
+            raise Undecodable(f"the sound {name_of(value)} holds samples of up to {peak:g}; expected -1 to 1")
+        if own != rate:
+            from scipy.signal import resample_poly
+
+            sound = resample_poly(sound, rate, own).astype(np.float32)
+    return sound
+
+
+_UNKNOWN_SIZE = 2**32 - 2**16
+"""Programs that write a WAV into a pipe state a size near the largest, or 0, since they do not know it yet."""
+
+
+def _check_uncut(file: IO[bytes], value: str | Path | bytes) -> None:
+    """Refuse a WAV or AIFF whose samples end before its header says so: libsndfile reads what there is, silently.
+
+    The size of the samples' own chunk counts: some programs state that of the whole file wrongly.
+    """
+    place, size = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(0)
+    order: Literal["little", "big"] = "little" if file.read(12)[:4] == b"RIFF" else "big"
+    while len(head := file.read(8)) == 8:
+        length = int.from_bytes(head[4:], order)
+        end = file.tell() + length
+        if head[:4] in (b"data", b"SSND"):
+            if length < _UNKNOWN_SIZE and end > size:
+                raise Undecodable(
+                    f"the sound {name_of(value)} is cut short: "
+                    f"it has {size:,} of the {end:,} bytes that its header says"
+                )
+            break
+        file.seek(end + length % 2)
+    file.seek(place)
+
+
+_MP3_FRAME = 1152
+"""Samples; a file's first and last frames are half silence of the encoder."""
+
+
+def _counts_its_frames(file: IO[bytes]) -> bool:
+    """Whether an MP3 says in its first frame (the tag Xing or Info) how long it is; without, its length is a guess."""
+    file.seek(0)
+    head = file.read(10)
+    if head[:3] == b"ID3":  # its size: four times seven bits
+        file.seek(10 + sum(byte << 7 * (3 - place) for place, byte in enumerate(head[6:10])))
+    first = file.read(512)
+    return b"Xing" in first or b"Info" in first
+
+
+def _ast_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:
+    from transformers import ASTFeatureExtractor
+
+    extractor = ASTFeatureExtractor(
+        sampling_rate=format.rate,
+        num_mel_bins=format.mel_bins,
+        max_length=format.frames,
+        mean=format.mean,
+        std=format.std,
+    )
+    shortest = int(0.025 * format.rate)  # one Kaldi window
+
+    def extract(sound: np.ndarray) -> np.ndarray:
+        sound = np.pad(sound, (0, max(0, shortest - sound.size)))
+        return np.asarray(extractor(sound, sampling_rate=format.rate, return_tensors="np")["input_values"][0])
+
+    return extract
+
+
+def _whisper_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray]:
+    from transformers import WhisperFeatureExtractor
+
+    seconds = format.frames / 100  # 10 ms a frame
+    if seconds != int(seconds):
+        raise UserError(
+            "a Whisper spectrogram holds whole seconds", key="frames", found=format.frames, expected="n × 100"
+        )
+    extractor = WhisperFeatureExtractor(
+        feature_size=format.mel_bins,
+        sampling_rate=format.rate,
+        hop_length=format.rate // 100,
+        chunk_length=int(seconds),
+    )
+
+    def extract(sound: np.ndarray) -> np.ndarray:
+        out = extractor(sound, sampling_rate=format.rate, return_tensors="np")["input_features"][0]
+        return np.asarray(out).T
+
+    return extract
+
+
+def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
+    array = load_array(path, "spectrogram")
+    if array.ndim != 2 or array.shape[1] != format.mel_bins or len(array) == 0:
+        raise Undecodable(
+            f"the spectrogram {name_of(path)} is not [frames, {format.mel_bins}]; found {list(array.shape)}"
+        )
+    out = np.zeros((format.frames, format.mel_bins), np.float32)
+    with np.errstate(over="ignore"):
+        out[: min(len(array), format.frames)] = array[: format.frames]
+        return (out - format.mean) / (2 * format.std) if format.recipe == "ast" else out

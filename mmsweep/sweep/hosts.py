@@ -28,7 +28,8 @@ from mmsweep.errors import UserError
 from mmsweep.sweep.board import Board
 from mmsweep.sweep.cluster import ClusterGoneError, Liveness, left_behind, logged_to, sole_user  # sets Ray's switches
 from mmsweep.sweep.lean_train import host_trainer
-from mmsweep.sweep.train_function import Place, serve
+from mmsweep.sweep.place import Place
+from mmsweep.sweep.train_function import serve
 
 # Hosts may fill a node, and every slot's light trial must run beside them (reports wait for its word), so each worker
 # asks for a little less than its CPUs: 200 times the least that Ray counts.

@@ -52,7 +52,7 @@ from mmsweep.study import Study
 from mmsweep.study.packs import Job
 from mmsweep.study.sections import MOST_SLOTS
 from mmsweep.sweep.board import Request, StaleHost
-from mmsweep.sweep.train_function import Place
+from mmsweep.sweep.place import Place
 from mmsweep.training.capacity import machine
 from mmsweep.training.engine import Answer
 from mmsweep.training.world import World

@@ -19,7 +19,7 @@ from mmsweep.record.trial import TrialFolder
 from mmsweep.study.packs import Job, pack_key, warm_key
 from mmsweep.sweep import worker
 from mmsweep.sweep.board import Board, Request
-from mmsweep.sweep.train_function import Place
+from mmsweep.sweep.place import Place
 from mmsweep.training import slot as trial_slot
 from mmsweep.training.world import World
 

@@ -7,59 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel, ValidationError
 
 import mmsweep
 from mmsweep.errors import UserError
 from mmsweep.study import Study
-from mmsweep.study.search import Dimension
 from mmsweep.study.source import Source
-from mmsweep.study.study import CHOICES
-
-TEXT = """\
-name: small
-data: {dataset: openclipart, text: {length: 24}}
-model:
-  encoders:
-    image: {source: mmsweep, name: clipart_image}
-    text:
-      source: mmsweep
-      name: clipart_text
-method:
-  name: cmpt
-  align_weight: 2e-1
-train:
-  optimizer: {lr: 1E-3, weight_decay: .5}
-  schedule: {power: 9.0e-1}
-scenarios:
-  evaluate:
-    - complete
-    - {missing: text}
-    - {available: {image: 1.0, text: 0.3}}
-search:
-  method.align_weight: {log_uniform: [1e-2, 1]}
-  model.lora.rank: {choice: [1, 2, 4]}
-  train.epochs: {int: [2, 6], step: 2}
-  method.masking.probability: {uniform: [0, 0.9], when: {method.name: cmpt}}
-"""
+from tests.unit.study_helpers import changed, small_file
 
 
 @pytest.fixture()
 def file(tmp_path: Path) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(TEXT)
-    return path
-
-
-def changed(file: Path, old: str, new: str) -> Path:
-    text = file.read_text()
-    assert text.count(old) == 1
-    file.write_text(text.replace(old, new))
-    return file
+    return small_file(tmp_path)
 
 
 # ---- round trip
@@ -274,167 +236,3 @@ def test_value_reads_dotted_keys(file: Path) -> None:
     for key in ("method.lambda", "train.epochs.x", ""):
         with pytest.raises(KeyError):
             study.value(key)
-
-
-# ---- the search space
-
-
-def test_dimensions_as_they_are_read(file: Path) -> None:
-    search = Study.load(file).search
-    assert {key: d.kind for key, d in search.items()} == {
-        "method.align_weight": "log_uniform",
-        "model.lora.rank": "choice",
-        "train.epochs": "int",
-        "method.masking.probability": "uniform",
-    }
-    assert (search["train.epochs"].low, search["train.epochs"].high, search["train.epochs"].step) == (2, 6, 2)
-    assert search["model.lora.rank"].edges() == [1, 2, 4] and search["method.align_weight"].edges() == [0.01, 1]
-    assert search["method.masking.probability"].when == {"method.name": "cmpt"}
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{uniform: [0, 1], choice: [1]}", "exactly one of uniform"),
-        ("{}", "exactly one of uniform"),
-        ("{uniform: [1, 0]}", "a lower bound below the upper"),
-        ("{uniform: [1, 1]}", "a lower bound below the upper"),
-        ("{log_uniform: [0, 1]}", "a lower bound above 0"),
-        ("{uniform: [0, 1, 2]}", "uniform"),
-        ("{choice: []}", "at least 1"),
-        ("{choise: [1]}", "Did you mean 'choice'?"),
-        ("{uniform: [0, .inf]}", "finite"),
-        ("{uniform: [0, 1], step: 0}", "greater than 0"),
-        ("{uniform: [0, 1], when: {method.nome: cmpt}}", "`when` names an unknown key"),
-        ("[0, 1]", "search.method.align_weight"),
-        ("{log_uniform: [0.1, 1], step: 0.1}", "step has no meaning for log_uniform; found 0.1"),
-        ("{log_int: [1, 8], step: 2}", "step has no meaning for log_int"),
-        ("{choice: [0.1, 0.2], step: 0.1}", "step has no meaning for choice"),
-        ("{int: [0, 8], step: 0.5}", "the step between whole numbers is no whole number; found 0.5"),
-        ("{int: [0, 8], step: 2.5}", "the step between whole numbers is no whole number; found 2.5"),
-        ("{uniform: [0, 1], step: 2}", "the step is wider than the range"),
-        ("{int: [no, 8]}", "not true or false"),
-        ("{int: [1.5, 8]}", "fractional part"),
-        ("{choice: [1, true]}", "a choice that stands twice"),
-        ("{choice: [1, 1.0]}", "a choice that stands twice"),
-    ],
-)
-def test_wrong_dimensions(file: Path, line: str, words: str) -> None:
-    changed(file, "{log_uniform: [1e-2, 1]}", line)
-    with pytest.raises(UserError) as problem:
-        Study.load(file)
-    assert words in str(problem.value), str(problem.value)
-    assert problem.value.file == file and problem.value.line == 21
-
-
-def test_a_misspelt_key_in_the_search_is_an_unknown_key(file: Path) -> None:
-    changed(file, "method.align_weight: {log", "method.align_wieght: {log")
-    with pytest.raises(UserError, match=r"align_wieght: unknown key.*Did you mean 'align_weight'") as problem:
-        Study.load(file)
-    assert problem.value.line == 21
-
-
-@pytest.mark.parametrize("key", ["sweep.trials", "resources.cpus", "name", "scenarios.evaluate", "tracking.uri"])
-def test_what_cannot_be_searched(file: Path, key: str) -> None:
-    with pytest.raises(UserError, match="cannot be searched") as problem:
-        Study.load(changed(file, "model.lora.rank: {choice: [1, 2, 4]}", f"{key}: {{choice: [1]}}"))
-    assert problem.value.key == f"search.{key}" and problem.value.line == 22
-
-
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        (["sweep.seeds=2"], "sweep.seeds"),
-        (["sweep.final.per=method.name"], "sweep.final.per"),
-        (
-            ["sweep.objective=[{metric: val/a/b}, {metric: val/c/d}]", "sweep.scheduler={name: asha}"],
-            "sweep.scheduler",
-        ),
-        (["sweep.sampler.name=grid"], "search.method.align_weight"),
-        (["train.schedule.warmup_epochs=1", "sweep.scheduler={name: asha}"], "sweep.scheduler.grace_epochs"),
-        (["train.schedule.warmup_epochs=10"], "train.schedule.warmup_epochs"),
-    ],
-)
-def test_sweeps_that_cannot_be(file: Path, overrides: list[str], key: str) -> None:
-    with pytest.raises(UserError) as problem:
-        Study.load(file, overrides)
-    assert problem.value.key == key
-
-
-def test_warmup_in_steps_is_not_held_against_asha(file: Path) -> None:
-    overrides = ["train.schedule={warmup_epochs: 1, warmup_steps: 3}", "sweep.scheduler={name: asha, grace_epochs: 1}"]
-    assert Study.load(file, overrides).sweep.scheduler.grace_epochs == 1
-
-
-# ---- numbers without sense
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "resources.hosts=0",
-        "resources.hosts=-1",
-        "resources.hosts=yes",
-        "resources.hosts=1000000",
-        "sweep.objective=[]",
-        "sweep.objective=[{metric: val/a/b}, {metric: val/c/d}, {metric: val/a/b}]",
-        "sweep.trials=1000000000000",
-        "sweep.final.seeds=1000000000",
-        "train.epochs=1000000000",
-        "train.epochs=yes",
-        "train.optimizer.betas=[true, 0.9]",
-        "train.seed=4294967296",
-        "data.text.length=99999999999",
-        "sweep.budget.hours=1e300",
-        "model.lora.alpha=1e300",
-    ],
-)
-def test_numbers_that_make_no_sense(file: Path, override: str) -> None:
-    with pytest.raises(UserError) as problem:
-        Study.load(file, [override])
-    assert problem.value.key == override.partition("=")[0] and problem.value.file == "command line"
-
-
-def test_every_number_of_the_schema_has_an_upper_bound() -> None:
-    """Whatever field is added: 10^12 is refused, and true is no number."""
-
-    def numbers(schema: type[Any], seen: tuple[type[Any], ...] = ()) -> Any:
-        for name, info in schema.model_fields.items():
-            kinds = str(info.annotation)
-            if schema is not Dimension and ("int" in kinds or "float" in kinds) and "dict" not in kinds:
-                yield schema, info.alias or name
-            for model in models(info.annotation):
-                if model not in seen:
-                    yield from numbers(model, (*seen, model))
-
-    def models(annotation: Any) -> list[type[Any]]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return [annotation]
-        return [model for argument in get_args(annotation) for model in models(argument)]
-
-    sections = [Study, *(choice.registry.section(name) for choice in CHOICES for name in choice.registry)]
-    found = {number for section in sections for number in numbers(section)}
-    assert len(found) > 70
-    for schema, name in found:
-        for value in (10**12, 1e300, True):
-            with pytest.raises(ValidationError) as problem:
-                schema.model_validate({name: value})
-            assert any(error["loc"][:1] == (name,) for error in problem.value.errors()), (schema, name, value)
-
-
-@pytest.mark.parametrize("alpha", ["0", "-1", "rnk", "true", ".inf", ".nan", "null", "[1]"])
-def test_alpha_is_rank_or_a_number_above_0(file: Path, alpha: str) -> None:
-    for override in (f"model.lora.alpha={alpha}", f"model.lora={{rank: 2, alpha: {alpha}}}"):
-        with pytest.raises(UserError, match=r"rank, or a number above 0|not true or false|a finite number") as error:
-            Study.load(file, [override])
-        assert (error.value.key or "").startswith("model.lora")  # that NaN is none is known of the section
-
-
-def test_alpha_stands_for_a_number(file: Path) -> None:
-    """Of a trial's own rank; a study that was written with a number keeps it."""
-    study = Study.load(file)
-    for rank in (1, 2, 4):
-        lora = study.with_values({"model.lora.rank": rank}).model.lora
-        assert lora is not None and (lora.alpha, lora.alpha_in_force) == ("rank", rank)
-    kept = Study.parse(study.with_values({"model.lora.alpha": 2, "model.lora.rank": 4}).resolved()).model.lora
-    assert kept is not None and (kept.alpha, kept.alpha_in_force) == (2.0, 2.0)

@@ -1,18 +1,10 @@
-"""The MLflow tracker against real SQLite stores, a real server, and stores that fail or are slow."""
+"""The MLflow tracker against real SQLite stores, and stores that fail or are slow."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,73 +12,21 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from mmsweep.errors import UserError
 from mmsweep.readers.mlflow import tracker as module
-from mmsweep.readers.mlflow.address import check_store, resolve_uri, shown
 from mmsweep.readers.mlflow.attempts import Attempts, AwayError
 from mmsweep.readers.mlflow.environment import environment_tags
-from mmsweep.readers.mlflow.naming import metric_name
 from mmsweep.readers.mlflow.tracker import Tracker
-from mmsweep.record.trial import Report, TrialFolder
+from mmsweep.record.trial import TrialFolder
 from mmsweep.sweep.finals import _put_aside
-from mmsweep.sweep.summary import summary_of
 from tests.unit import report_factory as factory
+from tests.unit.mlflow_tracker.runs import OBJECTIVE, STUDY, attached, children, tracker, train, trial
 
 pytestmark = pytest.mark.long
 
-OBJECTIVE = "val/mean_missing/f1_macro"
-METRICS = {OBJECTIVE: 0.5, "val/complete/f1_macro": 0.7, "train/loss": 1.25}
-STUDY = factory.study()
 CALLS = (
     *("create_run", "update_run", "search_runs", "set_terminated"),
     *("log_batch", "log_inputs", "log_artifact", "log_text", "list_artifacts"),
 )
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Making MLflow's tables takes seconds; tests copy these."""
-    folder = tmp_path_factory.mktemp("empty")
-    Tracker(f"sqlite:///{folder}/mlflow.db", "empty", folder)
-    return folder / "mlflow.db"
-
-
-@pytest.fixture(autouse=True)
-def _tables(empty_database: Path, tmp_path: Path) -> None:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-
-
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
-    folder = tmp_path / "sweeps" / "demo"
-    folder.mkdir(parents=True)
-    (folder / "study.yaml").write_text(STUDY.to_yaml())
-    summary_of(STUDY).write(folder)
-    return folder
-
-
-def trial(sweep: Path, id: str, params: Mapping[str, Any] | None = None, **more: Any) -> TrialFolder:
-    """A trial's folder, or a final run's, as the sweep lays it out."""
-    folder = TrialFolder(sweep / (id if "/" in id else f"trials/{id}"))
-    folder.create({"id": id, "params": dict(params or {}), "seed": 0, **more}, STUDY.to_yaml())
-    return folder
-
-
-def train(folder: TrialFolder, *scores: float, first: int = 1, done: Any = None) -> TrialFolder:
-    """Epochs with these scores; each leaves weights."""
-    for epoch, score in enumerate(scores, first):
-        weights = folder.checkpoint(epoch) / "weights.safetensors"
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        weights.write_bytes(f"weights {epoch}".encode())
-        checkpoint = str(weights.parent.relative_to(folder.path))
-        folder.append(Report(epoch, {**METRICS, OBJECTIVE: score, "epoch": float(epoch)}, checkpoint, 1.0))
-    if done:
-        folder.mark_done(done)
-    return folder
-
-
-def tracker(folder: Path) -> Tracker:
-    return Tracker(f"sqlite:///{folder}/mlflow.db", "demo", folder)
 
 
 def started(sweep: Path) -> Tracker:
@@ -95,23 +35,9 @@ def started(sweep: Path) -> Tracker:
     return writer
 
 
-def children(writer: Tracker) -> dict[str, Run]:
-    client = MlflowClient(tracking_uri=writer.uri)
-    experiment = client.get_experiment_by_name(writer.experiment)
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`mlflow.parentRunId` != ''")
-    found = {run.data.tags["mmsweep.trial_id"]: run for run in runs}
-    assert len(found) == len(runs)
-    return dict(sorted(found.items()))
-
-
 def history(writer: Tracker, run: Run, metric: str) -> list[tuple[int, float]]:
     client = MlflowClient(tracking_uri=writer.uri)
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)]
-
-
-def attached(writer: Tracker, run: Run) -> set[str]:
-    return {item.path for item in MlflowClient(tracking_uri=writer.uri).list_artifacts(run.info.run_id)}
 
 
 def stored(run: Run, name: str) -> str:
@@ -410,113 +336,6 @@ def test_a_damaged_file_holds_up_no_other_trial(sweep: Path) -> None:
     writer.end("finished")
     assert list(children(writer)) == ["0001"]
     assert "reports.jsonl" in writer.warnings[0] and "trials/0000" in writer.warnings[-1]
-
-
-def test_addresses_show_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORE_PASSWORD", "hunter2")
-    assert resolve_uri("http://ann:${STORE_PASSWORD}@host", tmp_path) == "http://ann:hunter2@host"
-    assert shown("http://ann:${STORE_PASSWORD}@host", "") == "http://ann:${STORE_PASSWORD}@host"
-    assert shown("http://${USER}:hunter2@host", "") == "http://${USER}:***@host"
-    assert shown(None, "postgresql://ann:hu/nt@er2@host/db?x=1&password=hunter2") == (
-        "postgresql://ann:***@host/db?x=1&password=***"
-    )
-    for uri in (f"sqlite:///{tmp_path}/a:b.db", "http://host:5000/mlflow", "postgresql://ann@host:5432/db"):
-        assert shown(uri, uri) == uri
-    assert "hunter2" not in str(UserError("no", found="http://ann:hunter2@host", hint="mysql://a:hunter2@b/c"))
-    for uri, problem in (("http://ann:***@host", "is not kept"), ("http://${NOT_SET_AT_ALL}@host", "is not set")):
-        with pytest.raises(UserError, match=problem):
-            resolve_uri(uri, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "uri", ["file:///tmp/mlruns", "./mlruns", "mlruns", "sqlite://", "sqlite:///:memory:", "gopher://x"]
-)
-def test_stores_that_cannot_be_used_are_refused_by_name(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tracking\.uri") as error:
-        Tracker(uri, "demo", tmp_path)
-    assert uri in str(error.value)
-
-
-def test_relative_databases_become_absolute(tmp_path: Path) -> None:
-    assert resolve_uri("sqlite:///runs/m.db", tmp_path) == f"sqlite:///{tmp_path}/runs/m.db"
-    assert resolve_uri("sqlite:////data/m.db?timeout=9", tmp_path) == "sqlite:////data/m.db?timeout=9"
-    assert resolve_uri("http://host:5000/", tmp_path) == "http://host:5000"
-
-
-def test_a_server_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(UserError, match=r"tracking\.uri") as error:
-        Tracker(uri, "demo", tmp_path)
-    assert uri in str(error.value) and "mlflow server" in str(error.value)
-
-
-def test_a_database_that_is_none_is_one_message(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("this is not a database, it is a text of more than sixteen bytes" * 30)
-    with pytest.raises(UserError, match=r"tracking\.uri"):
-        tracker(tmp_path)
-
-
-def test_names_stay_or_become_unique_ones() -> None:
-    for name in ("val/image-100_text-30/f1_macro", "model.lora.rank", "train/loss", "test/per class: cat/f1"):
-        assert metric_name(name) == name
-    assert metric_name("a@b") != metric_name("a=b")
-    assert metric_name("a@b") == metric_name("a@b")
-    assert "//" not in metric_name("a//b")
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a machine that tests is busy
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/mlflow.db",
-        "--artifacts-destination",
-        str(tmp_path / "a"),
-    ]
-    with open(tmp_path / "server.log", "w") as output:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def test_the_same_sweep_on_a_real_server(
-    server: str, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Named with a user and a password, which no file and no message shows."""
-    monkeypatch.setenv("STORE_PASSWORD", "hunter2")
-    named = server.replace("//", "//ann:${STORE_PASSWORD}@")
-    check_store(named, tmp_path)
-    writer = Tracker(named, "demo", tmp_path)
-    assert writer.ui_command() == named
-    writer.start(sweep, {"dataset": "d", "dataset_fingerprint": "f"})
-    folder = trial(sweep, "0000", {f"p{i}": i for i in range(120)})  # more than one request takes
-    folder.append(Report(1, {**METRICS, **{f"val/s{i}/f1_macro": i / 1200 for i in range(1200)}}))
-    train(folder, 0.9, first=2, done="finished")
-    writer.end("finished")
-    assert writer.warnings == []
-    assert "hunter2" not in "".join(capfd.readouterr())
-    assert not [p for p in (tmp_path / "sweeps").rglob("*") if p.is_file() and "hunter2" in p.read_text()]
-    writer.uri = server
-    run = children(writer)["0000"]
-    assert (run.info.status, len(run.data.params), len(run.data.metrics)) == ("FINISHED", 120, 1205)
-    assert "weights.safetensors" in attached(writer, run)
 
 
 def test_a_lost_tracking_json_is_made_again_from_the_runs(sweep: Path) -> None:

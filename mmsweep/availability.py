@@ -1,12 +1,11 @@
-"""What is there and what is not: patterns, scenarios, availability tables, and masking while training.
+"""Available and missing modalities: patterns, scenarios, availability tables, and masking in training.
 
 A *pattern* is a non-empty set of modalities. A *scenario* is a named distribution over patterns. It becomes an
-*availability table* (bool, rows x modalities) with exact counts, a function of the scenario, the number of rows and
-`scenarios.seed` alone: no other use of random numbers, and no order of calls, changes it. *Masking* removes modalities
-anew at every training step.
+*availability table* (bool, rows x modalities) with exact counts, which depends only on the scenario, the number of rows
+and `scenarios.seed`. *Masking* removes modalities at random at every training step.
 
-The counts are those of Lee et al. (CVPR 2023, "missing-aware prompts"): of n rows `floor(n * rate)` lose something, and
-of those k rows the last pattern gets `floor(k * its share)`, the first the remainder.
+Counts follow Lee et al. (CVPR 2023, "missing-aware prompts"): of n rows, k = `floor(n * rate)` lose something; the last
+pattern gets `floor(k * its share)` of these and the first the remainder.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ BoolArray = NDArray[np.bool_]
 
 
 def patterns(modalities: Sequence[str]) -> list[Pattern]:
-    """All P = 2^M - 1 patterns: the complete one first, then by falling size, each size in modality order."""
+    """All P = 2^M - 1 patterns, by decreasing size and then in modality order; the complete one comes first."""
     return [frozenset(c) for size in range(len(modalities), 0, -1) for c in combinations(modalities, size)]
 
 
@@ -62,7 +61,7 @@ class Scenario:
     shares: tuple[tuple[Pattern, float], ...]
 
     def leaves_gaps(self, modalities: Sequence[str]) -> bool:
-        """Whether any pattern other than the complete one has a share, however the scenario was written."""
+        """Whether an incomplete pattern has a share."""
         return any(pattern != frozenset(modalities) for pattern, _ in self.shares)
 
     @classmethod
@@ -75,7 +74,7 @@ class Scenario:
         `{shares: {image+text: 0.5, image: 0.5}}`. A mapping may carry its own `name`.
 
         Raises:
-            UserError: an unknown notation or modality, or shares that leave a row with nothing.
+            UserError: an unknown notation or modality, or shares that leave a row without modalities.
         """
         if isinstance(spec, str):
             spec = _named(spec, modalities)
@@ -108,12 +107,12 @@ class Scenario:
 
     @classmethod
     def _available(cls, value: Any, modalities: Sequence[str], name: str | None) -> Scenario:
-        given = {m: 1.0 for m in modalities}
+        available = {m: 1.0 for m in modalities}
         for key, share in _mapping(value, "available").items():
             (modality,) = _modalities(key, modalities)
-            given[modality] = _share(share, f"available.{key}")
-        # Each row lacks at most one modality: the reading of "65 % / 65 %" in Lee et al. and both papers.
-        shares = {frozenset(modalities) - {m}: 1.0 - s for m, s in given.items()}
+            available[modality] = _share(share, f"available.{key}")
+        # Each row lacks at most one modality, as "65 % / 65 %" means in Lee et al. and both papers.
+        shares = {frozenset(modalities) - {m}: 1.0 - s for m, s in available.items()}
         complete = 1.0 - sum(shares.values())
         if complete < -1e-9:
             raise UserError(
@@ -125,7 +124,7 @@ class Scenario:
             )
         shares[frozenset(modalities)] = max(complete, 0.0)
         if name is None:
-            name = "_".join(f"{m}-{_percent(given[m])}" for m in modalities)
+            name = "_".join(f"{m}-{_percent(available[m])}" for m in modalities)
         return cls._of(shares, modalities, name)
 
     @classmethod
@@ -156,16 +155,16 @@ class Scenario:
             )
         if any(not pattern and share > 0 for pattern, share in shares.items()):
             raise UserError(
-                "this scenario leaves a row with no modality at all", key="scenarios", expected="one left at least"
+                "this scenario leaves a row with no modality at all", key="scenarios", expected="at least one left"
             )
         kept = tuple((p, shares[p]) for p in patterns(modalities) if shares.get(p, 0.0) > 1e-12)
         taken = {pattern_name(p, modalities): p for p in patterns(modalities)}
         if name is not None and (not _NAME.fullmatch(name) or (name in taken and kept != ((taken[name], 1.0),))):
             raise UserError(
-                "this name is no name for this scenario",
+                "a scenario cannot have this name",
                 key="scenarios.name",
                 found=name,
-                expected="letters, digits, - _ . and not the name of another pattern",
+                expected="letters, digits, - _ . + and not the name of another pattern",
             )
         if name is None and len(kept) == 1:
             (pattern,) = (p for p, _ in kept)
@@ -180,17 +179,17 @@ class Scenario:
 def availability_table(
     scenario: Scenario, n: int, modalities: Sequence[str], seed: int, natural: BoolArray | None = None
 ) -> BoolArray:
-    """Which modalities each of n rows may be read in: bool [n, M].
+    """Which modalities of n rows may be read: bool [n, M].
 
-    The counts are exact before natural gaps are taken off. A row that natural gaps leave empty is all False: it is not
+    The counts are exact before natural gaps are removed. A row without any modality left is all False and not
     *eligible* for the scenario.
 
     Args:
         scenario: the distribution.
         n: rows of the split.
-        modalities: their order gives the columns.
+        modalities: order of the columns.
         seed: `scenarios.seed`.
-        natural: what the data has, bool [n, M].
+        natural: which modalities the data has, bool [n, M].
     """
     complete = frozenset(modalities)
     proper = [(p, s) for p, s in scenario.shares if p != complete]
@@ -211,18 +210,18 @@ def availability_table(
 
 
 def table_digest(table: BoolArray) -> str:
-    """A short hash of a table's shape and bits, logged with every score that stands on it."""
+    """A short hash of a table's shape and bits, logged with every score computed under it."""
     return hashlib.sha256(f"{table.shape}".encode() + np.packbits(table).tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Removal of modalities drawn anew at every training step (modality dropout).
+    """Random removal of modalities at every training step (modality dropout).
 
     Args:
-        probability: how often something is removed.
+        probability: probability that something is removed.
         granularity: each `sample` draws its own pattern, or the whole `batch` shares one (research B1).
-        distribution: `uniform` over the proper patterns of what is present, or `one` modality removed (research B27).
+        distribution: `uniform` over the proper subsets of present modalities, or `one` modality removed (research B27).
     """
 
     probability: float
@@ -230,11 +229,11 @@ class Masking:
     distribution: Literal["uniform", "one"] = "uniform"
 
     def draw(self, present_BM: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """What is used of what is present: bool [B, M], never an empty row, never more than `present_BM`.
+        """The modalities in use: bool [B, M], a subset of `present_BM` with no empty row.
 
-        The number of random values drawn depends on B alone, so a trial's stream is the same whatever its data lacks.
+        The number of random values drawn depends on B only, so a trial's random stream is independent of its gaps.
         """
-        import torch  # takes seconds, and readers of tables have no use for it
+        import torch  # lazy: takes seconds, and readers of tables do not need it
 
         B, M = present_BM.shape
         rows = B if self.granularity == "sample" else 1

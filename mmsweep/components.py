@@ -1,13 +1,13 @@
-"""Components: what a study chooses by name (a method, a backbone, a dataset …), each with options of its own.
+"""Components: the methods, backbones, datasets … that a study chooses by name, each with its own options.
 
-A component is one class in one file, which also declares its options; nothing else has to be touched to add one:
+A component is one class in one file, which also declares its options; no other file changes when one is added:
 
     @register("qmf")
     class QMF(Method):
         class Options(MethodOptions):
             temperature: float = Field(1.0, gt=0, description="Temperature of the energy score.")
 
-A `Registry` holds the components of one kind and imports a component's file when somebody asks for its name.
+A `Registry` holds the components of one kind and imports a component's file when its name is first looked up.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ C = TypeVar("C", bound=type[Any])
 MISFIT = "misfit"
 UNKNOWN_KEY = "unknown key"
 LARGEST = 2**31 - 1
-"""Of every number in a study; seeds are 32 bits wide in the libraries that take them."""
+"""Limit for every number in a study; libraries take seeds of 32 bits."""
 
 
 class Fusible:
@@ -51,14 +51,14 @@ FUSIBLE = Fusible()
 
 
 class Section(BaseModel):
-    """What every part of a study file is: unknown keys refused, values frozen, defaults checked too."""
+    """Base class of all parts of a study file: unknown keys are refused, values are frozen, defaults are validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes and on as true, which Python would count as 1."""
+    def _reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a boolean for a number: YAML reads yes and on as true, which Python accepts as 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         values = value if isinstance(value, list | tuple) else [value]
         numeric = _mentions(annotation, (int, float)) and not _mentions(annotation, (bool, Any))
@@ -68,19 +68,19 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _within_reason(cls, value: Any) -> Any:
+    def _limit_numbers(cls, value: Any) -> Any:
         for number in value if isinstance(value, list | tuple) else [value]:
             if isinstance(number, int | float) and abs(number) > LARGEST:
                 raise misfit("a number too large", f"at most {LARGEST:,}")
         return value
 
     def in_force(self, option: str) -> Any:
-        """The value that an option has in effect, where its own value stands for another (null: as in the paper)."""
+        """The effective value of an option, if its own value is a placeholder such as null for the paper's value."""
         return getattr(self, option)
 
 
 def misfit(problem: str, expected: str, key: str | None = None, found: Any = None, hint: str = "") -> Exception:
-    """What a validator raises: the parts of a message for people; of a section also the key in it that is wrong."""
+    """The error that a validator raises, with the parts of its message; `key` is the wrong key in a section."""
     return PydanticCustomError(
         MISFIT, "{problem}", {"problem": problem, "expected": expected, "key": key, "found": found, "hint": hint}
     )
@@ -91,14 +91,14 @@ def _mentions(annotation: Any, types: Sequence[Any]) -> bool:
 
 
 class Options(Section):
-    """The options of a component; `Registry.key` is the one that says which component's class reads the section."""
+    """The options of a component, validated by the class of the component that the option `Registry.key` names."""
 
     read_with: ClassVar[Mapping[str, tuple[str, Any]]] = {}
-    """Option -> another option, and the value of it without which nobody reads the first."""
+    """Option -> (another option, the value that it must have for the first to be read)."""
     _shared: dict[str, Any] = PrivateAttr(default_factory=dict)  # options of other choices of a searched name
 
     def drop_shared(self) -> None:
-        """Forget what only other components read: of a trial, whose name is chosen."""
+        """Remove the options that only other components read, once a trial's component is chosen."""
         self._shared.clear()
 
     @model_serializer(mode="wrap")
@@ -107,16 +107,16 @@ class Options(Section):
 
 
 REGISTRIES: list[Registry] = []
-"""Of all kinds of component that have been imported."""
+"""One registry for each kind of component imported so far."""
 
 
 class Registry(Mapping[str, Any]):
-    """The components of one kind by their names, sorted.
+    """The components of one kind by name, sorted.
 
     Args:
-        noun: what a component is, for messages.
-        package: its modules hold the components. A component is looked for in the module of its name first, so reading
-            a study imports only what it names; listing imports all.
+        noun: what a component is called in messages.
+        package: package whose modules hold the components. The module of a component's name is tried first, so reading
+            a study imports only the components that it names; listing imports all.
         key: the option that holds a component's name.
     """
 
@@ -127,7 +127,7 @@ class Registry(Mapping[str, Any]):
         REGISTRIES.append(self)
 
     def add(self, name: str, component: Any) -> None:
-        """Enter a component. Raises ValueError where another one has the name."""
+        """Register a component. Raises ValueError if another one has the name."""
         known = self._components.setdefault(name, component)
         if (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
             raise ValueError(f"two components of one name: {self.noun} {name}")
@@ -168,7 +168,7 @@ class Registry(Mapping[str, Any]):
         return [name for name in self if _field_at(self.section(name), key) is not None]
 
     def about(self, name: str) -> dict[str, Any]:
-        """A component for people: name, what its file (of a user's own: its class) says it is, and its options."""
+        """A component's name, description and options; it is described by its file, or by its class outside mmsweep."""
         component, options = self[name], {}
         section = self.section(name) if hasattr(component, "Options") else None
         fields = section.model_fields if section else {}
@@ -193,25 +193,25 @@ class Registry(Mapping[str, Any]):
 
 
 def register(*names: str) -> Callable[[C], C]:
-    """Class decorator: enter a component under the name that studies use; an architecture may have several."""
+    """Class decorator: register a component under the name that studies use; an architecture may have several."""
 
-    def enter(component: C) -> C:
+    def decorate(component: C) -> C:
         for name in names:
             component.registry.add(name, component)
         return component
 
-    return enter
+    return decorate
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Says of a field that holds `Options` that a name in it chooses the component, whose own class then reads it.
+    """Annotates a field of `Options` in which a name chooses the component, which then validates it with its class.
 
     >>> method: Annotated[SerializeAsAny[MethodOptions], Choice(METHODS, "method")]  # doctest: +SKIP
 
-    The section holds the chosen component's options and nothing else, with two exceptions. Where the name is searched,
-    a key that another choice knows is kept for it. And a key of another component is dropped where it has its default
-    (null, where it has to be given): studies that older versions wrote list the options of all components.
+    The section holds only the chosen component's options, with two exceptions. If the name is searched, options of the
+    other choices are kept for them. An option of another component is dropped if it has its default value (null, if it
+    is required), because studies written by older versions list the options of all components.
 
     Args:
         registry: the components to choose from.
@@ -243,7 +243,7 @@ class Choice:
         return [name for name in choices or () if isinstance(name, str)] if isinstance(choices, list) else []
 
     def knows(self, key: str, names: Sequence[str]) -> bool:
-        """Whether a dotted key of the study is an option of one of these components, or of no component's section."""
+        """Whether one of these components has the option of a dotted key; always true for keys outside the section."""
         if not key.startswith(f"{self.place}."):
             return True
         option = key.removeprefix(f"{self.place}.").split(".")[0]
@@ -363,4 +363,4 @@ def _agrees(value: Any, default: Any) -> bool:
 
 
 MISSING = "<missing>"
-"""Stands for a value that is not there in what `misfit` carries."""
+"""Marks a missing value in an error of `misfit`."""

@@ -1,7 +1,7 @@
-"""How a command ends by a signal: SIGINT (Ctrl-C), SIGTERM (`kill`, SLURM) and SIGHUP (the terminal is gone).
+"""Signal handling: SIGINT (Ctrl-C), SIGTERM (`kill`, SLURM) and SIGHUP (the terminal was closed).
 
-A sweep that trains hears the first signal and stops in good order (`Interrupt`); everywhere else, and the second time,
-a signal raises `Interrupted`. This file imports nothing that takes time: it is there before anything else is.
+During training, the first signal asks for a clean stop (`Interrupt`); a second one, or any signal elsewhere, raises
+`Interrupted`. This file is imported first and must import fast.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-TERMINALS = {4, 5, *range(136, 144)}  # Linux's numbers of their devices
+TERMINALS = {4, 5, *range(136, 144)}  # major device numbers on Linux
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work.
+    """A signal interrupted the command.
 
     Args:
-        number: the signal's.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,15 +32,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(end: BaseException) -> int:
-    """The exit status that tells a signal: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+    """The exit status for a signal: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + (end.number if isinstance(end, Interrupted) else signal.SIGINT)
 
 
 def resume_command(words: Sequence[str]) -> str:
-    """The command that goes on with a sweep or a training.
+    """The command that resumes a sweep or a training.
 
     Args:
-        words: what was called, from the verb on: `tune study.yaml train.epochs=2`.
+        words: command line without `mmsweep`, such as `tune study.yaml train.epochs=2`.
     """
     kept, skip = [], False
     for word in words:
@@ -51,11 +51,11 @@ def resume_command(words: Sequence[str]) -> str:
 
 
 def say_interrupted(words: Sequence[str], reason: str | None = None) -> None:
-    """Print, to stderr, that a command was interrupted and how to go on.
+    """Print to stderr that a command was interrupted and how to resume it.
 
     Args:
-        words: what was called, from the verb on.
-        reason: what happened, where it was no signal.
+        words: command line without `mmsweep`.
+        reason: what interrupted it, if it was no signal.
     """
     text = "mmsweep: interrupted"
     if words and words[0] in ("tune", "train") and "--dry-run" not in words:
@@ -66,7 +66,7 @@ def say_interrupted(words: Sequence[str], reason: str | None = None) -> None:
 
 
 def raise_on_signals() -> None:
-    """From now on, each of the signals raises `Interrupted` in the main thread. `nohup` still keeps SIGHUP away."""
+    """Make each of the signals raise `Interrupted` in the main thread. Under `nohup`, SIGHUP stays ignored."""
 
     def caught(number: int, frame: FrameType | None) -> None:
         _received(number)
@@ -80,8 +80,8 @@ class Interrupt:
     """The first signal asks for a clean stop, the second one raises `Interrupted`.
 
     Attributes:
-        number: the first signal's; None before it.
-        at_once: a signal has raised: whatever can be left out is left out.
+        number: number of the first signal; None before it.
+        at_once: whether a signal has raised `Interrupted`; the command then skips optional work.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Interrupt]:
-        """Catches the signals within; elsewhere than on the main thread there are none to catch."""
+        """Handle signals within the context; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -108,14 +108,14 @@ class Interrupt:
                 signal.signal(number, handler)
 
     def listen_again(self) -> None:
-        """Take the signals back: Ray catches SIGTERM for itself when it starts."""
+        """Install the handlers again: Ray installs its own for SIGTERM when it starts."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 _install(number, self._caught)
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
-        """Within, the first signal raises, too."""
+        """Within the context, the first signal raises too."""
         self._patient = False
         try:
             yield
@@ -136,11 +136,11 @@ def _install(number: int, handler: object) -> None:
 
 
 def _received(number: int) -> None:
-    # Where Ray's own handler caught SIGTERM first, it has set an alarm that aborts this process in three seconds.
+    # Ray's own SIGTERM handler may have run first; it sets an alarm that aborts this process after three seconds.
     signal.alarm(0)
     if number != signal.SIGHUP:
         return
-    for descriptor in range(64):  # writing to a terminal that was closed fails, which must not break off the end
+    for descriptor in range(64):  # writing to a closed terminal fails, which must not stop the cleanup
         with contextlib.suppress(OSError):
             if os.major(os.fstat(descriptor).st_rdev) in TERMINALS and not os.isatty(descriptor):
                 os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)

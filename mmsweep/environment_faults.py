@@ -1,7 +1,7 @@
-"""Faults of the environment: what no configuration can be blamed for.
+"""Faults of the environment, which no configuration causes.
 
-A full disk, a lost mount, too little memory or a dead network interrupts a sweep, which goes on with `--resume`. It
-never makes a trial fail: the trial would then be missing from the ranking, and another one might win.
+A full disk, a lost mount, too little memory or a dead network interrupts a sweep, which continues with `--resume`. It
+never makes a trial fail: the trial would be missing from the ranking, and another one might win.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _ERRNOS = frozenset(
     for name in (
         *("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "EACCES", "EPERM", "EREMOTEIO", "EUCLEAN"),  # the disk
         *("ESTALE", "ENOTCONN", "ENODEV", "ENXIO", "ENOMEDIUM", "EMEDIUMTYPE"),  # a lost mount
-        *("EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "ENOBUFS", "ENOLCK"),  # what a process or a machine may have
+        *("EMFILE", "ENFILE", "ENOMEM", "EAGAIN", "ENOBUFS", "ENOLCK"),  # limits of a process or a machine
         *("ETIMEDOUT", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE"),  # the network
         *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH"),
     )
     if (number := getattr(errno, name, None)) is not None
 )
-# What libraries write into errors of their own, and Ray Tune into the text of all errors.
+# How libraries write OS errors into their own messages, and Ray Tune into the text of all errors.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 _OTHERS = re.compile(
     r"database or disk is full|disk I/O error|database is locked|readonly database"
@@ -33,13 +33,13 @@ _OTHERS = re.compile(
 
 
 class EnvironmentFaultError(UserError):
-    """The environment gave out under a host; its message is the line that `environment_fault` gave there."""
+    """An environment fault on a host; its message is the line that `environment_fault` returned there."""
 
 
 def environment_fault(problem: BaseException) -> str | None:
-    """What gave out, in a line; None where the problem is not the environment's.
+    """The environment fault behind a problem, in one line; None if there is none.
 
-    The causes of the problem count too: a refusal may well stem from a full disk.
+    The exception's causes are checked too: a `UserError` may come from a full disk.
     """
     for error in _causes(problem):
         if isinstance(error, EnvironmentFaultError):
@@ -58,7 +58,7 @@ def environment_fault(problem: BaseException) -> str | None:
 
 
 def _causes(problem: BaseException) -> Iterator[BaseException]:
-    """The problem, and what it was raised from or while handling."""
+    """The exception, then its causes and contexts."""
     seen: list[BaseException] = []
     error: BaseException | None = problem
     while error is not None and error not in seen:

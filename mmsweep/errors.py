@@ -1,4 +1,4 @@
-"""The one exception that people see: a fact, where it was found, and what would be right."""
+"""The exception shown to users: what is wrong, where, and what was expected."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-"""A variable of the environment in a study's text."""
+"""A reference to an environment variable in a study's text."""
 _SECRET_OPTION = re.compile(r"([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
 
 
 class _Unset:
-    """Marks "nothing was found to quote", since None and "" are values one may quote."""
+    """Marks that no value is quoted; None and "" are values that can be quoted."""
 
 
 UNSET = _Unset()
 LONGEST_QUOTE = 200
 MASK = "***"
-"""What stands for a password where an address is shown or written."""
+"""Replaces a password where an address is shown or written."""
 
 
 def masked(text: str) -> str:
-    """The text with every password of an address in it replaced: `http://ann:***@host`, `…?password=***`.
+    """The text with the passwords of addresses masked: `http://ann:***@host`, `…?password=***`.
 
-    A password that is taken from the environment (`http://ann:${PASSWORD}@host`) stays as its variable's name.
+    A reference to an environment variable (`http://ann:${PASSWORD}@host`) is kept.
     """
 
     def password(match: re.Match[str]) -> str:
@@ -42,16 +42,16 @@ _FIELDS = ("file", "line", "key", "found", "expected", "hint")
 
 
 class UserError(Exception):
-    """A problem that the person who wrote the file or the command can solve; the CLI prints it once, no traceback.
+    """A problem that the author of the file or the command can solve; the CLI prints it once without a traceback.
 
     Args:
         problem: what is wrong, as a sentence without a full stop.
-        file: the file that holds the problem.
-        line: its line there, counted from 1.
+        file: the file with the problem.
+        line: line in the file, counted from 1.
         key: the key, column, option or row concerned.
         found: the offending value.
-        expected: what would have been right, in words.
-        hint: how to go on.
+        expected: what was expected, in words.
+        hint: how to solve it.
     """
 
     def __init__(
@@ -83,22 +83,22 @@ class UserError(Exception):
         return masked(text + (f". {self.hint}" if self.hint else ""))
 
     def placed(self, **fields: Any) -> UserError:
-        """The same problem with some fields set: what the floor that raised it could not know, such as the file."""
+        """A copy with some fields set, such as the file, that were unknown where the error was raised."""
         return UserError(self.problem, **{**{name: getattr(self, name) for name in _FIELDS}, **fields})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Ray carries exceptions between processes; keyword-only arguments need a rebuild from state.
+        # Ray pickles exceptions; keyword-only arguments have to be passed explicitly.
         return _rebuild, (self.problem, {name: getattr(self, name) for name in _FIELDS})
 
 
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """A hint: which known name is written most like this one; None where none is near."""
+    """A hint with the most similar known name; None if none is similar."""
     near = get_close_matches(str(name), list(known), 1, cutoff)
     return f"Did you mean {near[0]!r}?" if near else None
 
 
 def _quoted(value: Any) -> str:
-    """A value as a message shows it: cut where it would bury the message."""
+    """A value as shown in a message, shortened if it is long."""
     try:
         text = repr(value)
     except Exception:  # an integer of too many digits, an object of a library

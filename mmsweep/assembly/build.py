@@ -1,4 +1,4 @@
-"""From a study to what trains: dataset, backbone, method, scenarios, and how inputs are varied and seen.
+"""Builds the objects of a study: dataset, backbone, method, scenarios, augmentation, input formats.
 
 Study ─► builder, formats ─► prepared data
       ─► backbone, frozen ─► adapters, head, method, drawn from train.seed
@@ -38,13 +38,13 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def make_builder(study: Study) -> DatasetBuilder:
-    """The dataset of a study. Raises UserError where its data cannot be found."""
+    """The dataset of a study. Raises UserError if its data cannot be found."""
     builder: DatasetBuilder = DATASETS[study.data.dataset](study.data)
     return builder
 
 
 def card_of(study: Study, rows: bool = False) -> DatasetCard:
-    """What is known of a study's dataset; a manifest is read where its classes are not listed, or its rows wanted."""
+    """The card of a study's dataset; reads a manifest if its classes are not listed or if `rows` is true."""
     card: DatasetCard = DATASETS[study.data.dataset].card(study.data)
     if card.target is None or (rows and study.data.dataset == "manifest"):
         builder = make_builder(study)
@@ -54,17 +54,17 @@ def card_of(study: Study, rows: bool = False) -> DatasetCard:
 
 
 def make_backbone(study: Study, card: DatasetCard | DatasetBuilder, load: bool = True, files: bool = True) -> Backbone:
-    """The backbone of a study for a dataset's modalities and target, frozen; `load` and `files` as `Backbone.build`.
+    """The frozen backbone of a study for a dataset's modalities and target; `load` and `files` as in `Backbone.build`.
 
     Raises:
-        UserError: no such backbone, or one that cannot be built for this data.
+        UserError: there is no such backbone, or it cannot be built for this data.
     """
     assert card.target is not None
     return _backbone(study, card).build(study.model, _inputs(study, card), card.target.width, load, files)
 
 
 def _backbone(study: Study, card: DatasetCard | DatasetBuilder) -> type[Backbone]:
-    """The class of a study's backbone. Raises UserError where it cannot serve the dataset."""
+    """The class of a study's backbone. Raises UserError if it does not support the dataset."""
     kind: type[Backbone] = BACKBONES[study.model.backbone.name]
     assert card.target is not None
     kind.check(study.model, tuple(card.modalities), card.target.task)
@@ -88,13 +88,13 @@ def _inputs(study: Study, card: DatasetCard | DatasetBuilder) -> Inputs:
 
 
 def make_method(study: Study, backbone: Backbone) -> Method:
-    """Adapters, head and method, drawn from train.seed, on a trial's own copy of the frozen backbone."""
+    """Adapters, head and method, initialised from train.seed, on a trial's copy of the frozen backbone."""
     init, noise = generator(study.train.seed, "init", 0), Noise()
-    own = backbone.trial_copy(study.model)
-    own.reset(init)
-    own.adapt(study.model, noise, init, largest_rank(study))
-    own.compile_blocks(study.train.compile)
-    method = METHODS[study.method.name](own, study.method, noise, init)
+    copy = backbone.trial_copy(study.model)
+    copy.reset(init)
+    copy.adapt(study.model, noise, init, largest_rank(study))
+    copy.compile_blocks(study.train.compile)
+    method = METHODS[study.method.name](copy, study.method, noise, init)
     scenario = parse_scenario(study.scenarios.train, backbone.modalities, "scenarios.train")
     masking = getattr(study.method, "masking", None)
     if masking and not method.masks(scenario.leaves_gaps(backbone.modalities), masking.with_training_gaps):
@@ -103,12 +103,12 @@ def make_method(study: Study, backbone: Backbone) -> Method:
 
 
 def task_options(study: Study, target: Target) -> dict[str, Any]:
-    """The options of the study that say how its task is trained."""
+    """The options of a study that its task reads for training."""
     return {key: study.value(key) for key in TASKS[target.task].reads if key.startswith("train.")}
 
 
 def parse_scenario(spec: ScenarioSpec, modalities: Sequence[str], key: str) -> Scenario:
-    """The scenario that a study describes under `key`. Raises UserError, naming that key."""
+    """The scenario that a study describes under `key`. Raises UserError that names the key."""
     try:
         return Scenario.parse(spec, modalities)
     except UserError as problem:
@@ -117,7 +117,7 @@ def parse_scenario(spec: ScenarioSpec, modalities: Sequence[str], key: str) -> S
 
 
 def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
-    """The scenarios to evaluate. Raises UserError where two of them would share a name."""
+    """The scenarios to evaluate. Raises UserError if two of them share a name."""
     specs = study.scenarios.evaluate
     scenarios = [parse_scenario(spec, modalities, f"scenarios.evaluate.{i}") for i, spec in enumerate(specs)]
     names = [s.name for s in scenarios]
@@ -134,7 +134,7 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
 
 
 def make_augmentation(study: Study) -> Augmentation | None:
-    """What is varied while training; None where nothing is. Raises UserError where the crop is impossible."""
+    """The augmentation of a study; None if it has none. Raises UserError if the crop is impossible."""
     options = study.data.augmentation
     if not (options.crop or options.flip or options.random_frames or options.window or options.scale):
         return None
@@ -152,19 +152,19 @@ def make_augmentation(study: Study) -> Augmentation | None:
 
 
 def kept_formats(study: Study, formats: Mapping[str, Format]) -> dict[str, Format]:
-    """The formats that data is prepared in: an encoder's, with room for what the study's augmentation draws from."""
+    """The formats in which data is prepared: the encoders' formats, enlarged where augmentation draws from more."""
     augmentation = make_augmentation(study)
     return dict(formats) if augmentation is None else augmentation.kept_formats(formats)
 
 
 def raster_window(study: Study) -> tuple[int, int] | None:
-    """(H, W) that training sees of rasters; None: all of them."""
+    """(H, W) of the raster window in training; None for whole rasters."""
     side = study.data.augmentation.window
     return None if side is None else (side, side)
 
 
 def prepare_data(study: Study) -> PreparedData:
-    """Decode a study's data into the cache, unless it lies there; needs the encoders' configurations, no weights."""
+    """Decode a study's data into the cache, unless it is there; needs the encoders' configurations but no weights."""
     builder = make_builder(study)
     formats = kept_formats(study, _backbone(study, builder).formats_of(study.model, _inputs(study, builder)))
     return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)

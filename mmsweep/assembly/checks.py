@@ -1,4 +1,4 @@
-"""What can be known to fail before anything starts."""
+"""Checks that refuse a study before anything starts if it is known to fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mmsweep.readers.mlflow.address import resolve_uri
 from mmsweep.study import Study
 from mmsweep.study.effects import check_effects, check_fill, check_masking, check_method_options
 from mmsweep.study.packs import warm_key
-from mmsweep.study.space import check_search, met
+from mmsweep.study.space import check_search, condition_values
 from mmsweep.tasks.task import TASKS, Task, task_of
 from mmsweep.training.initialization import check_first_stage, task_state
 
@@ -44,7 +44,7 @@ def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[st
 
 
 def check_sweep(study: Study) -> None:
-    """Refuse what can be known to fail of a study and of its search. Raises UserError as `check` and `check_search`."""
+    """Check a study with its search space and networks. Raises UserError like `check` and `check_search`."""
     check_search(study)
     card = card_of(study, rows=True)
     check(study, card)
@@ -52,20 +52,20 @@ def check_sweep(study: Study) -> None:
 
 
 def check_training(study: Study) -> None:
-    """Refuse what can be known to fail of the one configuration that `mmsweep train` trains. Raises UserError."""
+    """Check the single configuration that `mmsweep train` trains. Raises UserError."""
     card = card_of(study)
     check(study, card)
-    check_networks(study.configured({"sweep.scheduler": {"name": "none"}}), card)  # nobody judges a single training
+    check_networks(study.configured({"sweep.scheduler": {"name": "none"}}), card)  # a single training has no scheduler
 
 
 def check(study: Study, card: DatasetCard | None = None) -> None:
-    """Refuse what can be known to fail of one configuration: scenarios, objectives, method, modalities.
+    """Check one configuration: scenarios, objectives, method, modalities.
 
     Args:
-        card: what is known of the study's dataset, where that was read already.
+        card: the card of the study's dataset, if it was read already.
 
     Raises:
-        UserError: naming the key, what was found and what was expected.
+        UserError: names the key, what was found and what was expected.
     """
     if study.tracking.uri is not None:
         resolve_uri(study.tracking.uri, Path.cwd())
@@ -137,7 +137,7 @@ def check_method(name: str, key: str, backbone: str) -> None:
 
 
 def check_task(method: str, key: str, task: str) -> None:
-    """Refuse a method on a task that it is not made for. Raises UserError."""
+    """Refuse a method on a task that it does not support. Raises UserError."""
     tasks = METHODS[method].tasks
     if tasks is not None and task not in tasks:
         raise UserError(
@@ -149,15 +149,15 @@ def check_task(method: str, key: str, task: str) -> None:
 
 
 def _check_training_targets(study: Study) -> None:
-    """The training rows' targets must differ; numbers need a scale, near that of the run that training starts from."""
+    """Refuse equal training targets, and numeric ones without a scale or with one far from `train.init_from`'s."""
     builder, targets = make_builder(study), []
     for sample in builder.splits()["train"]:
         try:
             targets.append(builder.target.encode(sample.target))
-        except UserError:  # a bad row, which data.on_bad decides about
+        except UserError:  # a bad row: data.on_bad says what happens to it
             continue
     target, several = builder.target, builder.target.kind == "labels"
-    if target.classes and len({np.asarray(own).tobytes() for own in targets}) == 1:
+    if target.classes and len({np.asarray(encoded).tobytes() for encoded in targets}) == 1:
         same = np.flatnonzero(targets[0]) if several else [int(targets[0])]
         raise UserError(
             f"every training row has the same {'labels' if several else 'class'}: there is nothing to learn",
@@ -172,7 +172,7 @@ def _check_training_targets(study: Study) -> None:
 
 
 def _check_views(study: Study, formats: Mapping[str, Format]) -> None:
-    """What segmentation sees at test must be possible, and large enough for the backbone."""
+    """Refuse views of segmentation at test that are too small for the backbone."""
     inference, least = study.inference, BACKBONES[study.model.backbone.name].smallest
     sides = [side for format in formats.values() for side in format.map_size or ()]
     for scale in inference.scales if sides else ():
@@ -186,7 +186,7 @@ def _check_views(study: Study, formats: Mapping[str, Format]) -> None:
 
 
 def _check_warmup(study: Study, rows: int | None) -> None:
-    """A warm-up in steps must end within the run, and before ASHA first judges (in epochs: study.py)."""
+    """Refuse a warm-up in steps that outlasts the run or ASHA's grace period; study.py checks one in epochs."""
     steps = study.train.schedule.warmup_steps
     if steps is None or rows is None:
         return
@@ -209,10 +209,10 @@ def _check_warmup(study: Study, rows: int | None) -> None:
 
 
 def check_networks(study: Study, card: DatasetCard) -> None:
-    """Refuse networks that cannot be built as the study asks; those that are not on this machine are left out.
+    """Refuse networks that cannot be built as the study asks; skips networks that are not on this machine.
 
     Raises:
-        UserError: naming the study's key, or the searched one whose value does not fit.
+        UserError: names the key, or the searched key whose value does not fit.
     """
     built: dict[str, Backbone] = {}
     for key, value, variant in _variants(study):
@@ -230,7 +230,7 @@ def check_networks(study: Study, card: DatasetCard) -> None:
 
 
 def _variants(study: Study) -> Iterator[tuple[str | None, Any, Study]]:
-    """The study as it stands, and with each searched value that decides what is built."""
+    """The study itself, and the study with each searched value that affects the network."""
     yield None, None, study
     for key, dimension in study.search.items():
         if key.startswith(("data.", "model.", "method.", "train.epochs")):  # phases may need more epochs
@@ -240,8 +240,8 @@ def _variants(study: Study) -> Iterator[tuple[str | None, Any, Study]]:
 
 
 def _beside(study: Study, key: str) -> list[dict[str, Any]]:
-    """Values of other searched keys beside which a key is tried: of epochs each method's, whose phases share them."""
-    values, methods = met(study, key), study.search.get("method.name")
+    """Values of other searched keys with which a key is tried; epochs are tried with each method (for its phases)."""
+    values, methods = condition_values(study, key), study.search.get("method.name")
     if key != "train.epochs" or methods is None or "method.name" in values:
         return [values]
     return [{"method.name": name, **values} for name in methods.choices]
@@ -260,13 +260,13 @@ def _build(study: Study, card: DatasetCard, built: dict[str, Backbone]) -> None:
 
 
 def check_phases(study: Study, phases: list[Phase]) -> None:
-    """Refuse a warm-up that fills a phase, and a scheduler that judges trials before the last one. Raises UserError."""
+    """Refuse a warm-up that fills a phase, and a scheduler that stops trials before the last one. Raises UserError."""
     *before, last = phases
     epochs, scheduler = sum(phase.epochs for phase in before), study.sweep.scheduler
     shortest, schedule = min(phase.epochs for phase in phases), study.train.schedule
     if before and schedule.warmup_steps is None and 0 < shortest <= schedule.warmup_epochs:
         raise UserError(
-            f"the warm-up, which each phase of method {study.method.name} begins with, would not end in one of them",
+            f"each phase of method {study.method.name} begins with the warm-up, which would outlast a phase",
             key="train.schedule.warmup_epochs", found=schedule.warmup_epochs, expected=f"less than {shortest}",
         )  # fmt: skip
     if scheduler.name != "none" and before and scheduler.grace_epochs <= epochs:
@@ -278,13 +278,13 @@ def check_phases(study: Study, phases: list[Phase]) -> None:
 
 
 def _check_inputs(backbone: Backbone, card: DatasetCard) -> None:
-    """Every encoder reads the kind of its modality and sees something of an input of the study's size."""
+    """Refuse an encoder for another kind of modality, or with patches larger than the study's inputs."""
     grids = backbone.token_grids()
     for modality, kind in card.modalities.items():
         found = backbone.formats[modality].kind
         if found != kind:
             raise UserError(
-                f"this network reads {found}, and the modality is {kind}", key=f"model.encoders.{modality}.name",
+                f"this network reads {read}, and the modality is {kind}", key=f"model.encoders.{modality}.name",
                 expected=f"a network that reads {kind}",
             )  # fmt: skip
         if min(grids[modality], default=1) < 1:
@@ -296,7 +296,7 @@ def _check_inputs(backbone: Backbone, card: DatasetCard) -> None:
 
 
 def missing_weights(study: Study) -> list[UserError]:
-    """What of a study's networks is not on this machine; each says where it was looked for. Fetches nothing."""
+    """One error for each network of a study that is not on this machine, with the places searched. Fetches nothing."""
     missing = []
     for source, name, key in study.model.networks():
         try:
@@ -307,6 +307,6 @@ def missing_weights(study: Study) -> list[UserError]:
 
 
 def require_weights(study: Study) -> None:
-    """Fetch what may be fetched. Raises UserError where a network of the study can be found nowhere."""
+    """Fetch the study's networks if allowed. Raises UserError if one of them cannot be found anywhere."""
     for source, name, key in study.model.networks():
         require(source, name, key, fetch=True)

@@ -1,4 +1,4 @@
-"""What a host keeps warm between trials, and how it trains and evaluates them.
+"""Trains and evaluates trials on a host, which keeps data and the frozen backbone between trials.
 
 Study ─► prepared data, frozen backbone         (kept from trial to trial)
       ─► adapters, head, method, task ─► Slot   (a trial's own)
@@ -47,7 +47,7 @@ from mmsweep.training.world import World
 
 
 class Warm:
-    """What a host keeps between trials: prepared data and the frozen backbone, for one warm key.
+    """The prepared data and frozen backbone that a host keeps between trials, for one warm key.
 
     Args:
         device: `cpu` or `cuda:0`.
@@ -61,7 +61,7 @@ class Warm:
         self.backbone: Backbone | None = None
 
     def ready(self, study: Study) -> tuple[PreparedData, Backbone]:
-        """Load what the study needs, unless it is there already."""
+        """Load the study's data and backbone, unless they are loaded already."""
         key = warm_key(study)
         if key != self.key or self.data is None or self.backbone is None:
             self.key = self.data = self.backbone = None
@@ -69,7 +69,7 @@ class Warm:
             backbone = make_backbone(study, builder)
             formats = kept_formats(study, backbone.formats)
             try:
-                if self.world.first:  # one rank decodes, the others map what it wrote
+                if self.world.first:  # one rank decodes, the others map its files
                     prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
             finally:
                 self.world.barrier()
@@ -78,7 +78,7 @@ class Warm:
         return self.data, self.backbone
 
     def slot(self, study: Study, folder: TrialFolder) -> Slot:
-        """A trial in this host: its own adapters, head and task on the shared backbone."""
+        """A slot for a trial: its adapters, head and task on the shared backbone."""
         data, backbone = self.ready(study)
         train = data.splits["train"]
         task = TASKS[data.target.task].of(data.target, train.targets, task_options(study, data.target))
@@ -96,9 +96,9 @@ class Warm:
         return Slot(folder, method, task, study.train, table, better, make_augmentation(study))
 
     def run(self, job: Job, report: Callable[[Report], bool]) -> None:
-        """Train one job, as `run_pack` does; an error that is the job's own is raised."""
+        """Train one job like `run_pack`, but raise an error of the job."""
         problems: list[Exception | None] = []
-        self.run_pack([job], lambda told: [report(told[0][1])], over=lambda _, problem: problems.append(problem))
+        self.run_pack([job], lambda pairs: [report(pairs[0][1])], over=lambda _, problem: problems.append(problem))
         if problems[0] is not None:
             raise problems[0]
 
@@ -109,34 +109,34 @@ class Warm:
         refill: Callable[[], Sequence[Job]] = tuple,
         over: Callable[[Job, Exception | None], None] = lambda job, problem: None,
     ) -> None:
-        """Train jobs of one `pack_key` from wherever they stand to their ends, or until `report` ends them.
+        """Train jobs with one `pack_key` from their last checkpoints to their ends, or until `report` ends them.
 
-        All calls are made on every rank, and all ranks must get the same answers. A loss that is not finite marks a job
-        failed. A job of kind `final` that reaches its end is evaluated on test.
+        Callbacks run on every rank, and all ranks must get the same answers. A job whose loss is not finite is marked
+        as failed. A job of kind `final` that reaches its end is evaluated on test.
 
         Args:
-            report: called after each epoch with all jobs' reports, when checkpoints and report lines are on disk;
-                answers for each whether it stops, or with the error that it failed by.
-            refill: asked after every epoch of the pack for jobs that are to join it.
-            over: called when a job has left and its folder is marked, with what ended it where that is its own error.
+            report: called after each epoch with all jobs' reports, once checkpoints and report lines are on disk;
+                returns for each whether it stops, or the error that it failed with.
+            refill: called after every epoch of the pack; returns jobs that join it.
+            over: called when a job has left and its folder is marked, with the error if the job itself caused one.
         """
         served: dict[int, Job] = {}
 
-        def slots(some: Sequence[Job]) -> list[Slot]:
-            found = []
-            for job in some:
+        def make_slots(jobs: Sequence[Job]) -> list[Slot]:
+            slots = []
+            for job in jobs:
                 self.world.barrier()  # rank 0 holds the folder's lock from here on: all ranks read the same checkpoint
                 slot, problem = None, None
                 try:
                     slot = self.slot(job.study, TrialFolder(job.folder))
-                except UserError as own:
-                    problem = own
-                if self._anywhere(problem is not None):
+                except UserError as error:
+                    problem = error
+                if self._on_any_rank(problem is not None):
                     over(job, problem or UserError("another rank could not set it up; its log says why"))
                 elif slot is not None:
                     served[id(slot)] = job
-                    found.append(slot)
-            return found
+                    slots.append(slot)
+            return slots
 
         def ended(slot: Slot, ending: Ending) -> None:
             job = served.pop(id(slot))
@@ -147,7 +147,7 @@ class Warm:
             self.world.barrier()
             over(job, ending.problem if ending.how == "failed" else None)
 
-        first = slots(jobs)
+        first = make_slots(jobs)
         if not first:
             return
         study = served[id(first[0])].study
@@ -157,10 +157,10 @@ class Warm:
             first,
             data,
             plan,
-            lambda told: report([(served[id(slot)], record) for slot, record in told]),
+            lambda pairs: report([(served[id(slot)], record) for slot, record in pairs]),
             self.device,
             self.world,
-            refill=lambda: slots(refill()),
+            refill=lambda: make_slots(refill()),
             ended=ended,
         )
 
@@ -168,16 +168,16 @@ class Warm:
         self,
         job: Job,
         most: int,
-        agree: Callable[[Any], Any] = lambda word: word,
+        agree: Callable[[Any], Any] = lambda value: value,
         reached: Callable[[int], None] = lambda n: None,
     ) -> tuple[int, str | None]:
-        """How many slots there are for packs of a job's kind, and why no more; called on every rank.
+        """Number of slots for packs of a job's kind, and why there are no more; called on every rank.
 
-        `resources.slots: auto` measures (`training.capacity.measure`, which says what `agree` and `reached` are) with
-        throw-away slots of the job's study: nothing of the job itself is touched.
+        `resources.slots: auto` runs `training.capacity.measure` (which documents `agree` and `reached`) with throw-away
+        slots of the job's study; the job itself is not touched.
 
         Args:
-            most: jobs that there may be of its kind: more slots are of no use.
+            most: upper limit: the number of jobs of this kind that there may be.
         """
         nowhere, study = TrialFolder(f"{job.folder}.probe"), job.study
         if reason := alone(self.slot(study, nowhere).method):
@@ -193,12 +193,11 @@ class Warm:
 
         return measure(steps, min(most, MOST_SLOTS), self.device, self.world.size, agree, reached)
 
-    def _anywhere(self, here: bool) -> bool:
-        """Whether it is so on some rank."""
-        return bool(self.world.all_reduce_sum_(torch.tensor([float(here)], device=self.device)).item())
+    def _on_any_rank(self, value: bool) -> bool:
+        return bool(self.world.all_reduce_sum_(torch.tensor([float(value)], device=self.device)).item())
 
     def _finish(self, job: Job, slot: Slot) -> None:
-        """A job has reached its end."""
+        """Evaluate a final run, and mark a job that reached its end as finished."""
         study, folder = job.study, slot.folder
         data = self.ready(study)[0]
         if job.kind == "final":
@@ -212,7 +211,7 @@ class Warm:
             folder.mark_done("finished")
 
     def evaluate(self, study: Study, folder: TrialFolder, slot: Slot, split: str) -> tuple[dict[str, Any], Predictions]:
-        """Evaluate the best epoch of a trial on a split: (evaluation record, predictions)."""
+        """Evaluate a trial's best epoch on a split; returns (evaluation record, predictions)."""
         data, backbone = self.ready(study)
         objective = study.sweep.objectives[0]
         best = deciding_report(folder.reports(), objective)
@@ -237,10 +236,10 @@ class Warm:
 
 
 def evaluate_run(path: Path, split: str, device: str) -> dict[str, Any]:
-    """Evaluate the best epoch of a trial's folder on a split: the evaluation record.
+    """Evaluate the best epoch of a trial's folder on a split; returns the evaluation record.
 
     Raises:
-        UserError: no run lies there, or its checkpoint is not whole or of another architecture.
+        UserError: the folder holds no run, or its checkpoint is damaged or of another architecture.
     """
     folder = TrialFolder(path)
     if not (path / "study.yaml").exists() or not folder.exists():
@@ -255,7 +254,7 @@ def evaluate_run(path: Path, split: str, device: str) -> dict[str, Any]:
 
 
 def facts(study: Study, data: PreparedData) -> dict[str, str]:
-    """What makes a result reproducible, as tags of its run (DESIGN §7.1), beside what tracking knows of its place."""
+    """Tags that make a result reproducible (DESIGN §7.1): digests of data, splits, study and availability tables."""
     tags = {
         "dataset": study.data.dataset,
         "dataset_fingerprint": data.fingerprint,

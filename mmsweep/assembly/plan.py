@@ -1,4 +1,4 @@
-"""The plan of a study, with nothing loaded and nothing started: what `tune --dry-run` prints."""
+"""The plan of a study that `tune --dry-run` prints; loads and starts nothing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def dry_run(study: Study) -> dict[str, Any]:
 
 
 def _method(study: Study, card: DatasetCard) -> Method | None:
-    """What a trial trains, without weights; None where not even the shape of a network is known on this machine."""
+    """A trial's method without weights; None if a network's configuration is not on this machine."""
     try:
         with torch.device("meta"):
             backbone = make_backbone(study, card, load=False, files=False)
@@ -62,33 +62,33 @@ def _method(study: Study, card: DatasetCard) -> Method | None:
 
 
 def _memory(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:
-    """A rough estimate of the bytes that training takes on one worker, for the slots that the study asks for (1: auto).
+    """A rough estimate of the bytes that training needs on one worker, for the study's slots (one if `auto`).
 
-    Weights and activations; each trained value also has a gradient and two of Adam's means, in float32. Activations are
-    what the linear layers put out for a batch: attention maps, workspaces and evaluation are not counted.
+    It counts weights, a gradient and two moments of Adam for each trained value (float32), and the outputs of linear
+    layers for a batch. Attention maps, workspaces and evaluation are not counted.
     """
     tensors = list(trained(method, frozen=True))
     sizes = {True: 0, False: 0}
     widths: dict[str, int] = {}
     for tensor in tensors:
-        own = tensor.own(tensor.parameter, 0)
-        sizes[tensor.parameter.requires_grad] += own.numel()
-        if own.dim() == 2:
+        values = tensor.own(tensor.parameter, 0)
+        sizes[tensor.parameter.requires_grad] += values.numel()
+        if values.dim() == 2:
             parts = tensor.name.split(".")
             name = parts[2] if tensor.name.startswith("backbone.encoders.") else ""
-            widths[name] = widths.get(name, 0) + own.shape[0]
+            widths[name] = widths.get(name, 0) + values.shape[0]
     tokens = {m: n * method.backbone.clip_frames.get(m, 1) for m, n in _tokens(method, study, kinds).items()}
     slots = study.resources.slots if isinstance(study.resources.slots, int) else 1
     rows = -(-study.train.batch_size // study.resources.workers) * slots
-    values = sum(width * tokens.get(name, sum(tokens.values())) for name, width in widths.items() if name)
-    values += widths.get("", 0) * (1 if any(widths.keys() & tokens.keys()) else sum(tokens.values()))
+    outputs = sum(width * tokens.get(name, sum(tokens.values())) for name, width in widths.items() if name)
+    outputs += widths.get("", 0) * (1 if any(widths.keys() & tokens.keys()) else sum(tokens.values()))
     weights, state = 4 * (sizes[False] + sizes[True] * slots), 12 * sizes[True] * slots
-    activations = rows * values * (2 if study.train.precision == "bf16" else 4)
+    activations = rows * outputs * (2 if study.train.precision == "bf16" else 4)
     return {"weights": weights, "optimizer": state, "activations": activations, "total": weights + state + activations}
 
 
 def _slots(study: Study, method: Method | None) -> dict[str, Any]:
-    """How many trials a host trains in one pass: {"asked", "reason"}; the reason says why, or how it is found."""
+    """How many trials a host trains in one pass: {"asked", "reason"}; the reason explains the number or its probe."""
     asked = study.resources.slots
     if method is not None and (reason := alone(method)):
         return {"asked": 1, "reason": reason}
@@ -97,7 +97,7 @@ def _slots(study: Study, method: Method | None) -> dict[str, Any]:
 
 
 def _natural(study: Study, modalities: tuple[str, ...]) -> dict[str, BoolArray]:
-    """What the user's own file has, by split; other datasets are counted as complete."""
+    """The modalities present in a manifest's rows, by split; other datasets are counted as complete."""
     if study.data.dataset != "manifest":
         return {}
     splits = make_builder(study).splits()
@@ -127,7 +127,7 @@ def _count(method: Method) -> dict[str, Any]:
 
 
 def _tokens(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str, int]:
-    """How long each modality's token sequence is, with the tokens that the method adds."""
+    """Length of each modality's token sequence, including tokens that the method adds."""
     return {m: n + method.extra_tokens for m, (n, _) in method.backbone.token_shapes().items()}
 
 
@@ -137,8 +137,8 @@ def _pattern_counts(
     counts: dict[str, dict[str, int]] = {}
     for scenario in make_scenarios(study, modalities):
         table = availability_table(scenario, n, modalities, study.scenarios.seed, natural)
-        found = [int((table == row).all(1).sum()) for row in pattern_rows(modalities)]
+        rows = [int((table == row).all(1).sum()) for row in pattern_rows(modalities)]
         counts[scenario.name] = {
-            pattern_name(p, modalities): c for p, c in zip(patterns(modalities), found, strict=True) if c
+            pattern_name(p, modalities): c for p, c in zip(patterns(modalities), rows, strict=True) if c
         }
     return counts

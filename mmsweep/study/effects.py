@@ -1,4 +1,4 @@
-"""Options without effect: a study that sets one believes in something that does not happen, so it is refused.
+"""Refuses options without effect: the author of a study that sets one expects something that does not happen.
 
 `_READERS` says which part of a study reads each option; an option of another method or dataset is an unknown key. Only
 values that differ from the default are refused: a resolved study lists all defaults. Where the key that decides is
@@ -27,7 +27,7 @@ from mmsweep.tasks.task import TASKS
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides which options are read."""
+    """The facts that decide which options are read."""
 
     study: Study
     card: DatasetCard
@@ -41,50 +41,50 @@ class Facts:
         return self.card.target.task if self.card.target else None
 
     def values(self, key: str) -> list[Any]:
-        """A key's own value and those that are searched."""
+        """A key's value in the study, and its searched values."""
         searched = self.study.search.get(key)
         try:
-            own = self.study.value(key)
+            value = self.study.value(key)
         except KeyError:  # its section is null
-            own = None
-        return [own, *(searched.edges() if searched else [])]
+            value = None
+        return [value, *(searched.edges() if searched else [])]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads an option: `words` for people, and whether a study has it."""
+    """What reads an option: a description for messages, and whether a study has it."""
 
-    words: str
-    there: Callable[[Facts], bool]
+    description: str
+    exists: Callable[[Facts], bool]
 
 
 def check_effects(study: Study, card: DatasetCard) -> None:
-    """Refuse options that are set to something else than their default, or searched, and that nothing reads.
+    """Refuse options that differ from their default or are searched although nothing reads them.
 
     Raises:
-        UserError: naming the key, and what would read it.
+        UserError: names the key, and what would read it.
     """
     facts = Facts(study, card)
     given = _given(study)
     for option, reader in _readers(facts):
         for key, (place, value) in given.items():
-            if (key == option or key.startswith(f"{option}.")) and not reader.there(facts):
+            if (key == option or key.startswith(f"{option}.")) and not reader.exists(facts):
                 raise UserError(
                     "this option has no effect in this study",
                     key=place,
                     found=value,
-                    expected=f"no such key, or {reader.words}",
+                    expected=f"no such key, or {reader.description}",
                 )
 
 
 def _given(study: Study) -> dict[str, tuple[str, Any]]:
-    """Key -> (where it stands, value) of all options that differ from their default or are searched."""
+    """Key -> (its key in the file, value) of all options that differ from their default or are searched."""
     given = {key: (key, value) for key, value in _leaves(study.model_dump(mode="json", exclude_defaults=True))}
     for key, dimension in study.search.items():
         for choice in dimension.choices:
             if isinstance(choice, Mapping):
-                own = study.with_values({key: choice}).model_dump(mode="json", exclude_defaults=True)
-                given |= {k: (f"search.{key}", choice) for k, value in _leaves(own) if k not in given}
+                values = study.with_values({key: choice}).model_dump(mode="json", exclude_defaults=True)
+                given |= {k: (f"search.{key}", choice) for k, value in _leaves(values) if k not in given}
         given[key] = (f"search.{key}", dimension.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     return given
 
@@ -102,7 +102,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _readers(facts: Facts) -> Iterator[tuple[str, Reader]]:
-    """Every option that is not always read, with its reader; an option may have several, all of which it needs."""
+    """Every option that is not always read, with its reader; an option with several readers needs all of them."""
     yield from _READERS
     for choice in CHOICES:
         for option, (other, value) in choice.section(facts.study).read_with.items():
@@ -140,8 +140,8 @@ def _value(key: str, *values: Any) -> Reader:
 
 
 def _or(words: Any) -> str:
-    *some, last = words
-    return f"{', '.join(some)} or {last}" if some else str(last)
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else str(last)
 
 
 def _enlarges(facts: Facts) -> bool:
@@ -155,7 +155,7 @@ def _cuts(facts: Facts) -> bool:
 
 
 def _adapts(facts: Facts) -> bool:
-    """Whether some pretrained part of the network is frozen, and a method trains adapters in it."""
+    """Whether a pretrained part of the network is frozen and a method trains adapters in it."""
     encoders = facts.study.model.encoders
     keys = [f"model.encoders.{m}.trainable" for m in encoders] if encoders else ["model.backbone.trainable"]
     if not any(value is False for key in keys for value in facts.values(key)):
@@ -165,7 +165,7 @@ def _adapts(facts: Facts) -> bool:
 
 
 def _warms_up(facts: Facts) -> bool:
-    """Whether there is a warm-up, or the study says itself that there is none."""
+    """Whether there is a warm-up, or the study explicitly sets its length to 0."""
     lengths = ("warmup_epochs", "warmup_steps")
     asked = any(value for name in lengths for value in facts.values(f"train.schedule.{name}"))
     return asked or not facts.study.train.schedule.model_fields_set.isdisjoint(lengths)
@@ -206,7 +206,7 @@ _READERS: tuple[tuple[str, Reader], ...] = (
 
 
 def check_method_options(study: Study) -> None:
-    """Refuse a searched option that no method has beside which it is searched. Raises UserError."""
+    """Refuse a searched option that none of its possible methods has. Raises UserError."""
     for key, dimension in study.search.items():
         if key.startswith("method.") and "method" not in study.search:
             option, names = key.split(".")[1], _possible(study, "method.name", dimension.when)
@@ -222,7 +222,7 @@ def check_method_options(study: Study) -> None:
 def check_masking(study: Study, modalities: Sequence[str]) -> None:
     """Refuse masking options, set or searched, that change nothing in any trial of the study. Raises UserError."""
     if {"method", "scenarios"} & set(study.search):
-        return  # whole sections are searched: each trial brings its own
+        return  # whole sections are searched, so each trial has its own
     try:
         masking = MaskingOptions(**study.value("method.masking"))
     except KeyError:
@@ -230,7 +230,7 @@ def check_masking(study: Study, modalities: Sequence[str]) -> None:
     for option, field in MaskingOptions.model_fields.items():
         key, value = f"method.masking.{option}", getattr(masking, option)
         searched = [k for k in (key, "method.masking") if k in study.search]
-        # false says that nothing is masked beside gaps, which holds where there are none.
+        # false means that nothing is masked beside gaps, which is also true without gaps.
         if not searched and value in ((field.default, False) if option == "with_training_gaps" else (field.default,)):
             continue
         if reason := _masks_nothing(study, modalities, option, study.search[searched[0]].when if searched else {}):
@@ -242,7 +242,7 @@ def check_masking(study: Study, modalities: Sequence[str]) -> None:
 
 
 def _masks_nothing(study: Study, modalities: Sequence[str], option: str, when: Mapping[str, Any]) -> str | None:
-    """Why no trial feels a masking option; None where one does.
+    """Why a masking option affects no trial; None if it affects one.
 
     Args:
         when: the condition under which the option is searched.
@@ -269,7 +269,7 @@ def _masks_nothing(study: Study, modalities: Sequence[str], option: str, when: M
 def check_fill(study: Study) -> None:
     """Refuse fill values that nothing reads, or that no network can read. Raises UserError."""
     if {"method", "data"} & set(study.search):
-        return  # whole sections are searched: each trial brings its own
+        return  # whole sections are searched, so each trial has its own
     asked = any(METHODS[name].always_feeds for name in _possible(study, "method.name", {}))
     with suppress(KeyError):  # no method of the study has the option
         asked = asked or "placeholder" in _possible(study, "method.absent", {})
@@ -289,7 +289,7 @@ def check_fill(study: Study) -> None:
 
 
 def _possible(study: Study, key: str, when: Mapping[str, Any]) -> list[Any]:
-    """The values that a key may have in a study's trials, where `when` holds: its choices, or the bounds of a range."""
+    """The values that a key may have in trials for which `when` holds: its choices, or the bounds of a range."""
     values = study.search[key].edges() if key in study.search else [study.value(key)]
     if key not in when:
         return values

@@ -1,4 +1,4 @@
-"""What a host is asked to train, and what may share its warm data and its passes."""
+"""Jobs for hosts, and the keys that decide which studies share loaded data (`warm_key`) and passes (`pack_key`)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mmsweep.study.search import Conditions
 
 @dataclass(frozen=True)
 class Job:
-    """What a host is asked to train.
+    """A trial submitted to a host.
 
     Args:
         id: the trial's id, `0003` or `final/best/seed-101`.
-        kind: `trial`, or `final`: evaluated on test at its end.
-        folder: the trial's folder, absolute.
-        study: its configuration.
+        kind: `trial`, or `final` for one that is evaluated on test at its end.
+        folder: absolute path of the trial's folder.
+        study: the trial's configuration.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Job:
 
 
 def warm_key(study: Study) -> str:
-    """Studies with equal keys may train on the same host without it loading anything anew."""
+    """Studies with equal keys use the same loaded data and backbone on a host."""
     data = study.data.model_dump(mode="json", exclude={"augmentation"})
     varied = study.data.augmentation
     data["window"] = varied.window  # decides the training grid, and so the shapes of tokens
@@ -44,7 +44,7 @@ def warm_key(study: Study) -> str:
 
 
 def fusible(section: BaseModel, prefix: str = "") -> Iterator[str]:
-    """Keys of a study that may differ between the slots of a pack: the options that are marked so."""
+    """Keys of a study that may differ between the slots of a pack: the options marked FUSIBLE."""
     for name, field in type(section).model_fields.items():
         if FUSIBLE in field.metadata:
             yield prefix + name
@@ -53,7 +53,7 @@ def fusible(section: BaseModel, prefix: str = "") -> Iterator[str]:
 
 
 def pack_key(study: Study) -> str:
-    """Studies with equal keys may train in one pass, if `models.packing.alone` finds nothing against it."""
+    """Studies with equal keys may train in one pass, unless `models.packing.alone` gives a reason against it."""
     values: dict[str, Any] = study.resolved()
     for key in fusible(study):
         *parents, last = key.split(".")
@@ -76,7 +76,7 @@ def pack_limit(study: Study, trials: int) -> int:
 
 
 def largest_rank(study: Study) -> int | None:
-    """The largest LoRA rank of a study's search: what all its trials' are padded to, so that they compute alike."""
+    """The largest LoRA rank in a study's search, to which all trials' ranks are padded so that they compute alike."""
     if study.model.lora is None:
         return None
     searched = study.search.get("model.lora.rank")
@@ -88,7 +88,7 @@ def _digest(values: Any) -> str:
 
 
 def count_trials(study: Study) -> int:
-    """How many trials a study asks for: `sweep.trials`, or every combination of a grid."""
+    """Number of trials that a study asks for: `sweep.trials`, or every combination of a grid."""
     if study.sweep.sampler.name != "grid":
         return study.sweep.trials
     return len(Conditions(study.search, study.value).grid())

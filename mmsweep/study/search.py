@@ -52,7 +52,7 @@ class Dimension(Section):
         if self.step is not None and self.kind not in ("uniform", "int"):
             raise misfit(f"step has no meaning for {self.kind}", "no step, or uniform or int", "step", self.step)
         if self.step is not None and self.kind == "int" and self.step % 1:
-            raise misfit("the step between whole numbers is no whole number", "a whole number", "step", self.step)
+            raise misfit("the step of an int dimension is not a whole number", "a whole number", "step", self.step)
         if self.step is not None and self.step > self.high - self.low:
             raise misfit("the step is wider than the range", f"at most {self.high - self.low:g}", "step", self.step)
         seen: set[Any] = set()
@@ -64,7 +64,7 @@ class Dimension(Section):
 
     @property
     def count(self) -> float:
-        """How many values there are; infinitely many of a continuous one."""
+        """Number of values; infinite if continuous."""
         if self.choice is not None:
             return len(self.choice)
         step = self.step or (1 if self.kind in ("int", "log_int") else 0)
@@ -90,7 +90,7 @@ class Dimension(Section):
         return list(self.choice or [])
 
     def contains(self, value: Any) -> bool:
-        """Whether a value is one that would be suggested."""
+        """Whether a value can be suggested."""
         if self.choice is not None:
             return any(c == value and isinstance(c, bool) == isinstance(value, bool) for c in self.choice)
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
@@ -103,7 +103,7 @@ class Dimension(Section):
         return abs(steps - round(steps)) < 1e-6
 
     def values(self) -> list[Any]:
-        """All values of a dimension that has finitely many."""
+        """All values of a finite dimension."""
         if self.choice is not None:
             return list(self.choice)
         step = self.step or 1
@@ -111,43 +111,43 @@ class Dimension(Section):
         return [int(value) for value in values] if self.kind in ("int", "log_int") else values
 
     def samples(self) -> list[Any]:
-        """Values that stand for all of them: each where there are few, else spread over the range."""
+        """Representative values for checks: all of them if there are few, otherwise spread over the range."""
         if self.choice is not None or self.count <= _FEW:
             return self.values()
-        if self.count == math.inf:  # no fraction of a range of floats is a whole number by chance
+        if self.count == math.inf:  # fractions that are unlikely to give round numbers
             return [self.low, *(self.low + (self.high - self.low) * f for f in (0.1618, 0.3819, 0.7071)), self.high]
         last, step = int(self.count) - 1, self.step or 1
         values = [self.low + step * n for n in sorted({1, *(last * k // _FEW for k in range(_FEW + 1))})]
         return [int(value) for value in values] if self.kind in ("int", "log_int") else values
 
     def edges(self) -> list[Any]:
-        """Values that must be valid for the whole range to be: the bounds, or every choice."""
+        """The values that decide whether a dimension is valid: the bounds of a range, or every choice."""
         return self.choices if self.choice is not None else [self.low, self.high]
 
 
 def choice_name(choice: Any) -> Any:
-    """How Optuna keeps a choice: plain values as they are, lists and mappings by their JSON."""
+    """A choice in the form that Optuna stores: plain values unchanged, lists and mappings as JSON."""
     plain = choice is None or isinstance(choice, str | int | float | bool)
     return choice if plain else json.dumps(choice, sort_keys=True)
 
 
 def _whole_steps(low: float, high: float, step: float) -> int:
-    """How often a step fits into a range, in decimal numbers: 0.1 fits nine times into 0 to 0.9."""
+    """How often a step fits into a range, in decimal arithmetic: 0.1 fits nine times into 0 to 0.9."""
     return int((Decimal(str(high)) - Decimal(str(low))) // Decimal(str(step)))
 
 
 class Conditions:
-    """Which dimensions of a search space are searched beside which values (`when`).
+    """The conditions (`when`) under which the dimensions of a search space are searched.
 
     Args:
         search: key -> dimension.
-        current: gives the study's own value of a key, which counts where that key is not searched.
+        current: returns the study's value of a key, which counts if the key is not searched.
 
     Attributes:
-        dimensions: the search space, what others depend on first.
+        dimensions: the search space, ordered so that conditions refer to earlier dimensions.
 
     Raises:
-        UserError: dimensions that depend on each other.
+        UserError: dimensions depend on each other.
     """
 
     def __init__(self, search: Mapping[str, Dimension], current: Callable[[str], Any]) -> None:
@@ -155,17 +155,17 @@ class Conditions:
         self._current = {key: current(key) for dimension in search.values() for key in dimension.when}
 
     def holds(self, dimension: Dimension, values: Mapping[str, Any]) -> bool:
-        """Whether a dimension's condition is met by the values chosen so far."""
+        """Whether the values chosen so far meet a dimension's condition."""
         for key, wanted in dimension.when.items():
             if key in self.dimensions and key not in values:
-                return False  # what it depends on is itself switched off
+                return False  # the key that it depends on is not searched in this configuration
             value = values.get(key, self._current[key])
             if value not in (wanted if isinstance(wanted, list) else [wanted]):
                 return False
         return True
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the dimensions' values, each once: a key stands only where its condition holds.
+        """Every combination of values once; a key is part of a combination only if its condition holds.
 
         Raises:
             UserError: there are more than `MOST_COMBINATIONS`.

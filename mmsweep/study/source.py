@@ -1,4 +1,4 @@
-"""Reads a study's YAML so that every complaint can name file, line and key: overrides, environment, spelling."""
+"""Reads a study's YAML with overrides and environment variables; errors name file, line and key."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PATH_KEYS = ("data.root", "data.path", "train.init_from")
 
 @dataclass
 class Source:
-    """Plain values and, for a file, the line on which each key stands."""
+    """Plain values and, for a file, the line of each key."""
 
     values: dict[str, Any]
     file: Path | None = None
     lines: dict[str, int] = field(default_factory=dict)
     overridden: set[str] = field(default_factory=set)
-    references: dict[str, str] = field(default_factory=dict)  # keys whose text named variables -> that text
+    references: dict[str, str] = field(default_factory=dict)  # key -> its text with environment variables
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Source:
@@ -60,7 +60,7 @@ class Source:
         return source
 
     def place(self, key: str) -> dict[str, Any]:
-        """Keyword arguments for UserError that say where a key stands (or its nearest enclosing key)."""
+        """Keyword arguments for UserError with the file and line of a key or of its nearest enclosing key."""
         if any(key == k or key.startswith(k + ".") or k.startswith(key + ".") for k in self.overridden):
             return {"file": "command line", "key": key}
         probe = key
@@ -69,10 +69,10 @@ class Source:
         return {"file": self.file, "line": self.lines.get(probe), "key": key}
 
     def set(self, key: str, value: Any) -> None:
-        """Set a dotted key; missing parents are made, a parent that is no mapping is refused."""
+        """Set a dotted key; missing parents are created, a parent that is no mapping is refused."""
         parts = key.split(".")
         inner = self.values
-        if parts[0] == "search" and len(parts) > 1:  # keys of the search space hold dots themselves
+        if parts[0] == "search" and len(parts) > 1:  # keys of the search space contain dots
             parts = ["search", ".".join(parts[1:])]
         for part in parts[:-1]:
             if inner.get(part) is None:
@@ -88,21 +88,21 @@ class Source:
         if isinstance(value, list):
             return [self._expand(v, f"{key}.{i}") for i, v in enumerate(value)]
         if not isinstance(value, str) or key == "tracking.uri":
-            return value  # an address may hold a password: its variables are read when the store is opened
-        gaps = [name for name in VARIABLE.findall(value) if name not in os.environ]
-        if gaps and (key in _PATH_KEYS or _is_network(key)):
-            return value  # a dry run needs neither data nor weights: asked for when they are read
-        if gaps:
+            return value  # an address may contain a password: its variables are read when the store is opened
+        unset = [name for name in VARIABLE.findall(value) if name not in os.environ]
+        if unset and (key in _PATH_KEYS or _is_network(key)):
+            return value  # a dry run needs neither data nor weights; the variable is required when they are read
+        if unset:
             raise UserError(
                 "an environment variable is not set",
                 **self.place(key),
                 found=value,
-                expected=f"{gaps[0]} in the environment",
-                hint=f"export {gaps[0]}=…",
+                expected=f"{unset[0]} in the environment",
+                hint=f"export {unset[0]}=…",
             )
         text = VARIABLE.sub(lambda match: os.environ[match.group(1)], value)
         if key not in _PATH_KEYS and not _is_network(key):
-            return text  # it decides what is computed, so the value is kept
+            return text  # it affects results, so the value is recorded
         if text != value and not text.startswith((".", "~")) and (key not in _PATH_KEYS or Path(text).is_absolute()):
             self.references[key] = value
         try:
@@ -113,20 +113,20 @@ class Source:
             os.lstat(text)
         except (RuntimeError, ValueError, OSError) as error:  # no such user, a loop of links, a NUL, too long
             if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG, errno.ELOOP):
-                return text  # whoever reads it says more about what is missing
+                return text  # the code that reads it gives a better message
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"not a path ({reason})", **self.place(key), found=text) from None
         return text
 
 
 def _is_network(key: str) -> bool:
-    """Whether a key says where pretrained weights lie: a hub name or a path."""
+    """Whether a key locates pretrained weights, by a hub name or a path."""
     return key == "model.backbone.weights" or (key.startswith("model.encoders.") and key.endswith(".name"))
 
 
 def first_problem(error: ValidationError, source: Source, schema: type[BaseModel]) -> UserError:
-    """Turn pydantic's list of problems into the one message for its most telling entry."""
-    # Of a union's branches the one that got deepest is the one that was meant.
+    """Turn pydantic's list of problems into one message, for the most informative entry."""
+    # The branch of a union with the deepest location is most likely the one that was meant.
     problem = min(_problems(error), key=lambda e: (not _is_unknown_key(e), -len(e["loc"])))
     context = problem.get("ctx", {}) if problem["type"] == MISFIT else {}
     parts = [str(p) for p in problem["loc"] if not _is_union_branch(p)]
@@ -147,13 +147,13 @@ def first_problem(error: ValidationError, source: Source, schema: type[BaseModel
     message = problem["msg"].removeprefix("Value error, ")
     found = problem.get("input") if context.get("key") is None else context["found"]
     if problem["type"] in ("value_error", MISFIT):
-        said = {"expected": problem.get("ctx", {}).get("expected"), "hint": context.get("hint") or None}
-        return UserError(message, **place, **said, **({} if found == MISSING else {"found": found}))
+        details = {"expected": problem.get("ctx", {}).get("expected"), "hint": context.get("hint") or None}
+        return UserError(message, **place, **details, **({} if found == MISSING else {"found": found}))
     return UserError("wrong value", **place, found=found, expected=message[0].lower() + message[1:])
 
 
 def _problems(error: ValidationError, within: tuple[int | str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """pydantic's problems, those of a component's own options with the whole place."""
+    """pydantic's problems; those of a component's options get their full location."""
     for problem in error.errors():
         place = (*within, *problem["loc"])
         inner = problem.get("ctx", {}).get("error")
@@ -168,14 +168,14 @@ def _is_unknown_key(problem: Mapping[str, Any]) -> bool:
 
 
 def _is_union_branch(part: int | str) -> bool:
-    """pydantic adds the name of a union's branch to a location; it is no key of the file."""
+    """Whether part of a location is the name of a union's branch, which pydantic adds, and no key of the file."""
     return isinstance(part, str) and (
         part in ("int", "str", "float", "ObjectiveOptions", "dict[str,any]") or "[" in part
     )
 
 
 def _fields_at(schema: Any, parts: Sequence[str], values: Any) -> list[str]:
-    """The keys that the schema knows at a location; of a component's section those of the chosen one."""
+    """The keys that the schema allows at a location; in a component's section, those of the chosen component."""
     current: Any = schema
     for part in parts:
         field_info = getattr(current, "model_fields", {}).get(part) if isinstance(current, type) else None

@@ -1,4 +1,4 @@
-"""The study's search space: what it suggests, where it starts, and what of it cannot be searched."""
+"""The study's search space: suggestions, starting points and checks."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SearchSpace(Conditions):
     >>> SearchSpace(study)(optuna_trial)  # doctest: +SKIP
     {"method.name": "mmp", "method.aggregated_tokens": 8}
 
-    A dimension with `when` is suggested only where its condition holds among what was suggested before, or else in
-    the study.
+    A dimension with `when` is suggested only if its condition holds for the values suggested so far, or for the
+    study's value of a key that is not searched.
     """
 
     def __init__(self, study: Study) -> None:
@@ -44,13 +44,13 @@ class SearchSpace(Conditions):
         )
 
     def untried(self, tried: Collection[str]) -> list[dict[str, Any]] | None:
-        """Configurations whose `identity` was not tried; None where the space is too large to list."""
+        """Configurations whose `identity` was not tried; None if the space is too large to list."""
         if math.prod(d.count for d in self.dimensions.values()) > MOST_COMBINATIONS:
             return None
         return [values for values in self.grid() if identity(values) not in tried]
 
     def point(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Given values as Optuna wants them enqueued: those that are searched under their conditions, choices by name.
+        """Values in the form in which Optuna enqueues them: only keys whose conditions hold, choices by name.
 
         Raises:
             UserError: a value lies outside of its dimension.
@@ -82,12 +82,12 @@ def _check_inside(key: str, dimension: Dimension, value: Any) -> None:
 
 
 def identity(params: Mapping[str, Any]) -> str:
-    """Equal for equal configurations; floats that differ in the thirteenth digit are equal."""
+    """A text that is equal for equal configurations; floats are compared to twelve digits."""
     return json.dumps({k: f"{v:.12g}" if isinstance(v, float) else v for k, v in params.items()}, sort_keys=True)
 
 
 def starting_points(study: Study) -> list[dict[str, Any]]:
-    """What is tried first: `sweep.start_from`, or the whole grid.
+    """The first configurations to try: `sweep.start_from`, or the whole grid.
 
     Raises:
         UserError: a key is not searched, or a value lies outside of its dimension.
@@ -114,7 +114,7 @@ def starting_points(study: Study) -> list[dict[str, Any]]:
 def _given_point(
     space: SearchSpace, current: Mapping[str, Any], given: Mapping[str, Any], place: str
 ) -> dict[str, Any]:
-    """The study's values with some given ones. Raises UserError where one of these would have no effect."""
+    """The study's values, updated with given ones. Raises UserError if one of these would have no effect."""
     for key in given:
         if key not in space.dimensions:
             raise UserError(
@@ -137,10 +137,10 @@ def _given_point(
 
 
 def check_search(study: Study) -> None:
-    """Refuse a search space whose values would be refused or changed once the sweep runs.
+    """Refuse a search space whose values would be refused or changed when the sweep runs.
 
     Raises:
-        UserError: naming the key.
+        UserError: names the key.
     """
     if study.sweep.duplicates == "reseed" and "train.seed" in study.search:
         raise UserError(
@@ -154,7 +154,7 @@ def check_search(study: Study) -> None:
     for key, dimension in space.dimensions.items():
         for value in dimension.samples():
             try:
-                study.configured({**met(study, key), key: value})
+                study.configured({**condition_values(study, key), key: value})
             except UserError as error:
                 raise UserError(
                     f"the search space holds an impossible value ({error.problem})", key=f"search.{key}", found=value,
@@ -163,18 +163,21 @@ def check_search(study: Study) -> None:
     starting_points(study)
 
 
-def met(study: Study, key: str) -> dict[str, Any]:
-    """Values of other searched keys beside which a key is searched (`when`, and what that depends on)."""
+def condition_values(study: Study, key: str) -> dict[str, Any]:
+    """Values of other searched keys that satisfy a key's condition (`when`) and the conditions of these keys."""
     values: dict[str, Any] = {}
     for other, wanted in study.search[key].when.items():
         if other in study.search:
             options = wanted if isinstance(wanted, list) else [wanted]
-            values |= {**met(study, other), other: next(w for w in options if study.search[other].contains(w))}
+            values |= {
+                **condition_values(study, other),
+                other: next(w for w in options if study.search[other].contains(w)),
+            }
     return values
 
 
 def _check_place(study: Study, key: str) -> None:
-    """Every searched key has a value in the study, and none lies within another searched one."""
+    """Refuse a searched key without a value in the study, or within another searched key."""
     parts = key.split(".")
     for n in range(1, len(parts)):
         parent = ".".join(parts[:n])
@@ -201,7 +204,7 @@ def _value(study: Study, key: str) -> Any:
 
 
 def _check_condition(study: Study, key: str, dimension: Dimension) -> None:
-    """Every value that a condition names must be possible, or the key would never be searched."""
+    """Refuse a condition with an impossible value, under which the key would never be searched."""
     for other, wanted in dimension.when.items():
         options = wanted if isinstance(wanted, list) else [wanted]
         if other in study.search:
@@ -210,7 +213,7 @@ def _check_condition(study: Study, key: str, dimension: Dimension) -> None:
         else:
             value = study.value(other)
             strange = [] if value in options else options
-            expected = f"{value!r}, which is its value, or a search of it"
+            expected = f"{value!r}, which is its value, or a search over {other}"
         if strange or not options:
             raise UserError(
                 "a condition that never holds", key=f"search.{key}.when.{other}", found=strange[0] if strange else [],

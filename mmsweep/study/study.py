@@ -1,6 +1,6 @@
-"""A study file, typed: its sections, what must hold between them, and the configurations of its trials (DESIGN §5).
+"""A study file, typed: its sections, the checks between them, and the configurations of its trials (DESIGN §5).
 
-Every field's meaning stands beside it. Nothing below this package sees a raw mapping: the floors get these objects.
+Each field has its description beside it. Other packages get these objects and never a raw mapping.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Study(Section):
 
         Args:
             path: a YAML file. Relative paths inside it are taken from its folder and made absolute.
-            overrides: `key=value`, the value in YAML, applied before checking.
+            overrides: `key=value`, the value in YAML, applied before validation.
 
         Raises:
-            UserError: naming file, line, key, what was found and what was expected.
+            UserError: names file, line, key, what was found and what was expected.
         """
         source = Source.read(Path(path), overrides)
         study = cls._checked(source.values, source)
@@ -79,7 +79,7 @@ class Study(Section):
 
     @classmethod
     def _checked(cls, values: dict[str, Any], source: Source, search: Mapping[str, Any] | None = None) -> Study:
-        """A study from plain values; `search` where they hold no search space, though they belong to a study with one.
+        """A study from plain values; `search` gives the search space if the values have none.
 
         Raises:
             UserError: placed by `source`.
@@ -157,12 +157,12 @@ class Study(Section):
             )  # fmt: skip
 
     def resolved(self) -> dict[str, Any]:
-        """All values, defaults included, as plain JSON-able data; `parse` gives the study back."""
+        """All values including defaults as plain JSON-able data, which `parse` turns back into the study."""
         return self.model_dump(mode="json", by_alias=True)
 
     def to_yaml(self) -> str:
-        """`resolved` as it is written to files: a place named by a variable (`${DATA}/mmimdb`) keeps the variable's
-        name, and a password in `tracking.uri` is masked."""
+        """`resolved` as YAML for files: paths with an environment variable (`${DATA}/mmimdb`) keep the variable's name,
+        and a password in `tracking.uri` is masked."""
         source = Source(values=self.resolved())
         for key, text in self._references.items():
             source.set(key, text)
@@ -174,11 +174,10 @@ class Study(Section):
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()[:16]
 
     def value(self, key: str) -> Any:
-        """The value of a dotted key, as it is in force; of a key that only another choice of a searched name knows,
-        the value that it would have there.
+        """The effective value of a dotted key; if only another choice of a searched component has it, its value there.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such key.
         """
         try:
             return self._own_value(key)
@@ -191,23 +190,23 @@ class Study(Section):
     def _own_value(self, key: str) -> Any:
         if key == "model.lora.alpha" and self.model.lora is not None:
             searched = self.search.get(key)
-            # A range, and choices without `rank`, hold numbers: there `rank` counts as the number that it stands for.
+            # If only numbers are searched, `rank` stands for its number.
             return self.model.lora.alpha if searched and "rank" in searched.choices else self.model.lora.alpha_in_force
-        found: Any = self
+        value: Any = self
         for part in key.split("."):
-            if isinstance(found, Section):
-                names = {info.alias or name: name for name, info in type(found).model_fields.items()}
+            if isinstance(value, Section):
+                names = {info.alias or name: name for name, info in type(value).model_fields.items()}
                 if part not in names:
                     raise KeyError(key)
-                found = found.in_force(names[part])
-            elif isinstance(found, Mapping) and part in found:
-                found = found[part]
+                value = value.in_force(names[part])
+            elif isinstance(value, Mapping) and part in value:
+                value = value[part]
             else:
                 raise KeyError(key)
-        return _ANY.dump_python(found, mode="json", by_alias=True)
+        return _ANY.dump_python(value, mode="json", by_alias=True)
 
     def alternatives(self, part: str) -> list[Study]:
-        """This study with each searched name of a component within a part (`method`) of it."""
+        """This study with each searched component name in one of its parts, such as `method`."""
         return [
             self.configured({choice.key: name})
             for choice in CHOICES
@@ -217,18 +216,18 @@ class Study(Section):
         ]
 
     def with_values(self, values: Mapping[str, Any]) -> Study:
-        """This study with some dotted keys set; checked again.
+        """This study with some dotted keys set, validated again.
 
-        Where the name of a component is among them, options that this component does not know are left out, and so are
-        searched ones that none of the possible components knows: what is written can be read again.
+        If they include a component's name, options that this component does not have are left out, and so are searched
+        options that none of the possible components has: the written study can be read again.
         """
         base = self.resolved()
         for choice in CHOICES:
             if (name := values.get(choice.key)) is not None:
                 names = [name, *choice.searched(self.search)]
                 base["search"] = {key: d for key, d in base["search"].items() if choice.knows(key, names)}
-                own = choice.section(self).model_dump(mode="json", by_alias=True).items()
-                known = {option: value for option, value in own if choice.knows(f"{choice.place}.{option}", names)}
+                options = choice.section(self).model_dump(mode="json", by_alias=True).items()
+                known = {name: value for name, value in options if choice.knows(f"{choice.place}.{name}", names)}
                 Source(values=base).set(choice.place, known)
         study = self._with(values, base, None)
         replaced = tuple(f"{key}." for key in values)
@@ -236,7 +235,7 @@ class Study(Section):
         return study
 
     def configured(self, values: Mapping[str, Any]) -> Study:
-        """`with_values` without the search space, which then need not be checked again for each of its values."""
+        """`with_values` without the search space, which then is not validated again."""
         return self._with(values, {**self.resolved(), "search": {}}, self.search)
 
     def _with(self, values: Mapping[str, Any], base: dict[str, Any], search: Mapping[str, Any] | None) -> Study:

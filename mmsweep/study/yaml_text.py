@@ -1,9 +1,9 @@
-"""Reads YAML that anyone may have written: plain values and the line of each key, within bounds of size and depth.
+"""Reads untrusted YAML: plain values and the line of each key, with limits on size and depth.
 
-A study holds text, numbers, booleans, null, lists and mappings with text as keys. Everything else that YAML can
-express (dates, binary data, sets, tags of Python objects) is refused with its line. Aliases are expanded into copies,
-so a value can be changed in one place alone; an alias that contains itself or expands beyond `MOST_VALUES` is refused
-before anything is built.
+A study holds text, numbers, booleans, null, lists, and mappings with text as keys. Everything else in YAML (dates,
+binary data, sets, tags of Python objects) is refused with its line. Aliases are expanded into copies, so that changing
+a value changes one place only; an alias that contains itself or expands beyond `MOST_VALUES` is refused before any
+value is built.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ LONGEST_KEY = 200
 DEEPEST = 40
 LARGEST_INTEGER = 2**63
 _INTEGERS = "a whole number below 2^63"
-# Characters that no path, name or label holds and that files, tables and stores cannot all carry: controls other than
-# tab and line breaks, and halves of surrogate pairs.
+# Characters that no path, name or label needs and that some files, tables or stores cannot hold: control characters
+# other than tab and line breaks, and unpaired surrogates.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-# YAML 1.1, which PyYAML reads, takes 010 for 8 and 1:30 for 90; YAML 1.2 takes them for 10 and a text.
+# YAML 1.1, which PyYAML implements, reads 010 as 8 and 1:30 as 90; YAML 1.2 reads them as 10 and as text.
 _AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*:.*")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + name for name in ("str", "int", "float", "bool", "null")}
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and bounds what it composes."""
+    """SafeLoader that reads 1e-3 as a number, like YAML 1.2, and limits the size of the document."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._count, self._depth = 0, 0
-        self._sizes: dict[str, int] = {}  # of each anchor, aliases expanded; 0 while it is being composed
+        self._sizes: dict[str, int] = {}  # anchor -> number of values, aliases expanded; 0 while being composed
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, counted with everything that its aliases stand for."""
+        """Compose a node and count its values, aliases expanded."""
         event: Any = self.peek_event()
         before = self._count
         if isinstance(event, yaml.AliasEvent):
@@ -84,7 +84,7 @@ def read_text(path: Path) -> str:
     """The text of a study file.
 
     Raises:
-        UserError: it is no regular file, is too large, cannot be read, or is not UTF-8.
+        UserError: the file is not regular, too large, unreadable, or not UTF-8.
     """
     try:
         about = path.stat()
@@ -115,7 +115,7 @@ def read_yaml(text: str) -> tuple[Any, dict[str, int]]:
     """The values of a YAML document, and the line of each dotted key (list items by their index).
 
     Raises:
-        UserError: with the line and, where there is one, the key; the caller adds the file.
+        UserError: names the line and, if known, the key; the caller adds the file.
     """
     try:
         loader = _Loader(text)
@@ -156,7 +156,7 @@ def _value(loader: _Loader, node: Any, key: str, lines: dict[str, int]) -> Any:
         value = loader.construct_object(node)
     except (yaml.YAMLError, ValueError, IndexError, KeyError, OverflowError):
         kind = node.tag.removeprefix(_TAG)
-        if kind == "int" and len(node.value) > LONG_TEXT:  # Python limits the digits that it converts
+        if kind == "int" and len(node.value) > LONG_TEXT:  # Python limits the number of digits
             raise UserError("a number too large", **place, found=node.value, expected=_INTEGERS) from None
         raise UserError(f"not a value of YAML's type {kind!r}", **place, found=node.value) from None
     if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
@@ -173,7 +173,7 @@ def _value(loader: _Loader, node: Any, key: str, lines: dict[str, int]) -> Any:
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode, prefix: str, lines: dict[str, int]) -> dict[str, Any]:
-    own: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -194,9 +194,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, prefix: str, lines: dict[s
             expected = f"at most {LONGEST_KEY} characters"
             raise UserError("a key too long", line=line, key=prefix or None, found=name, expected=expected)
         key = f"{prefix}.{name}" if prefix else name
-        if name in own:  # YAML's readers silently keep the last
+        if name in values:  # YAML libraries silently keep the last
             first = f"the first on line {lines[key]}"
             raise UserError("this key stands twice", line=line, key=key, found=first, expected="once")
         lines[key] = line
-        own[name] = _value(loader, value_node, key, lines)
-    return {**merged, **own}
+        values[name] = _value(loader, value_node, key, lines)
+    return {**merged, **values}

@@ -1,4 +1,4 @@
-"""What a step reads: drawn and gathered on the host, by one thread that is a batch ahead where there is a device."""
+"""Loads training batches on the CPU; for a GPU, a thread prefetches them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mmsweep.transfer import pinned
 
 Item = TypeVar("Item")
 Drawn = tuple[np.ndarray, BoolArray, Tensor]
-"""A slot's batch: (rows of the split [B], what may be read [B, M], what is used of it [B, M])."""
+"""A slot's batch: (rows of the split [B], modalities present [B, M], modalities used [B, M])."""
 
 WAIT_S = 0.1
-"""How often a thread with a full queue looks whether it is still wanted."""
+"""How often a thread with a full queue checks whether it should stop."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Share:
     """A rank's share of a step's batch, on the host.
 
     Args:
-        raw: its rows, ordered by slot; None: it has none.
-        used_RM: what is used of them.
+        raw: the rank's rows, ordered by slot; None if it has none.
+        used_RM: modalities used in each row.
         size: B, rows of a slot's batch over all ranks.
-        rows: this rank's of them.
+        rows: the rank's slice of those rows.
     """
 
     raw: RawBatch | None
@@ -53,7 +53,7 @@ def gather_share(
     world: World,
     device: torch.device,
 ) -> Share:
-    """What this rank reads of the batches that the slots have drawn, ready to be sent to a device. Asks no device."""
+    """Load this rank's share of the batches drawn by the slots, in pinned memory for a GPU. Does not wait for it."""
     S, B = len(drawn), len(drawn[0][0])
     share = world.rows(B)
     used_RM = torch.cat([used_BM[share] for _, _, used_BM in drawn])
@@ -69,30 +69,30 @@ def gather_share(
     )
     if device.type != "cuda":
         return Share(raw, used_RM, B, share)
-    with torch.cuda.device(device):  # a thread's own setting; pinning looks at it
+    with torch.cuda.device(device):  # the current device is per thread, and pinning depends on it
         return Share(raw.pinned(device), pinned(used_RM, device), B, share)
 
 
 def depth(device: torch.device) -> int:
-    """How many batches are made ahead. None on a CPU, where who makes them takes the time from who uses them."""
+    """Number of batches to prefetch; 0 on a CPU, where loading would compete with training."""
     return 2 if device.type == "cuda" else 0
 
 
 @contextmanager
 def made_ahead(make: Callable[[int], Item], count: int, ahead: int) -> Iterator[Iterator[Item]]:
-    """make(0), make(1), … make(count - 1), in this order, each called once, at most `ahead` of them before its turn.
+    """Iterate over make(0), make(1), … make(count - 1), prefetching at most `ahead` of them.
 
-    With `ahead` they are made by one thread, which has ended when the context is left, however it is left; what `make`
-    raises there is raised here, in its turn. Without, they are made when they are asked for.
+    A positive `ahead` starts one thread, which ends with the context. Errors of `make` are raised to the consumer at
+    the same position. With 0, items are made when the consumer asks for them.
     """
     if ahead < 1:
         yield map(make, range(count))
         return
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
-    over = threading.Event()
+    stop = threading.Event()
 
     def put(item: Item | None, problem: BaseException | None = None) -> None:
-        while not over.is_set():
+        while not stop.is_set():
             try:
                 ready.put((item, problem), timeout=WAIT_S)
                 return
@@ -102,13 +102,13 @@ def made_ahead(make: Callable[[int], Item], count: int, ahead: int) -> Iterator[
     def work() -> None:
         try:
             for number in range(count):
-                if over.is_set():
+                if stop.is_set():
                     return
                 put(make(number))
-        except BaseException as problem:  # the step's to raise
+        except BaseException as problem:  # raised by the consumer
             put(None, problem)
 
-    def taken() -> Iterator[Item]:
+    def consume() -> Iterator[Item]:
         for _ in range(count):
             item, problem = ready.get()
             if problem is not None:
@@ -118,7 +118,7 @@ def made_ahead(make: Callable[[int], Item], count: int, ahead: int) -> Iterator[
     thread = threading.Thread(target=work, name="mmsweep-batches", daemon=True)
     thread.start()
     try:
-        yield taken()
+        yield consume()
     finally:
-        over.set()
+        stop.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors: how they are written, read, and put into a method. The files are `record.checkpoint`'s."""
+"""Saves and loads the tensors of a checkpoint. `record.checkpoint` handles its files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mmsweep.record.trial import TrialFolder
 def save_checkpoint(
     trial: TrialFolder, epoch: int, weights: dict[str, Tensor], resume: dict[str, Tensor], state: dict[str, Any]
 ) -> str:
-    """Write a checkpoint whole.
+    """Write a checkpoint atomically.
 
     Args:
-        trial: whose it is.
-        epoch: the epoch it stands after, counted from 1.
-        weights: what was trained, by parameter name.
+        trial: the trial's folder.
+        epoch: the last finished epoch, counted from 1.
+        weights: trained tensors by parameter name.
         resume: the optimiser's and generators' tensors.
-        state: what else exact resume needs, JSON-able.
+        state: anything else that an exact resume needs, as JSON.
 
     Returns:
         The checkpoint's folder relative to the trial's folder.
@@ -41,7 +41,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint: (weights, resume tensors, resume state). Raises UserError where it is not whole."""
+    """Read a checkpoint: (weights, resume tensors, resume state). Raises UserError if it is damaged."""
     check_files(folder, WEIGHTS, RESUME, STATE)
     state = read_record(folder / STATE, CheckpointFile)
     try:
@@ -51,7 +51,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
 
 
 def running_statistics(method: nn.Module) -> dict[str, Tensor]:
-    """Buffers that training moves: means and variances of the batch norms that it trains."""
+    """Buffers that training updates: means and variances of the trained batch norms."""
     return {
         f"{name}.{buffer}": values
         for name, module in method.named_modules()
@@ -61,22 +61,22 @@ def running_statistics(method: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(method: nn.Module, weights: dict[str, Tensor], where: object) -> None:
-    """Put a checkpoint's trained tensors into a method of one slot; what it keeps of the task is the task's to read.
+    """Copy a checkpoint's trained tensors into a method of one slot; tensors of the task (`task.…`) are left out.
 
     Raises:
         UserError: the checkpoint is of another architecture; names the first tensor that does not fit.
     """
-    own = values_of(method) | running_statistics(method)
+    tensors = values_of(method) | running_statistics(method)
     weights = {name: value for name, value in weights.items() if not name.startswith("task.")}
-    for name in sorted(own.keys() ^ weights.keys()):
-        side = "lacks" if name in own else "holds an unknown"
+    for name in sorted(tensors.keys() ^ weights.keys()):
+        side = "lacks" if name in tensors else "holds an unknown"
         raise UserError(
             f"a checkpoint of another architecture: it {side} tensor",
             file=where,
             key=name,
             expected="the tensors that its study.yaml trains",
         )
-    for name, value in own.items():
+    for name, value in tensors.items():
         if value.shape != weights[name].shape:
             raise UserError(
                 "a checkpoint of another architecture",

@@ -1,9 +1,9 @@
-"""The training loop: epochs and steps of a pack of slots, plain PyTorch; what Ray or a notebook needs comes in.
+"""The training loop of a pack of slots in plain PyTorch; callbacks connect it to Ray or a notebook.
 
-A pack trains S trials in one pass (models/packing.py); a single trial is a pack of one. Everything random is drawn from
-generators that a trial's (train.seed, purpose, epoch) alone decide, and nothing that a slot computes looks at another's
-rows, so a trial's result depends neither on what trains beside it or ran before it, nor on where it was interrupted:
-resuming at an epoch's end needs the weights, the optimiser's state and the epoch's number.
+A pack trains S trials in one pass (models/packing.py); a single trial is a pack of one. All random generators are
+seeded from a trial's (train.seed, purpose, epoch), and no slot reads another slot's rows. A trial's result therefore
+depends neither on other trials nor on interruptions: resuming after an epoch needs only the weights, the optimiser's
+state and the epoch's number.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mmsweep.training.world import World
 log = logging.getLogger("mmsweep.training")
 
 Answer = bool | UserError
-"""To a report: True where the slot stops, an error where it has failed."""
+"""The answer to a report: whether the slot stops, or the error that it failed with."""
 
 
 class Diverged(Exception):
@@ -48,11 +48,11 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Ending:
-    """Why a slot has left.
+    """Why a slot has left its pack.
 
     Args:
-        how: `finished` its epochs, `stopped` by `report`, `diverged`, or `failed` by an error that is its own.
-        problem: of the last two.
+        how: `finished` all epochs, `stopped` by `report`, `diverged`, or `failed` with an error of its own.
+        problem: the error, if it diverged or failed.
     """
 
     how: Literal["finished", "stopped", "diverged", "failed"]
@@ -61,7 +61,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is measured on validation after every epoch."""
+    """The scenarios to evaluate on validation after every epoch, and their seed."""
 
     scenarios: Sequence[Scenario]
     seed: int
@@ -78,21 +78,20 @@ def fit(
     refill: Callable[[], Sequence[Slot]] = tuple,
     ended: Callable[[Slot, Ending], None] = lambda slot, ending: None,
 ) -> None:
-    """Train every slot to its end, or until `report` answers that it ends; continue from its last checkpoint.
+    """Train every slot to its end or until `report` stops it, starting from its last checkpoint.
 
-    All calls are made on every rank, and all ranks must get the same answers. A damaged checkpoint is passed over for
-    the one before it, and the epochs between are trained again.
+    Callbacks run on every rank, and all ranks must get the same answers. A damaged checkpoint is skipped for the one
+    before it, and the epochs after that one are trained again.
 
     Args:
-        slots: of one pack: their studies may differ in what a pack allows (`study.packs.pack_key`) and in nothing else.
-        report: called after each epoch with all slots' reports, when their checkpoints and report lines are on disk;
-            gives an answer to each: whether the slot stops, or the error that ends it, as one does that its checkpoint
-            raises when it joins.
-        refill: asked at every epoch's end for slots that are to join the pack.
-        ended: called when a slot has left; the others go on.
+        slots: slots of one pack: their studies differ only in keys that a pack allows (`study.packs.pack_key`).
+        report: called after each epoch with all slots' reports, once their checkpoints and report lines are on disk;
+            returns for each whether the slot stops, or the error that ends it.
+        refill: called after every epoch; returns slots that join the pack.
+        ended: called when a slot has left, also if its checkpoint could not be loaded; the others continue.
 
     Raises:
-        ValueError: slots that cannot share a pack.
+        ValueError: the slots cannot share a pack.
     """
     world = world or World.current()
     pack = _Pack(data, plan, device, world)
@@ -121,9 +120,9 @@ def fit(
 
 
 def _settle(slots: Sequence[Slot], world: World) -> None:
-    """Make sure that all ranks go on from the same whole checkpoint."""
+    """Make all ranks continue from the same intact checkpoint."""
     for slot in slots if world.first else ():
-        with contextlib.suppress(UserError):  # what cannot be read at all is said on every rank, by its member
+        with contextlib.suppress(UserError):  # `Member` raises on every rank if nothing can be read
             for sentence in slot.folder.settle():
                 log.warning("%s: %s", slot.folder.path, sentence)
     if slots:
@@ -141,11 +140,11 @@ def probe_steps(slots: Sequence[Slot], data: PreparedData, device: torch.device,
     for member in pack.members:
         member.done = member.phases[-1][1]  # the last phase trains the most
     pack._begin()
-    whole = max(1, len(pack.members[0].rows) // slots[0].train.batch_size)
+    full_batches = max(1, len(pack.members[0].rows) // slots[0].train.batch_size)
     try:
-        with made_ahead(lambda step: pack._share(step % whole), sys.maxsize, depth(device)) as shares:
+        with made_ahead(lambda step: pack._share(step % full_batches), sys.maxsize, depth(device)) as shares:
             for step, share in enumerate(shares):
-                pack._step(step % whole, share)
+                pack._step(step % full_batches, share)
                 yield
     finally:
         pack.method.noise.off()
@@ -153,7 +152,7 @@ def probe_steps(slots: Sequence[Slot], data: PreparedData, device: torch.device,
 
 
 class _Pack:
-    """The slots that train together, in the order of their rows."""
+    """The slots that train together, in the order of their rows in a batch."""
 
     method: Method
     optimizer: PackedAdamW
@@ -163,21 +162,21 @@ class _Pack:
         self.members: list[Member] = []
 
     def join(self, joining: Sequence[Member]) -> None:
-        """Take members in, at an epoch's end."""
+        """Add members between two epochs."""
         for member in (*self.members, *joining):
             _check_pair((self.members or joining)[0], member)
         packs = [self.method] if self.members else []
-        whole = merge([*packs, *(m.slot.method for m in joining)])
+        merged = merge([*packs, *(m.slot.method for m in joining)])
         states = [(self.optimizer, s) for s in range(len(self.members))] + [(m.hand_over(), 0) for m in joining]
-        self._set([*self.members, *joining], whole, states)
+        self._set([*self.members, *joining], merged, states)
 
     def drop(self, leaving: Sequence[Member]) -> None:
-        """Let members go; their values go with them."""
+        """Remove members and copy their trained values back into their own methods."""
         for slot, member in enumerate(self.members):
             if member in leaving and member.slot.method is not self.method:
-                own = values_of(member.slot.method)
+                values = values_of(member.slot.method)
                 for name, value in values_of(self.method, slot).items():
-                    own[name].copy_(value)
+                    values[name].copy_(value)
         staying = [s for s, member in enumerate(self.members) if member not in leaving]
         members = [self.members[s] for s in staying]
         if members and leaving:
@@ -187,22 +186,22 @@ class _Pack:
     def _set(self, members: list[Member], method: Method, states: Sequence[tuple[PackedAdamW, int]]) -> None:
         self.members, self.method = members, method
         self.statistics = running_statistics(method)
-        if members[0].slot.method is method:  # a pack of one, whose tensors its own optimiser holds already
+        if members[0].slot.method is method:  # a pack of one already has its optimiser
             self.optimizer = states[0][0]
         else:
             self.optimizer = make_optimizer(method, [m.slot.train for m in members])
-            for slot, (optimizer, theirs) in enumerate(states):
-                self.optimizer.take(slot, optimizer, theirs)
-        # On a CPU exp and log round otherwise at a vector's end than in its middle: there each slot's loss is one call.
-        # Slots that started from runs on other data may scale their targets differently.
+            for slot, (optimizer, source) in enumerate(states):
+                self.optimizer.take(slot, optimizer, source)
+        # On a CPU, exp and log round differently at the end of a vector, so each slot's loss is a separate call. Slots
+        # initialised from runs on other data may scale their targets differently.
         alike = all(_same(m.slot.task.state(), members[0].slot.task.state()) for m in members)
         self.pieces = 1 if alike and self.device.type != "cpu" else len(members)
-        own = [{"task": 1.0} | m.slot.method.weights for m in members]
-        self.terms = list(own[0])
-        self.weights_SK = torch.tensor([[w[name] for name in self.terms] for w in own], device=self.device)
+        weights = [{"task": 1.0} | m.slot.method.weights for m in members]
+        self.terms = list(weights[0])
+        self.weights_SK = torch.tensor([[w[name] for name in self.terms] for w in weights], device=self.device)
 
     def epoch(self, report: Callable[[Sequence[tuple[Slot, Report]]], Sequence[Answer]]) -> list[tuple[Member, Ending]]:
-        """Train and evaluate an epoch, write checkpoints and reports; who leaves, and why."""
+        """Train and evaluate an epoch, write checkpoints and reports; returns the members that leave, and why."""
         started, leaving = time.monotonic(), []
         losses = dict(zip(self.members, self._train_epoch(), strict=True))
         for member, means in losses.items():
@@ -213,7 +212,7 @@ class _Pack:
         if not self.members:
             return leaving
         first = self.members[0].slot
-        found = predict_slots(
+        slot_predictions = predict_slots(
             self.method,
             [m.slot.task for m in self.members],
             self.data.splits["val"],
@@ -223,10 +222,10 @@ class _Pack:
             first.train.precision,
         )
         records = []
-        for slot, (member, predictions) in enumerate(zip(self.members, found, strict=True)):
+        for slot, (member, predictions) in enumerate(zip(self.members, slot_predictions, strict=True)):
             about = (member.slot.task, self.plan.scenarios, self.plan.seed)
             scores = scenario_metrics(predictions, *about)
-            if not member.done:  # the same in every epoch: the first report holds it
+            if not member.done:  # the same in every epoch, so only the first report has it
                 scores |= constant_metrics(predictions, *about, self.data.splits["train"].targets)
             records.append(member.record(losses[member], scores, time.monotonic() - started))
             if self.world.first:
@@ -234,15 +233,15 @@ class _Pack:
                 member.write(records[-1], weights, self.optimizer.state(slot) | memory_of(self.method, slot))
         self.world.barrier()
         answers = report([(m.slot, r) for m, r in zip(self.members, records, strict=True)])
-        gone = [(m, e) for m, answer in zip(self.members, answers, strict=True) if (e := _ending(m, answer))]
-        self.drop([member for member, _ in gone])
-        return leaving + gone
+        ended = [(m, e) for m, answer in zip(self.members, answers, strict=True) if (e := _ending(m, answer))]
+        self.drop([member for member, _ in ended])
+        return leaving + ended
 
     def _begin(self) -> None:
-        """Begin an epoch: each slot draws its order and is in the phase that its epoch's number says."""
+        """Begin an epoch: each slot draws its order of rows and enters the phase of this epoch."""
         for slot, member in enumerate(self.members):
             member.begin(self.device)
-            if member.phase[1] == member.done > 0:  # a phase is a training of its own
+            if member.phase[1] == member.done > 0:  # each phase starts with a new optimiser
                 self.optimizer.restart(slot)
         self.method.phases_S = [member.phase[0] for member in self.members]
         self.method.train()
@@ -264,31 +263,31 @@ class _Pack:
         return [m | {"lr": member.lr(steps - 1)} for m, member in zip(means, self.members, strict=True)]
 
     def _share(self, step: int) -> Share:
-        """What a step of this epoch reads: the only place that draws on the host, in the order of the steps."""
+        """This rank's share of a step's batch. All random draws on the host happen here, in the order of the steps."""
         members = self.members
         augmentation, generators = members[0].slot.augmentation, [m.augmentation for m in members]
         drawn = [member.draw(step) for member in members]
         return gather_share(drawn, self.data.splits["train"], augmentation, generators, self.world, self.device)
 
     def _step(self, step: int, share: Share) -> Tensor:
-        """Move every slot by a batch; what its loss and its terms were [S, 1 + K], the mean over the batch's updates.
+        """Train every slot on a batch; returns its loss and loss terms [S, 1 + K], means over the batch's updates.
 
-        The host waits for the device nowhere.
+        The host never waits for the device here.
         """
         noise, method = self.method.noise, self.method
         noise.generators, noise.total, noise.rows = [m.dropout for m in self.members], share.size, share.rows
-        noise.missing_M = torch.ones(share.used_RM.shape[1], dtype=torch.bool)  # or lengths would be neighbours'
+        noise.missing_M = torch.ones(share.used_RM.shape[1], dtype=torch.bool)  # else lengths depend on other slots
         batch = None if share.raw is None else self.data.splits["train"].batch_of(share.raw, self.device)
         outputs = None if batch is None else method.steps(batch, share.used_RM)
         shown = [self._update(step, number, batch, outputs) for number in range(method.updates)]
         return shown[0] if len(shown) == 1 else torch.stack(shown).mean(0)
 
     def _update(self, step: int, number: int, batch: Batch | None, outputs: Iterator[Output] | None) -> Tensor:
-        """One update: what the loss and its terms were [S, 1 + K].
+        """One optimiser update; returns the loss and its terms [S, 1 + K].
 
         Args:
-            number: of the update among those of the batch.
-            batch, outputs: this rank's rows and what the method makes of them; None where it has no rows.
+            number: index of the update within the batch.
+            batch, outputs: this rank's rows and the method's outputs for them; None if it has no rows.
         """
         begin_step(self.members[0].slot.train.compile)
         sums_SK = torch.zeros_like(self.weights_SK)
@@ -297,14 +296,14 @@ class _Pack:
             with autocast(self.members[0].slot.train.precision, self.device):
                 output = next(outputs)
             sums_SK, counts_SK = self._losses(batch, output)
-        # Every rank divides by the whole batch's count, so summed gradients are those of the whole batch's means.
+        # Every rank divides by the count over all ranks, so the summed gradients are those of the mean over the batch.
         self.world.all_reduce_sum_(counts_SK)
         means_SK = sums_SK / counts_SK.clamp(min=1)
         loss_S = (self.weights_SK * means_SK).sum(1)
         if loss_S.requires_grad:
             loss_S.sum().backward()  # a slot's parameters get the gradient of its own loss
-        here = self.method.step_trains(number)
-        self.optimizer.move([_both(member.phase[0].trains, here) for member in self.members])
+        step_trains = self.method.step_trains(number)
+        self.optimizer.move([_both(member.phase[0].trains, step_trains) for member in self.members])
         self.world.all_reduce_sum_(self.optimizer.gather())
         updates = [
             Update(self.optimizer.gradients[slot], member.done, member.modulation)
@@ -316,7 +315,7 @@ class _Pack:
         return self.world.all_reduce_sum_(torch.cat([loss_S.detach()[:, None], means_SK.detach()], 1))
 
     def _losses(self, batch: Batch, output: Output) -> tuple[Tensor, Tensor]:
-        """Sums of every slot's loss terms over the rows that count, and how many those are: [S, K] each."""
+        """Sums of every slot's loss terms over the counted rows, and the numbers of these rows: [S, K] each."""
         pairs = zip(*(x.chunk(self.pieces) for x in (output.prediction, batch.target)), strict=True)
         tasks = [m.slot.task for m in self.members[: self.pieces]]
         values_R = torch.cat([task.loss(*pair) for task, pair in zip(tasks, pairs, strict=True)])
@@ -331,7 +330,7 @@ class _Pack:
         return torch.stack(sums, 1), torch.stack(counts, 1).to(self.weights_SK.dtype)
 
     def _share_statistics(self) -> None:
-        """Ranks saw different rows: their mean is what all evaluate with, and what is saved."""
+        """Average batch norm statistics over the ranks, which saw different rows, for evaluation and checkpoints."""
         if self.world.size > 1:
             for values in self.statistics.values():
                 if values.is_floating_point():
@@ -339,7 +338,7 @@ class _Pack:
 
 
 def _both(one: Callable[[str], bool] | None, other: Callable[[str], bool] | None) -> Callable[[str], bool] | None:
-    """The names that both choose; None chooses all."""
+    """A filter for names that pass both filters; None passes all."""
     if one is None or other is None:
         return one or other
     return lambda name: one(name) and other(name)
@@ -362,7 +361,7 @@ def _check_pair(one: Member, other: Member) -> None:
 
 
 def _ending(member: Member, answer: Answer) -> Ending | None:
-    """What a report's answer means; None where the slot goes on."""
+    """Why a slot ends after a report's answer; None if it continues."""
     if isinstance(answer, UserError):
         return Ending("failed", answer)
     if member.over:

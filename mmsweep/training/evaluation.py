@@ -1,7 +1,7 @@
-"""Evaluation: predictions under every pattern once, then every scenario, rate and class by indexing.
+"""Evaluation: predicts under every pattern once, then scores every scenario, rate and class by indexing.
 
-What is kept of a prediction is `statistics` [P, N, ...]. A scenario's table says which pattern each row is under;
-its score is the metric of those entries. Thirty scenarios cost what the patterns cost.
+Predictions are kept as `statistics` [P, N, ...]. A scenario's table assigns a pattern to each row, and its score is the
+metric of those entries, so the cost depends on the number of patterns and not of scenarios.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mmsweep.training.world import World
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of a split under every pattern.
+    """A model's predictions on a split under every pattern.
 
     Args:
         statistics_PN: [P, N, ...], on the CPU; entries whose pattern leaves the row nothing hold no meaning.
@@ -58,7 +58,7 @@ class Predictions:
     groups: tuple[str | None, ...] = ()
 
     def under(self, table_NM: BoolArray) -> tuple[Tensor, Tensor, BoolArray]:
-        """Statistics and targets of the eligible rows under a table, and which rows those are."""
+        """Statistics and targets of the rows that are eligible under a table, and a mask of these rows."""
         rows_PM = pattern_rows(self.modalities)
         weights_M = 1 << np.arange(len(self.modalities))
         place = np.full(2 ** len(self.modalities), -1)
@@ -70,7 +70,7 @@ class Predictions:
 
 
 def autocast(precision: str, device: torch.device) -> Any:
-    """bf16 where the device has it in hardware; fp32 elsewhere."""
+    """bf16 on GPUs if asked for; otherwise fp32."""
     if precision == "bf16" and device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
@@ -86,7 +86,7 @@ def predict(
     precision: str = "fp32",
     inference: Inference = WHOLE,
 ) -> Predictions:
-    """What a method of one slot says of a split."""
+    """Predictions of a method of one slot on a split."""
     return predict_slots(method, [task], split, batch_size, device, world, precision, inference)[0]
 
 
@@ -101,10 +101,10 @@ def predict_slots(
     precision: str = "fp32",
     inference: Inference = WHOLE,
 ) -> list[Predictions]:
-    """Read the split once and predict under every pattern, for each slot; each row is evaluated by one rank.
+    """Read the split once and predict under every pattern for each slot; the rows are divided among the ranks.
 
     Args:
-        tasks: of each slot.
+        tasks: the task of each slot.
     """
     slots, task = len(tasks), tasks[0]
     modalities = method.backbone.modalities
@@ -116,18 +116,18 @@ def predict_slots(
     for start in range(share.start, share.stop, batch_size):
         index = np.arange(start, min(start + batch_size, share.stop))
         batch: Batch = split.batch(index, device).repeated(slots)
-        found: list[Tensor] = []
-        # Maps under all patterns at once would fill the memory: 15 of 20 classes at 1024 x 1024 are 1.3 GB a row.
+        statistics: list[Tensor] = []
+        # Maps of all patterns at once would fill the memory: 15 patterns, 20 classes at 1024 x 1024 are 1.3 GB a row.
         for some_PM in patterns_PM.split(1 if task.dense else len(patterns_PM)):
             with autocast(precision, device):
                 prediction = predict_patterns(inference, method, batch, some_PM)
-            pairs = zip(prediction.chunk(slots, 1), batch.target.chunk(slots), strict=True)  # as each slot by itself
-            found.append(torch.cat([own.statistics(*pair) for own, pair in zip(tasks, pairs, strict=True)], 1))
-        parts.append(torch.cat(found).unflatten(1, (slots, -1)))
+            pairs = zip(prediction.chunk(slots, 1), batch.target.chunk(slots), strict=True)  # one pair per slot
+            statistics.append(torch.cat([t.statistics(*pair) for t, pair in zip(tasks, pairs, strict=True)], 1))
+        parts.append(torch.cat(statistics).unflatten(1, (slots, -1)))
     if not parts:  # a rank without rows
         shape = (len(patterns_PM), slots, 0, *task.statistics_shape)
         parts = [torch.zeros(shape, dtype=task.statistics_dtype, device=device)]
-    whole_PSN = world.all_gather_rows(torch.cat(parts, 2), len(split), dim=2).cpu()
+    statistics_PSN = world.all_gather_rows(torch.cat(parts, 2), len(split), dim=2).cpu()
     truth, natural_NM, ids = task.truth(split.targets), np.asarray(split.natural_NM), tuple(split.ids)
     rows = (truth, natural_NM, modalities, ids, tuple(split.groups))
     return [Predictions(whole_PSN[:, s], *rows) for s in range(slots)]
@@ -139,8 +139,8 @@ def scenario_metrics(
     """`scenario/metric` for every scenario, and `mean_missing/…`, `worst_missing/…` over the proper patterns."""
     scores: dict[str, float] = {}
     for scenario in scenarios:
-        found = _score(predictions, task, scenario, seed)
-        scores |= {f"{scenario.name}/{metric}": value for metric, value in found.items()}
+        metrics = _score(predictions, task, scenario, seed)
+        scores |= {f"{scenario.name}/{metric}": value for metric, value in metrics.items()}
     mean, worst = missing_summary(predictions, task)
     scores |= {f"mean_missing/{metric}": value for metric, value in mean.items()}
     scores |= {f"worst_missing/{metric}": value for metric, value in worst.items()}
@@ -148,12 +148,12 @@ def scenario_metrics(
 
 
 def missing_summary(predictions: Predictions, task: Task) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and worst metric over the proper patterns, each subset wholly missing: the same in every study."""
+    """Mean and worst metric over the incomplete patterns, each applied to all rows: the same in every study."""
     modalities = predictions.modalities
-    found = [_score(predictions, task, _whole(p, modalities), 0) for p in patterns(modalities)[1:]]
+    scores = [_score(predictions, task, _always(p, modalities), 0) for p in patterns(modalities)[1:]]
     mean, worst = {}, {}
     for metric in task.metric_names:
-        values = [f[metric] for f in found if not math.isnan(f[metric])]
+        values = [score[metric] for score in scores if not math.isnan(score[metric])]
         mean[metric] = sum(values) / len(values) if values else math.nan
         worst[metric] = worst_of(values, direction(metric))
     return mean, worst
@@ -162,10 +162,10 @@ def missing_summary(predictions: Predictions, task: Task) -> tuple[dict[str, flo
 def constant_metrics(
     predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int, train_targets: np.ndarray
 ) -> dict[str, float]:
-    """`constant/scenario/metric`: what `scenario_metrics` would be, had the constant predictor said it.
+    """`constant/scenario/metric`: the `scenario_metrics` of the constant predictor.
 
     Args:
-        train_targets: of the training rows [N, ...], as a prepared split holds them.
+        train_targets: targets of the training rows [N, ...], as a prepared split holds them.
     """
     constant = _constant_predictions(predictions, task, train_targets)
     return {f"constant/{name}": v for name, v in scenario_metrics(constant, task, scenarios, seed).items()}
@@ -184,10 +184,10 @@ def evaluation_record(
     epoch: int,
     train_targets: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Everything a report needs of one model on one split: what `evaluation.json` holds.
+    """The content of `evaluation.json`: all that a report needs on one model and one split.
 
     Args:
-        train_targets: of the training rows: with them the constant predictor is scored beside the model.
+        train_targets: targets of the training rows; if given, the constant predictor is scored too.
     """
     modalities = predictions.modalities
     mean, worst = missing_summary(predictions, task)
@@ -210,7 +210,7 @@ def evaluation_record(
         "epoch": epoch,
         "scenarios": {s.name: _entry(predictions, task, s, seed) for s in scenarios},
         "patterns": {
-            pattern_name(p, modalities): _entry(predictions, task, _whole(p, modalities), seed)
+            pattern_name(p, modalities): _entry(predictions, task, _always(p, modalities), seed)
             for p in patterns(modalities)
         },
         "mean_missing": mean,
@@ -226,14 +226,14 @@ def evaluation_record(
 def _constant_scores(
     predictions: Predictions, task: Task, scenarios: Sequence[Scenario], seed: int, train_targets: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """The constant predictor on the very rows that the model is scored on: its metrics by scenario and by pattern."""
+    """The constant predictor's metrics by scenario and by pattern, on the same rows as the model's."""
     constant = _constant_predictions(predictions, task, train_targets)
     modalities = predictions.modalities
     mean, worst = missing_summary(constant, task)
     return {
         "scenarios": {s.name: _score(constant, task, s, seed) for s in scenarios},
         "patterns": {
-            pattern_name(p, modalities): _score(constant, task, _whole(p, modalities), seed)
+            pattern_name(p, modalities): _score(constant, task, _always(p, modalities), seed)
             for p in patterns(modalities)
         },
         "mean_missing": mean,
@@ -242,7 +242,7 @@ def _constant_scores(
 
 
 def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predictions) -> None:
-    """Write evaluation.json and, for tests over rows, predictions.npz beside it."""
+    """Write evaluation.json and predictions.npz; the latter allows bootstraps over rows."""
     statistics = predictions.statistics_PN
     kept: dict[str, Any] = (
         {"scores_PNC": statistics.float()} if statistics.is_floating_point() else {"confusions_PNCC": statistics}
@@ -267,7 +267,7 @@ def write_evaluation(folder: Path, record: dict[str, Any], predictions: Predicti
     write_atomically(folder / "evaluation.json", json_text(record, indent=1))
 
 
-def _whole(pattern: frozenset[str], modalities: Sequence[str]) -> Scenario:
+def _always(pattern: frozenset[str], modalities: Sequence[str]) -> Scenario:
     return Scenario(pattern_name(pattern, modalities), ((pattern, 1.0),))
 
 

@@ -1,4 +1,4 @@
-"""A few test scenes with what a model says of them under every pattern: what the report shows as pictures."""
+"""A few test scenes with predictions under every pattern, which the report shows as pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_examples(
 ) -> None:
     """Write examples.npz: predicted maps uint8 [P,R,H,W], the truth [R,H,W] and each raster as a picture [R,H,W,3].
 
-    The R scenes lie evenly over the split: they are the same for every method, seed and sweep, and nobody chose them.
+    The R scenes are evenly spaced over the split, so they are the same for every method, seed and sweep.
     """
     index = np.unique(((np.arange(EXAMPLES) + 0.5) * len(split) / EXAMPLES).astype(int))
     modalities = method.backbone.modalities
@@ -48,7 +48,7 @@ def write_examples(
 
 
 def _pictures(split: PreparedSplit, modality: str, index: np.ndarray) -> np.ndarray:
-    """uint8 [R,H,W,3]: colour as it is; one channel in greys from its lowest to its highest in these scenes."""
+    """uint8 [R,H,W,3]: colour unchanged; a single channel as grey, scaled to its range in these scenes."""
     format, values = split.formats[modality], split.column(modality)[index]
     assert isinstance(format, RasterFormat)
     if format.channels == 3 and format.dtype == "uint8":

@@ -1,7 +1,6 @@
-"""How a dense prediction is made at test: of the whole picture, of windows that slide over it, at several scales.
+"""Dense prediction at test: on the whole image, with a sliding window, at several scales, flipped.
 
-Validation always looks at whole pictures once; the other options (`study.sections.Inference`) cost as many passes as
-they have views.
+Validation always predicts on whole images once; the options of `study.sections.Inference` need one pass per view.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ WHOLE = Inference()
 
 
 def predict_patterns(inference: Inference, method: Method, batch: Batch, patterns_PM: Tensor) -> Tensor:
-    """As Method.predict_patterns; of several views the log of the mean probability."""
+    """Like Method.predict_patterns; for several views, the log of their mean probability."""
     if inference == WHOLE:
         return method.predict_patterns(batch, patterns_PM)
     size = batch.target.shape[-2:]
@@ -30,8 +29,8 @@ def predict_patterns(inference: Inference, method: Method, batch: Batch, pattern
         logits = _slide(inference, method, view, patterns_PM)
         logits = logits.flip(-1) if mirrored else logits
         flat = F.interpolate(logits.flatten(0, 1).float(), size, mode="bilinear", align_corners=False)
-        seen = flat.softmax(1).unflatten(0, logits.shape[:2])
-        total = seen if total is None else total + seen
+        probability = flat.softmax(1).unflatten(0, logits.shape[:2])
+        total = probability if total is None else total + probability
     assert total is not None
     return (total / inference.views).log()
 
@@ -66,7 +65,7 @@ def _slide(inference: Inference, method: Method, batch: Batch, patterns_PM: Tens
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin: every `stride`, the last one flush with the end."""
+    """Start positions of windows: every `stride`, the last one aligned with the end."""
     last = max(0, length - window)
     return [*range(0, last, stride), last]
 

@@ -1,8 +1,8 @@
 """Two-stage training: a method starts from the weights that another run trained (`train.init_from`), by name.
 
-The papers' second stage is MMP from a modality-dropout model. Every tensor of the checkpoint must have its place here,
-and everything that is trained of the backbone must be in the checkpoint; only the method's own tensors (a projector
-that the first stage did not have) may start from their initial values.
+In the papers, the second stage trains MMP from a modality-dropout model. Every tensor of the checkpoint must exist in
+this study's network, and every trained tensor of the backbone must be in the checkpoint; only the method's own tensors
+(such as a projector that the first stage lacked) may keep their initial values.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ KEY = "train.init_from"
 
 
 def weights_file(source: str) -> Path:
-    """The file that `train.init_from` means: itself, or a run's checkpoint of the epoch that its objective decided for.
+    """The weights file of `train.init_from`: that file itself, or the best checkpoint of a run's folder.
 
     Raises:
-        UserError: nothing there, a run without an epoch, or one whose best checkpoint is damaged.
+        UserError: nothing is there, the run has no epoch, or its best checkpoint is damaged.
     """
     if "${" in source:
         raise UserError(
@@ -56,15 +56,15 @@ def weights_file(source: str) -> Path:
     try:
         check_files(checkpoint, WEIGHTS)
     except UserError as problem:
-        raise problem.placed(key=KEY, expected="a run whose best checkpoint is whole") from problem
+        raise problem.placed(key=KEY, expected="a run whose best checkpoint is intact") from problem
     return checkpoint / WEIGHTS
 
 
 def check_first_stage(study: Study) -> None:
-    """Refuse, before anything starts, a first stage that is not there or is known to be of another architecture.
+    """Refuse, before anything starts, a first stage that is missing or known to have another architecture.
 
     Raises:
-        UserError: naming both stages' values of the key that differs.
+        UserError: names both stages' values of the key that differs.
     """
     source = study.train.init_from
     if source is None:
@@ -72,7 +72,7 @@ def check_first_stage(study: Study) -> None:
     weights_file(source)
     if Path(source).is_file():
         with _reading(Path(source)), safe_open(source, framework="pt"):
-            return  # bare tensors: what they fit is seen when they are read
+            return  # bare tensors: the architecture is checked when they are loaded
     first = Study.load(Path(source) / "study.yaml")
     pairs = {
         **{
@@ -81,7 +81,7 @@ def check_first_stage(study: Study) -> None:
         },
         "model.encoders": (sorted(first.model.encoders), sorted(study.model.encoders)),
         "model.lora.rank": (first.model.lora and first.model.lora.rank, study.model.lora and study.model.lora.rank),
-        # The same adapters at another scale are another network.
+        # The same adapters with another scale compute something else.
         "model.lora.alpha": tuple(s.model.lora and s.model.lora.alpha_in_force for s in (first, study)),
     }
     for key, (theirs, ours) in pairs.items():
@@ -105,7 +105,7 @@ def digest(source: str) -> str:
 
 
 def task_state(source: str) -> dict[str, Tensor]:
-    """What the checkpoint of `train.init_from` keeps of its task, such as the scale of its targets.
+    """The task's tensors in the checkpoint of `train.init_from`, such as the scale of its targets.
 
     Raises:
         UserError: no such weights.
@@ -129,10 +129,10 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 def start_from(method: Method, source: str) -> None:
-    """Put the weights of `train.init_from` into a method, by name; `task_state` is what else it brings.
+    """Copy the weights of `train.init_from` into a method by name; `task_state` reads the task's tensors.
 
-    Running statistics of batch norms come along. A tensor that this study freezes gets a value of its own: the host's
-    frozen backbone is shared and stays as it was.
+    Running statistics of batch norms are copied too. A tensor that this study freezes is replaced, not written to:
+    other trials share the host's frozen backbone.
 
     Raises:
         UserError: no such weights, or weights of another architecture; names the first tensor that does not fit.
@@ -140,19 +140,19 @@ def start_from(method: Method, source: str) -> None:
     file = weights_file(source)
     weights = {name: value for name, value in _read(source).items() if not name.startswith("task.")}
     tensors = {t.name: t for t in trained(method, frozen=True)}
-    own = {name: t.own(t.parameter.detach(), 0) for name, t in tensors.items()}
-    moving = running_statistics(method)
-    _check(method, dict(method.named_buffers()) | own, weights, file)
+    values = {name: t.own(t.parameter.detach(), 0) for name, t in tensors.items()}
+    statistics = running_statistics(method)
+    _check(method, dict(method.named_buffers()) | values, weights, file)
     for name, value in weights.items():
-        if name in moving:
-            moving[name].copy_(value)
+        if name in statistics:
+            statistics[name].copy_(value)
         elif name in tensors and (tensors[name].parameter.requires_grad or tensors[name].owner is not None):
-            own[name].copy_(value)
-        else:  # shared with other trials: this one gets its own
+            values[name].copy_(value)
+        else:  # shared with other trials, so it is replaced
             parent, _, last = name.rpartition(".")
-            place = own[name] if name in own else method.get_buffer(name)
-            module, value = method.get_submodule(parent), value.to(place.device, place.dtype)
-            if name in own:
+            shared = values[name] if name in values else method.get_buffer(name)
+            module, value = method.get_submodule(parent), value.to(shared.device, shared.dtype)
+            if name in values:
                 module.register_parameter(last, nn.Parameter(value, False))
             else:
                 module.register_buffer(last, value)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as the papers state them, and the optimiser of a pack."""
+"""The papers' learning-rate schedules, and the optimiser of a pack."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mmsweep.transfer import sent
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied by at a step (counted from 0) of `steps` in all.
+    """Factor of the learning rate at a step (counted from 0) out of `steps`.
 
-    Warm-up: `linear` climbs from `warmup_ratio` to 1 (as the code that the papers build on), `constant` holds the ratio
-    (as their text says): research/methods.md B20. Afterwards polynomial decay to 0, cosine to 0, or constant.
+    Warm-up (B20: paper and code differ): `linear` rises from `warmup_ratio` to 1, as in the code that the papers build
+    on; `constant` stays at the ratio, as in their text. Then polynomial or cosine decay to 0, or a constant rate.
     """
     warmup = (
         schedule.warmup_steps if schedule.warmup_steps is not None else round(schedule.warmup_epochs * steps_per_epoch)
@@ -37,22 +37,22 @@ def lr_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int) -
 
 
 class PackedAdamW:
-    """AdamW (Loshchilov & Hutter 2019) of S slots in one go, each with its own learning rate, decay and step count.
+    """AdamW (Loshchilov & Hutter 2019) for S slots at once, each with its own learning rate, decay and step count.
 
-    All trained tensors lie in one buffer [S, n], of which the parameters are views from here on, as all gradients do
-    once they are gathered: a step costs a dozen operations however many tensors and slots there are. Every operation is
-    elementwise and rounds once, so a slot's arithmetic knows no neighbours. Biases, norms and what the method excludes
-    are not decayed, as in the reference code (methods.md §5.2).
+    All trained tensors are views of one buffer [S, n], and gradients are gathered into another, so a step takes a dozen
+    operations for any number of tensors and slots. Every operation is elementwise and rounds once, so slots do not
+    influence each other. Biases, norms and tensors that the method excludes are not decayed, as in the reference code
+    (methods.md §5.2).
 
     Args:
-        tensors: what is trained.
-        specs: each slot's; betas and eps are those of the first.
-        undecayed: what the names of tensors without weight decay start with (`Method.undecayed`).
+        tensors: the trained tensors.
+        specs: options of each slot; betas and eps are taken from the first.
+        undecayed: name prefixes of tensors without weight decay (`Method.undecayed`).
     """
 
     def __init__(self, tensors: Sequence[Trained], specs: Sequence[Optimizer], undecayed: tuple[str, ...] = ()) -> None:
         def plain(tensor: Trained) -> bool:
-            """Whether weight decay leaves it alone."""
+            """Whether a tensor has no weight decay."""
             return tensor.own(tensor.parameter, 0).dim() < 2 or tensor.name.startswith(undecayed)
 
         self.tensors = sorted(tensors, key=plain)  # decayed first: checkpoints number their states in this order
@@ -64,7 +64,7 @@ class PackedAdamW:
         end = 0
         self._decayed = 0
         for tensor in self.tensors:
-            # Whole cache lines: where a tensor begins must not depend on its slot, or products would round differently.
+            # Aligned to cache lines: if a tensor's offset depended on its slot, products would round differently.
             size = tensor.parameter.numel() // S
             self._segments.append(slice(end, end + size))
             end += -(-size // ALIGNMENT) * ALIGNMENT
@@ -81,32 +81,32 @@ class PackedAdamW:
             tensor.parameter.data = view
 
     def restart(self, slot: int) -> None:
-        """Forget a slot's state, as at the beginning of training."""
+        """Reset a slot's state to that of a new optimiser."""
         self.steps[slot] = [0] * len(self.tensors)
         self.mean_SN[slot], self.square_SN[slot] = 0.0, 0.0
 
     def move(self, trains: Sequence[Callable[[str], bool] | None]) -> None:
-        """Say which tensors, by name, the next steps move in each slot; None: all. The others keep value and state."""
-        if all(own is None for own in trains):
+        """Set which tensors, by name, the next steps update in each slot; None: all. Others keep value and state."""
+        if all(chooses is None for chooses in trains):
             self.moved_ST = None
             return
-        chosen = [[own is None or own(t.name) for t in self.tensors] for own in trains]
+        chosen = [[chooses is None or chooses(t.name) for t in self.tensors] for chooses in trains]
         self.moved_ST = None if all(all(moved_T) for moved_T in chosen) else chosen
 
     @cached_property
     def gradients(self) -> list[dict[str, Tensor]]:
-        """Each slot's gathered gradients by name: views, as `Trained.own` cuts them out."""
+        """Each slot's gathered gradients by name, as views."""
         pairs = list(zip(self.tensors, self._segments, strict=True))
         slots = range(len(self.specs))
         return [{t.name: self._own(self.gradient_SN, t, segment, slot) for t, segment in pairs} for slot in slots]
 
-    def take(self, slot: int, other: PackedAdamW, theirs: int) -> None:
-        """Another optimiser's state of one of its slots, of the same tensors."""
-        self.steps[slot] = list(other.steps[theirs])
-        self.mean_SN[slot], self.square_SN[slot] = other.mean_SN[theirs], other.square_SN[theirs]
+    def take(self, slot: int, other: PackedAdamW, source: int) -> None:
+        """Copy the state of slot `source` of another optimiser with the same tensors into `slot`."""
+        self.steps[slot] = list(other.steps[source])
+        self.mean_SN[slot], self.square_SN[slot] = other.mean_SN[source], other.square_SN[source]
 
     def gather(self) -> Tensor:
-        """All gradients [S, n], taken off the parameters; zeros where a batch did not need a tensor, or it stays."""
+        """Move all gradients from the parameters into one buffer [S, n]; zeros for unused and for frozen tensors."""
         S, parts = len(self.specs), []
         for tensor, segment in zip(self.tensors, self._segments, strict=True):
             size = segment.stop - segment.start
@@ -122,13 +122,13 @@ class PackedAdamW:
         return self.gradient_SN
 
     def clip(self, norms: Sequence[float | None]) -> None:
-        """Bring each slot's gradient to its largest norm, as torch.nn.utils.clip_grad_norm_ does; None: as it is."""
-        for gradient_N, largest in zip(self.gradient_SN, norms, strict=True):  # a norm by itself: no sum over slots
+        """Clip each slot's gradient norm like torch.nn.utils.clip_grad_norm_; None: no clipping."""
+        for gradient_N, largest in zip(self.gradient_SN, norms, strict=True):  # one norm per slot
             if largest is not None:
                 gradient_N.mul_((largest / (gradient_N.norm() + 1e-6)).clamp(max=1.0))
 
     def step(self, lr_S: Sequence[float]) -> None:
-        """Move every slot by its gathered gradient."""
+        """Update every slot with its gathered gradient."""
         moved_ST = self.moved_ST or [[True] * len(self.tensors)] * len(self.specs)
         for steps_T, moved_T in zip(self.steps, moved_ST, strict=True):
             steps_T[:] = map(operator.add, steps_T, moved_T)
@@ -146,7 +146,7 @@ class PackedAdamW:
             keep, size, root, new, old, square, moves = self._sent(by_tensor)[..., self._tensor_N]
             keep, size = torch.where(moves > 0, keep, 1.0), size * moves
         self.values_SN[:, : self._decayed] *= keep[:, : self._decayed]
-        # No fused multiply-add (lerp, addcmul): a vector's end would round otherwise than its middle.
+        # No fused multiply-add (lerp, addcmul), which rounds differently at the end of a vector.
         self.mean_SN += (self.gradient_SN - self.mean_SN).mul_(new)
         self.square_SN.mul_(old)
         self.square_SN += (self.gradient_SN * square).mul_(self.gradient_SN)
@@ -154,7 +154,7 @@ class PackedAdamW:
         self.values_SN -= (self.mean_SN * size).div_(bound_SN)
 
     def _numbers(self, steps_ST: Sequence[Sequence[int]], lr_S: Sequence[float]) -> list[list[list[float]]]:
-        """What the values, the first and the second moment are multiplied by, [3][S][T], after so many steps."""
+        """Factors of the values and of the first and second moment, [3][S][T], after a number of steps."""
         b1, b2 = self.specs[0].betas
         slots = list(zip(steps_ST, lr_S, self.specs, strict=True))
         return [
@@ -167,16 +167,16 @@ class PackedAdamW:
         return sent(torch.tensor(numbers, dtype=self.values_SN.dtype), self.values_SN.device)
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """A slot's state, as torch.optim.AdamW numbers and names it: what checkpoints hold."""
-        found: dict[str, Tensor] = {}
+        """A slot's state for checkpoints, numbered and named like that of torch.optim.AdamW."""
+        state: dict[str, Tensor] = {}
         for i, (tensor, segment) in enumerate(zip(self.tensors, self._segments, strict=True)):
-            found[f"{i}.step"] = torch.tensor(float(self.steps[slot][i]))
-            found[f"{i}.exp_avg"] = self._own(self.mean_SN, tensor, segment, slot)
-            found[f"{i}.exp_avg_sq"] = self._own(self.square_SN, tensor, segment, slot)
-        return found
+            state[f"{i}.step"] = torch.tensor(float(self.steps[slot][i]))
+            state[f"{i}.exp_avg"] = self._own(self.mean_SN, tensor, segment, slot)
+            state[f"{i}.exp_avg_sq"] = self._own(self.square_SN, tensor, segment, slot)
+        return state
 
     def load(self, slot: int, state: Mapping[str, Tensor]) -> None:
-        """Go on from a slot's state."""
+        """Restore a slot's state."""
         self.steps[slot] = [int(state[f"{i}.step"].item()) for i in range(len(self.tensors))]
         for i, (tensor, segment) in enumerate(zip(self.tensors, self._segments, strict=True)):
             self._own(self.mean_SN, tensor, segment, slot).copy_(state[f"{i}.exp_avg"])
@@ -187,4 +187,4 @@ class PackedAdamW:
 
 
 ALIGNMENT = 16
-"""Numbers that a tensor's place is a multiple of: 64 bytes of fp32."""
+"""A tensor's offset is a multiple of this many numbers: 64 bytes of fp32."""

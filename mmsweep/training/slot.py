@@ -1,4 +1,4 @@
-"""A trial in the engine: what it draws in each epoch, where it stands, and what it writes and resumes from."""
+"""A trial in the engine: its random draws, progress, checkpoints and resume."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Slot:
     """One trial in the engine.
 
     Args:
-        folder: where it is recorded.
-        method, task, train: what is trained, and how. The method is a pack of one; the trial's values of the last epoch
-            are in it when the slot has left.
+        folder: the trial's folder.
+        method, task, train: what is trained, and how. The method is a pack of one; it holds the trained values of the
+            last epoch once the slot has left its pack.
         table_NM: which modalities of each training row may be read (`scenarios.train`).
-        better: (new, best so far) -> whether new metrics are better: that epoch's checkpoint is kept.
-        augmentation: on the batch; None: off.
+        better: (new, best so far) -> whether the new metrics are better; the best epoch's checkpoint is kept.
+        augmentation: augmentation of batches; None for none.
     """
 
     folder: TrialFolder
@@ -48,17 +48,17 @@ class Slot:
 
 
 def generator(seed: int, purpose: str, epoch: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A random generator that these four values alone decide."""
+    """A random generator seeded by these values alone."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 class Member:
-    """A slot under way: where it stands and what it has to show."""
+    """A slot in training, with its progress."""
 
     def __init__(self, slot: Slot, data: PreparedData) -> None:
         self.slot = slot
-        self.rows = np.flatnonzero(slot.table_NM.any(1))  # a row with nothing to read teaches nothing
+        self.rows = np.flatnonzero(slot.table_NM.any(1))  # rows without any modality are not trained on
         if not len(self.rows):
             raise UserError("no training row has a modality left under this scenario", key="scenarios.train")
         self.natural_NM = data.splits["train"].natural_NM
@@ -76,17 +76,17 @@ class Member:
 
     @property
     def phase(self) -> tuple[Phase, int]:
-        """The phase of the next epoch, and how many epochs were over when it began."""
+        """The phase of the next epoch, and the number of epochs before that phase."""
         return next((p, start) for p, start in reversed(self.phases) if start <= self.done)
 
     def hand_over(self) -> PackedAdamW:
-        """Its optimiser's state, which is the pack's from now on."""
+        """Release its optimiser, whose state the pack takes over."""
         assert self.optimizer is not None
-        given, self.optimizer = self.optimizer, None
-        return given
+        optimizer, self.optimizer = self.optimizer, None
+        return optimizer
 
     def begin(self, device: torch.device) -> None:
-        """Draw the next epoch's order and make its generators."""
+        """Draw the next epoch's order of rows and create its generators."""
         seed, epoch = self.slot.train.seed, self.done + 1
         self.order = self.rows[torch.randperm(len(self.rows), generator=generator(seed, "order", epoch)).numpy()]
         self.masking = generator(seed, "masking", epoch)
@@ -95,7 +95,7 @@ class Member:
         self.modulation = generator(seed, "modulation", epoch, device)
 
     def draw(self, step: int) -> Drawn:
-        """The batch of a step of this epoch: (rows [B], what may be read [B, M], what is used of it [B, M])."""
+        """The batch of a step of this epoch: (rows [B], modalities present [B, M], modalities used [B, M])."""
         size = self.slot.train.batch_size
         index_B = self.order[step * size : (step + 1) * size]
         present_BM = self.slot.table_NM[index_B] & self.natural_NM[index_B]
@@ -105,12 +105,12 @@ class Member:
         return index_B, present_BM, used_BM
 
     def lr(self, step: int) -> float:
-        """The learning rate of a step of this epoch; each phase runs through the schedule from its start."""
+        """The learning rate of a step of this epoch; each phase restarts the schedule."""
         train, n, (phase, start) = self.slot.train, self.steps_per_epoch, self.phase
         return train.optimizer.lr * lr_factor(train.schedule, (self.done - start) * n + step, phase.epochs * n, n)
 
     def record(self, losses: dict[str, float], scores: dict[str, float], seconds: float) -> Report:
-        """Count the epoch and say what it brought."""
+        """Count the finished epoch and make its report."""
         self.done += 1
         metrics = {f"train/{name}": value for name, value in losses.items()} | {
             f"val/{name}": value for name, value in scores.items()
@@ -122,7 +122,7 @@ class Member:
         return Report(self.done, metrics, name, seconds)
 
     def write(self, record: Report, weights: dict[str, Tensor], resume: dict[str, Tensor]) -> None:
-        """Checkpoint first, then the report line that vouches for it."""
+        """Write the checkpoint, then the report line that names it."""
         assert self.best is not None
         best = {"epoch": self.best.epoch, "metrics": self.best.metrics}
         folder = self.slot.folder
@@ -145,11 +145,11 @@ class Member:
 
 
 def make_optimizer(method: Method, trains: Sequence[Train]) -> PackedAdamW:
-    """The optimiser of a pack whose slots are trained so."""
+    """The optimiser of a pack, from the training options of its slots."""
     return PackedAdamW(trained(method), [train.optimizer for train in trains], method.undecayed)
 
 
 def memory_of(method: Method, slot: int = 0) -> dict[str, Tensor]:
-    """A slot's values that are not trained and change while training, by name: views."""
+    """Views of a slot's parameters that change in training without being trained, by name."""
     tensors = trained(method, frozen=True) if method.memory else ()
     return {t.name: t.own(t.parameter.detach(), slot) for t in tensors if t.name in method.memory}

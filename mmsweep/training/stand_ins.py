@@ -1,4 +1,4 @@
-"""How near what stands in for a missing modality comes to the real thing (MMP, supplement S3)."""
+"""Similarity of predicted and real tokens of a missing modality (MMP, supplement S3)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmsweep.methods.method import Method, StandIn
 
 @torch.inference_mode()
 def write_stand_ins(folder: Path, method: Method, split: PreparedSplit, batch_size: int, device: torch.device) -> None:
-    """Write stand_ins.npz: cosine similarity and mean squared error of each row's stand-ins for each modality.
+    """Write stand_ins.npz: cosine similarity and mean squared error of each row's predicted tokens, by modality.
 
-    float32 [M,N] each, the mean over a row's tokens; NaN for rows that lack something, which have nothing to compare
-    with. No file for a method that replaces nothing.
+    Both are float32 [M,N], means over a row's tokens; NaN for incomplete rows, which lack real tokens to compare with.
+    No file is written for a method that predicts no tokens.
     """
     modalities = method.backbone.modalities
     method.eval()
@@ -28,10 +28,10 @@ def write_stand_ins(folder: Path, method: Method, split: PreparedSplit, batch_si
     mse_MN = cosine_MN.copy()
     for start in range(0, len(complete_R), batch_size):
         index = complete_R[start : start + batch_size]
-        found = method.stand_ins(split.batch(index, device))
+        stand_ins = method.stand_ins(split.batch(index, device))
         for place, modality in enumerate(modalities):
-            if modality in found:
-                cosine_B, mse_B = nearness(found[modality])
+            if modality in stand_ins:
+                cosine_B, mse_B = similarity(stand_ins[modality])
                 cosine_MN[place, index], mse_MN[place, index] = cosine_B.cpu(), mse_B.cpu()
     if np.isnan(cosine_MN).all():
         return
@@ -40,8 +40,8 @@ def write_stand_ins(folder: Path, method: Method, split: PreparedSplit, batch_si
     temporary.replace(folder / "stand_ins.npz")
 
 
-def nearness(pair: StandIn) -> tuple[Tensor, Tensor]:
-    """(cosine similarity [B], mean squared error [B]) of stand-ins and what they stand for, each a mean over tokens."""
+def similarity(pair: StandIn) -> tuple[Tensor, Tensor]:
+    """(cosine similarity [B], mean squared error [B]) of predicted and real tokens, each a mean over tokens."""
     real_BND, guess_BND = pair.real_BND.float(), pair.guess_BND.float()
     cosine_BN = F.cosine_similarity(real_BND, guess_BND, dim=-1)
     mse_BN = (real_BND - guess_BND).square().mean(-1)

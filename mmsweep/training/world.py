@@ -1,4 +1,4 @@
-"""The ranks that train one trial together: the few collective operations that the engine needs, no-ops for one rank."""
+"""Collective operations over the ranks that train one trial together; no-ops for a single rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class World:
 
     @classmethod
     def current(cls) -> World:
-        """The ranks of torch.distributed's default group, or a single rank where it is not initialised."""
+        """The ranks of torch.distributed's default group, or a single rank if it is not initialised."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -42,7 +42,7 @@ class World:
             return rows
         moved = rows.movedim(dim, 0)
         whole = moved.new_zeros((total, *moved.shape[1:]))
-        whole[self.rows(total)] = moved  # uneven shares: summing zero-filled wholes needs no padding rules
+        whole[self.rows(total)] = moved  # shares differ in size: summing zero-filled tensors needs no padding
         return self.all_reduce_sum_(whole).movedim(0, dim)
 
     def barrier(self) -> None:

@@ -10,7 +10,7 @@ from mmsweep.assembly.build import make_method
 from mmsweep.assembly.host import Warm
 from mmsweep.methods.method import StandIn
 from mmsweep.methods.restoration import per_sample
-from mmsweep.training.stand_ins import nearness, write_stand_ins
+from mmsweep.training.stand_ins import similarity, write_stand_ins
 from mmsweep.training.world import World
 
 
@@ -34,13 +34,13 @@ def ready(tiny_gaps_study, warm):
     return of
 
 
-def test_nearness_by_hand():
+def test_similarity_by_hand():
     real = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[1.0, 0.0], [9.0, 9.0]]])
     guess = torch.tensor([[[4.0, 3.0], [0.0, 2.0]], [[1.0, 0.0], [-5.0, 7.0]]])
-    cosine, mse = nearness(StandIn(real, guess))
+    cosine, mse = similarity(StandIn(real, guess))
     torch.testing.assert_close(cosine[0], torch.tensor((24 / 25 + 0) / 2))
     torch.testing.assert_close(mse[0], torch.tensor(((1 + 1) / 2 + (1 + 4) / 2) / 2))
-    cosine, mse = nearness(StandIn(real, guess, torch.tensor([[True, True], [True, False]])))
+    cosine, mse = similarity(StandIn(real, guess, torch.tensor([[True, True], [True, False]])))
     assert cosine[1] == 1 and mse[1] == 0  # what is padding is not compared
 
 

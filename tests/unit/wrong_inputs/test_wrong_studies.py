@@ -147,7 +147,7 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         {"scenarios.evaluate": [{"missing": ["image", "text"]}]},
         "missing:",
         "scenarios.evaluate.0",
-        ["no modality at all", "found {'missing': ['image', 'text']}", "expected one left at least"],
+        ["no modality at all", "found {'missing': ['image', 'text']}", "expected at least one left"],
     ),
     "shares that leave rows with too little": (
         {"scenarios.evaluate": [{"available": {"image": 0.3, "text": 0.3}}]},

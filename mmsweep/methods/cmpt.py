@@ -82,7 +82,7 @@ class CMPT(Method):
         return torch.stack([self.backbone.head(self.gate(class_BMD, proxy_BSTD, used_BM)) for used_BM in used_PBM])
 
     def stand_ins(self, batch: Batch) -> dict[str, StandIn]:
-        """Class tokens beside the mean of the other modalities' proxies for them, as the gate would take it."""
+        """Class tokens and the mean of the other modalities' proxies for them, which the gate uses in their place."""
         class_BMD, proxy_BSTD = self.read(batch)
         found = {}
         for target, modality in enumerate(self.backbone.modalities):
@@ -95,7 +95,7 @@ class CMPT(Method):
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Equations 2 and 3: class tokens [B, M, D] and proxies [B, source, target, D] (zero where source = target).
 
-        B5: every encoder runs on whatever is present, used or not: masking acts on the gate alone.
+        B5: every encoder runs on all present modalities, used or not; masking affects only the gate.
         """
         tokens = self.backbone.embed(batch)
         modalities = self.backbone.modalities

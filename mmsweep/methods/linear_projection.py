@@ -24,7 +24,7 @@ from mmsweep.transfer import sent
 
 
 class LinearProjector(Projector):
-    """One linear map for every pair of modalities; `shapes` in the dataset's order."""
+    """One linear map for every ordered pair of modalities; `shapes` are in the dataset's order."""
 
     def __init__(self, shapes: dict[str, TokenShape]) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def _pair(m: str, a: str) -> str:
 
 @register("linear_projection")
 class LinearProjection(Restoring):
-    """Tokens of missing modalities by one linear map a pair; see the top of this file."""
+    """Predicts tokens of missing modalities by one linear map per pair; see the top of this file."""
 
     class Options(AligningMethodOptions):
         pass

@@ -1,4 +1,4 @@
-"""The contract of a method: what is done about missing modalities on a backbone."""
+"""The interface of a method, which handles missing modalities on a backbone."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Term:
     """A loss before averaging, so that ranks and slots can average over exactly the rows that count.
 
     Args:
-        values_B: per sample, ordered by slot.
-        counted_B: bool; the mean is over these rows, and 0 where there are none.
+        values_B: value of each sample, ordered by slot.
+        counted_B: bool, the rows to average over; the mean of no rows is 0.
     """
 
     values_B: Tensor
@@ -37,8 +37,8 @@ class Term:
 class Output:
     """Args:
     prediction: [B, C].
-    losses: the method's own terms by name, unweighted; the task's loss is the engine's to add.
-    counted_B: bool, the rows that the task's loss is averaged over; None: all of them.
+    losses: the method's own loss terms by name, unweighted; the engine adds the task's loss.
+    counted_B: bool, the rows over which the task's loss is averaged; None: all rows.
     """
 
     prediction: Tensor
@@ -48,12 +48,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a trial's epochs that trains some of its parameters, with an optimiser and a schedule of its own.
+    """A range of a trial's epochs that trains some of its parameters, with its own optimiser state and schedule.
 
     Args:
-        name: what the method's `forward` does meanwhile.
-        epochs: how many.
-        trains: whether the parameter of a name is trained; None: every one is.
+        name: name by which the method's `forward` recognises the phase.
+        epochs: number of epochs.
+        trains: whether a parameter is trained, by name; None: all are.
     """
 
     name: str
@@ -66,10 +66,10 @@ class Update:
     """One slot's gradients on their way to the optimiser.
 
     Args:
-        gradients: by parameter name, of the whole batch over all ranks, without slot axis and padding; to be changed in
-            place. A parameter that this update leaves as it is has zeros.
-        epoch: of the slot, counted from 0.
-        generator: the slot's own, on the gradients' device; equal on all ranks.
+        gradients: gradients by parameter name, summed over all ranks, without slot axis and padding; to be changed in
+            place. They are zero for parameters that this update does not train.
+        epoch: the slot's epoch, counted from 0.
+        generator: the slot's generator on the gradients' device, equal on all ranks.
     """
 
     gradients: Mapping[str, Tensor]
@@ -79,11 +79,11 @@ class Update:
 
 @dataclass(frozen=True)
 class StandIn:
-    """What a method puts in the place of a missing modality, beside what it stands for.
+    """Real tokens of a modality and the tokens with which a method replaces them when the modality is missing.
 
     Args:
-        real_BND, guess_BND: N tokens of width D a sample; N is 1 where a single token is replaced.
-        mask_BN: False for padding; None: every token counts.
+        real_BND, guess_BND: N tokens of width D per sample; N is 1 if a single token is replaced.
+        mask_BN: False for padding; None: no padding.
     """
 
     real_BND: Tensor
@@ -92,26 +92,26 @@ class StandIn:
 
 
 class Method(Packed, ABC):
-    """One method on one backbone: of one trial as it is made, of S trials once `models.packing.merge` packs them.
+    """One method on one backbone, for one trial when created and for S trials after `models.packing.merge`.
 
-    A batch is S * B rows ordered by slot, and every tensor that a method brings has a leading slot axis (packing.py).
+    A batch is S * B rows ordered by slot, and every tensor of a method has a leading slot axis (packing.py).
 
     Attributes:
-        Options: the class of its options. If it derives from MaskingMethodOptions, the method hides modalities at
-            random while training; if it has an option `absent`, the method can be fed placeholders.
-        accepts: the kind of backbone it works on.
-        masks_gaps: whether it goes on masking where scenarios.train leaves gaps of its own (B3).
-        undecayed: what the names of its parameters without weight decay start with; biases and norms need no mention.
-        options: what the study says of it.
-        masking: removal drawn anew at every step, or None. A trial's own, as `weights`: the engine asks each trial's.
-        weights: name of an own loss -> its weight.
-        extra_tokens: how many tokens it adds for each modality to the sequences that blocks read, at most.
-        noise: where dropout masks come from; the engine sets it.
+        Options: the class of its options. If it derives from MaskingMethodOptions, the method masks modalities at
+            random in training; if it has an option `absent`, the method can be fed placeholders.
+        accepts: the class of backbones that it supports.
+        masks_gaps: whether it masks even if scenarios.train already leaves gaps (B3).
+        undecayed: name prefixes of parameters without weight decay; biases and norms are never decayed.
+        options: its options in the study.
+        masking: random masking at every training step, or None; belongs to each trial of a pack, like `weights`.
+        weights: name of one of its loss terms -> weight.
+        extra_tokens: largest number of tokens that it adds for each modality to the sequences that blocks read.
+        noise: source of dropout masks; set by the engine.
         phases_S: the phase of each slot, set by the engine for every epoch of training; empty in evaluation.
-        updates: how many updates `steps` asks for with each batch.
-        always_feeds: whether an absent modality's placeholder is read without an option `absent` that asks for it.
-        tasks: the tasks that it is made for; None: all of them.
-        memory: parameters that are not trained but change while training: checkpoints hold them for resuming.
+        updates: number of updates that `steps` makes per batch.
+        always_feeds: whether it reads the placeholder of an absent modality without an option `absent`.
+        tasks: the tasks that it supports; None: all.
+        memory: parameters that change in training without being trained; checkpoints hold them for resuming.
     """
 
     registry: ClassVar[Registry] = METHODS
@@ -150,7 +150,7 @@ class Method(Packed, ABC):
         """Whether masking acts.
 
         Args:
-            gaps: whether scenarios.train leaves gaps of its own.
+            gaps: whether scenarios.train leaves gaps.
             with_training_gaps: `method.masking.with_training_gaps`.
         """
         beside_gaps = cls.masks_gaps if with_training_gaps is None else with_training_gaps
@@ -158,63 +158,62 @@ class Method(Packed, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
-        """Predict from the modalities in use and say what else is to be minimised.
+        """Predict from the modalities in use, and return the method's loss terms.
 
         Args:
-            batch: `present_BM` says what may be read.
-            used_BM: what the fusion may use; never more than is present, never an empty row. While training it lies on
-                the host, so that whoever chooses rows by it need not wait for the device; `transfer.sent` brings it.
+            batch: inputs; `present_BM` says which modalities may be read.
+            used_BM: modalities that the fusion may use, a subset of the present ones with no empty row. In training it
+                is on the host, where rows can be selected without waiting for the device; `transfer.sent` copies it.
         """
 
     def steps(self, batch: Batch, used_BM: Tensor) -> Iterator[Output]:
-        """What a batch of training asks for: each output is followed by a backward pass and an update of its own.
+        """The outputs of a training batch, `updates` in number; each is followed by its own backward pass and update.
 
-        As many as `updates` says. Parameters that an output does not depend on stay as they are in its update, if
-        `step_trains` says so. Arguments as `forward`.
+        `step_trains` says which parameters an update changes. Arguments as in `forward`.
         """
         yield self(batch, used_BM)
 
     def step_trains(self, update: int) -> Callable[[str], bool] | None:
-        """Which parameters, by name, move in an update of a batch (counted from 0); None: all that the phase trains.
+        """Which parameters, by name, an update of a batch (counted from 0) trains; None: all that the phase trains.
 
-        The others keep their values and their optimiser's state, as if the update had not been.
+        The others keep their values and optimiser state, as if there had been no update.
         """
         return None
 
     def phases(self, epochs: int) -> list[Phase]:
-        """The phases of a trial of so many epochs, in their order; their epochs add up to those.
+        """The phases of a trial in order; their epochs add up to `epochs`.
 
-        Where a trial stands follows from its epoch alone. Validation is through `predict_patterns` in every phase.
-        Raises UserError where there are too few epochs.
+        A trial's epoch determines its phase. Validation uses `predict_patterns` in every phase. Raises UserError if
+        there are too few epochs.
         """
         return [Phase("whole", epochs)]
 
     def after_backward(self, updates: Sequence[Update], total: Callable[[Tensor], Tensor]) -> None:
-        """Change gradients before they are clipped; called on every rank for each update, also on one without rows.
+        """Change gradients before they are clipped; called on every rank for each update, even on a rank without rows.
 
-        It comes after the ranks' gradients were summed, and not right after `backward`, so that what it computes from
-        them (a spread, a projection) is of the whole batch, and a trial does not depend on the number of workers.
+        It is called once the ranks' gradients are summed, so statistics of the gradients (a spread, a projection) are
+        those of the whole batch, and a trial does not depend on the number of workers.
 
         Args:
-            updates: of each slot.
+            updates: the update of each slot.
             total: sums a tensor over the ranks, in place.
         """
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
-        """Predictions under every pattern: [P, B, C]. Rows without any modality of a pattern hold no meaning.
+        """Predictions under every pattern: [P, B, C], undefined for rows without any modality of a pattern.
 
-        This default runs the network once a pattern.
+        This default runs the network once per pattern.
         """
         return torch.stack([self(batch, batch.present_BM & pattern_M).prediction for pattern_M in patterns_PM])
 
     def stand_ins(self, batch: Batch) -> dict[str, StandIn]:
-        """Every modality with what replaces it when it alone is missing; empty for methods that replace nothing.
+        """For every modality, its real tokens and those that replace it when it alone is missing; empty if none do.
 
         Args:
-            batch: rows that have everything.
+            batch: rows that have all modalities.
         """
         return {}
 
     def trainable(self) -> list[str]:
-        """Names of the parameters that are trained, and so checkpointed."""
+        """Names of the trained parameters, which checkpoints hold."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Missing-aware prompts (Lee et al., CVPR 2023, arXiv 2303.03369): learned prompts for each pattern of what is there.
+"""Missing-aware prompts (Lee et al., CVPR 2023, arXiv 2303.03369): learned prompts for each pattern of modalities.
 
     a row with the pattern p ─► placeholders in place of what p lacks ─► prompts of p enter the first blocks ─► head
 
@@ -31,7 +31,7 @@ from mmsweep.transfer import sent
 
 @register("missing_aware_prompts")
 class MissingAwarePrompts(Method):
-    """Prompts chosen by what is missing; see the top of this file."""
+    """Prompts chosen by the missing modalities; see the top of this file."""
 
     class Options(MaskingMethodOptions):
         place: PromptPlace = Field("input", description="Whether prompts are tokens, or keys and values of attention.")
@@ -104,15 +104,15 @@ class MissingAwarePrompts(Method):
         every = self.prompts[part]
         S, P, Y, L, D = every.shape
         digits_M = 2 ** torch.arange(used_BM.shape[1], device=used_BM.device)
-        pattern_B = ((used_BM * digits_M).sum(1) - 1).clamp(min=0)  # a row without anything holds no meaning
+        pattern_B = ((used_BM * digits_M).sum(1) - 1).clamp(min=0)  # a row without modalities is undefined
         chosen_SBP = (pattern_B[:, None] == torch.arange(P, device=used_BM.device)).view(S, -1, P).to(every.dtype)
-        # A product with ones and zeros: its gradient is a product too, where indexing would add up in any order.
+        # A product with ones and zeros has a deterministic gradient; that of indexing sums in any order.
         rows_BYLD = torch.bmm(chosen_SBP, every.flatten(2)).view(-1, Y, L, D)
         return {i: Prompt(rows_BYLD[:, y], self.options.place) for y, i in enumerate(self.layers[part])}
 
 
 def _without_adapters(network: nn.Module) -> None:
-    """Put the frozen linears back in the place of adapted ones, in place."""
+    """Replace adapted linears by their frozen base layers, in place."""
     for module in list(network.modules()):
         for name, inner in list(module.named_children()):
             if isinstance(inner, PackedLoRALinear):

@@ -93,10 +93,10 @@ class MLA(Method):
 
 
 def weighted(logits_BMC: Tensor, used_BM: Tensor, several: bool) -> Tensor:
-    """[B, C]: the used modalities' logits, those of a surer modality weighing more. Zeros where none is used.
+    """[B, C]: the used modalities' logits, weighted by certainty; zeros if none is used.
 
     Args:
-        several: labels are independent of each other; their entropies are summed.
+        several: whether labels are independent, so that their entropies are summed.
     """
     exact_BMC = logits_BMC.float()
     if several:

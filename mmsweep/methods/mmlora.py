@@ -33,7 +33,7 @@ JOINT = "joint"
 
 
 class JointLoRALinear(PackedLoRALinear):
-    """An adapted linear with a second adapter of the same rank and scale, which starts at zero too, without dropout."""
+    """An adapted linear with a second adapter of equal rank and scale, also initialised to zero, without dropout."""
 
     def forward(self, x: Tensor) -> Tensor:
         x_SNI = x.reshape(self.slots, -1, x.shape[-1])
@@ -91,7 +91,7 @@ class MMLoRA(Method):
         return self.backbone.belongs(name.removeprefix("backbone."), modality) and f".{JOINT}." not in name
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
-        """While training a slot uses what its phase is about; rows that lack that do not count."""
+        """In training, a slot uses only the modalities of its phase; rows that lack them do not count."""
         here_SM = self._in_phase()
         used_BM = used_BM & by_slot(here_SM, len(batch)).to(used_BM.device)
         used_BM = sent(used_BM, batch.present_BM.device)
@@ -110,11 +110,11 @@ class MMLoRA(Method):
         return torch.tensor([[p.name in (JOINT, f"only-{m}") for m in modalities] for p in self.phases_S])
 
     def _logits(self, batch: Batch, here_SM: Tensor) -> list[Tensor | None]:
-        """Each modality's own logits [B, C]; None for what no slot trains now."""
+        """Each modality's logits [B, C]; None for a modality that no slot trains now."""
         tokens, own = self.backbone.embed(batch), self.noise.generators
         found: list[Tensor | None] = []
         for m, here_S in zip(self.backbone.modalities, here_SM.T.tolist(), strict=True):
-            if own:  # a slot in another phase would not draw here if it were alone
+            if own:  # a slot in another phase must not draw here: it would not if it trained alone
                 pairs = zip(own, here_S, strict=True)
                 self.noise.generators = [g if here else torch.Generator(g.device) for g, here in pairs]
             found.append(self.heads[m](self.backbone.classes(m, tokens[m])[0]) if any(here_S) else None)

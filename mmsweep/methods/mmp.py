@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
         self.norm = nn.LayerNorm(width) if residual_norm else None
 
     def forward(self, queries_RKD: Tensor, x_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
-        """[R, K, D]; keys whose mask is False are not looked at."""
+        """[R, K, D]; keys whose mask is False are ignored."""
         q, k, v = (
             linear(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for linear, y in ((self.query, queries_RKD), (self.key, x_RND), (self.value, x_RND))
@@ -67,7 +67,7 @@ class TokenMLP(nn.Module):
 
     def __init__(self, inputs: int, tokens: int, width: int, out_width: int) -> None:
         super().__init__()
-        # No bias here: it would add the same to all D entries of a token, which the norm takes off again.
+        # No bias here: it would add the same value to all D entries of a token, which the norm removes.
         self.over_tokens = nn.Linear(inputs, tokens, bias=False)
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
@@ -121,13 +121,13 @@ class AggregatedProjector(Projector):
             if isinstance(module, nn.Linear):
                 draw_linear(module, generator)
         for parameter in self.aggregated.parameters():
-            # Unit variance: smaller ones would make all K queries look everywhere alike at the start.
+            # Unit variance: with a smaller one, all K queries would attend uniformly at the start.
             with torch.no_grad():
                 parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(generator=generator))
 
     def forward(self, tokens: Mapping[str, Sequence], used_BM: Tensor) -> dict[str, Restored]:
         needy_B = (~used_BM).any(1)
-        # B29: each pass starts from the parameters A_m; nothing is kept between passes.
+        # B29: each pass starts from the parameters A_m; no state is kept between passes.
         sources: dict[str, tuple[Tensor, Tensor, Tensor | None, Tensor]] = {}
         for column, a in enumerate(self.shapes):
             row_B = used_BM[:, column] & needy_B
@@ -201,7 +201,7 @@ class ProjectorOptions(Section):
 
 @register("mmp")
 class MMP(Restoring):
-    """Tokens of missing modalities by cross-attention from the available ones; see the top of this file.
+    """Predicts tokens of missing modalities by cross-attention to the available ones; see the top of this file.
 
     `method.align_weight: 0` is the ablation without alignment: the term is reported and trains nothing.
     """
@@ -219,15 +219,15 @@ class MMP(Restoring):
 
 @lru_cache(maxsize=64)
 def places_on(shape: TokenShape, grid: tuple[int, ...], width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`places` on a device, worked out once."""
+    """`places` on a device, cached."""
     with torch.inference_mode(False):
         return sent(places(shape, grid, width).to(dtype), device)
 
 
 def places(shape: TokenShape, grid: tuple[int, ...], width: int) -> Tensor:
-    """Sinusoids of every token's place on a grid, [N, width]: of (h, w) rows beside columns; the prefix has none.
+    """Sinusoids of every token's position on a grid, [N, width]; for (h, w), rows and columns share the width.
 
-    Another grid than training's gets training's values in between, as its tokens do (B34). A text may be shorter.
+    Prefix tokens get zeros. On another grid than training's, the values are interpolated like the tokens (B34).
     """
     axes = [sinusoids(steps, width // len(shape.grid)) for steps in shape.grid]
     inner_ND = axes[0]

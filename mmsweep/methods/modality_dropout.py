@@ -3,7 +3,7 @@
 `method.absent` says what the fusion gets for a modality that is absent or masked:
 
     drop         nothing: it adds nothing to the sum of class tokens, or its tokens are not attended to
-    placeholder  what the network makes of its placeholder (`data.fill`, the empty text), as both papers' baselines do
+    placeholder  the network's output for its placeholder (`data.fill`, the empty text), as in both papers' baselines
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ModalityDropout(Method):
         return Output(self.backbone.predict(self.backbone.embed(batch), used_BM))
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
-        """All patterns from one pass of each encoder, and one more where placeholders are fed."""
+        """All patterns from one pass of each encoder, and a second one if placeholders are fed."""
         backbone, feeds = self.backbone, self.options.absent == "placeholder"
         if not isinstance(backbone, EncoderBackbone):
             if feeds:

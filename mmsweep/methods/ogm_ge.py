@@ -7,8 +7,8 @@ The logits of additive fusion, W Σ_m z_m + b, fall apart by modality: s_m = sof
     k_m       1 - tanh(α ρ_m) where ρ_m > 1, else 1
     gradient of m's own matrices  ←  k_m gradient + N(0, std(gradient)²)
 
-so the modality that is ahead learns more slowly, and the noise makes up for what that takes off the gradient's own.
-m's own matrices are its encoder's adapters and its projection; the shared head is left alone.
+so the modality that is ahead learns more slowly, and the noise compensates for the smaller noise of its gradient.
+m's own matrices are its encoder's adapters and its projection; the shared head is not modulated.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class OGMGE(Method):
                         self._modulate(gradient, k, update.generator)
 
     def _modulate(self, gradient: Tensor, k: Tensor, generator: torch.Generator) -> None:
-        """Scale a gradient in place, and add noise of its own spread before that."""
+        """Scale a gradient in place and add noise with the standard deviation that it had before."""
         spread = gradient.std()
         gradient.mul_(k)
         if self.options.noise:
@@ -104,7 +104,7 @@ class OGMGE(Method):
 
 
 def true_probability(logits_BMC: Tensor, target: Tensor) -> Tensor:
-    """[B, M]: the probability of the true class; with several labels the mean one of each label's truth."""
+    """[B, M]: the probability of the true class; for several labels, the mean over the labels."""
     logits_BMC = logits_BMC.float()
     if target.dim() == 2:
         p_BMC = logits_BMC.sigmoid()

@@ -1,4 +1,4 @@
-"""Options that several methods share; a method's own stand in its file. Needs no torch."""
+"""Options that several methods share; other options are in their method's file. Needs no torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MaskingOptions(Section):
 
 
 class MaskingMethodOptions(MethodOptions):
-    """Of a method that hides modalities at random while training."""
+    """Options of a method that masks modalities at random in training."""
 
     masking: Annotated[MaskingOptions, FUSIBLE] = Field(
         MaskingOptions(), description="Modalities that are hidden at random while training."
@@ -50,7 +50,7 @@ class MaskingMethodOptions(MethodOptions):
 
 
 class AligningMethodOptions(MaskingMethodOptions):
-    """Of a method that predicts what a missing modality would have given, and aligns the two while training."""
+    """Options of a method that predicts tokens of missing modalities and aligns them with the real ones in training."""
 
     own_weight: ClassVar[float] = 1.0
     """λ of the method's paper."""
@@ -66,7 +66,7 @@ class AligningMethodOptions(MaskingMethodOptions):
 
     @property
     def alignment(self) -> float:
-        """`align_weight` in force."""
+        """The effective `align_weight`."""
         return self.own_weight if self.align_weight is None else self.align_weight
 
     def in_force(self, option: str) -> Any:

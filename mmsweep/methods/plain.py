@@ -1,4 +1,4 @@
-"""Plain: the backbone trained on whatever is present, nothing done about gaps (the papers' "pretrained")."""
+"""Plain: the backbone trained on the present modalities without handling gaps (the papers' "pretrained")."""
 
 from __future__ import annotations
 

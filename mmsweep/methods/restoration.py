@@ -1,11 +1,11 @@
-"""What MMP and its linear rung share: the tokens of modalities that are not used are predicted from those that are.
+"""The base of MMP and linear projection: tokens of modalities that are not used are predicted from those that are.
 
-    embed ─► projector: for every row and every modality m not used there, T̂_m from the used ones ─► T̂_m takes T_m's
-    place ─► the rest of the backbone, to which every modality is in use
+    embed ─► projector: for every row and every modality m not used there, T̂_m from the used ones ─► T̂_m replaces T_m
+    ─► the rest of the backbone, which sees every modality as used
 
-Rows are selected, not multiplied by a mask: a token that is not used in a row enters no arithmetic of that row, and
-what needs no restoring costs nothing. Which rows those are is worked out on the host, where masking was drawn: how many
-they are decides shapes, and asking the device for it would hold up the step.
+Rows are selected instead of multiplied by a mask: an unused token enters no arithmetic of its row, and rows without
+gaps cost nothing. They are selected on the host, where masking was drawn: their number decides shapes, and reading it
+from the device would block the step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mmsweep.transfer import sent
 
 @dataclass(frozen=True)
 class TokenShape:
-    """A modality's tokens as training has them, whole: those of all frames of a clip.
+    """The shape of a modality's tokens in training, for all frames of a clip together.
 
     Args:
         count: N_m.
@@ -56,7 +56,7 @@ class TokenShape:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One modality's tokens with a row a sample: values [B, N, D]; mask [B, N], False for padding, or None."""
+    """One modality's tokens, one row per sample: values [B, N, D]; mask [B, N], False for padding, or None."""
 
     values_BND: Tensor
     mask_BN: Tensor | None
@@ -71,17 +71,17 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Restored:
-    """Predicted tokens [R, N, D] of one modality for the R rows of a batch that do not use it; `rows_R` on the host."""
+    """Predicted tokens [R, N, D] of one modality for the R rows that do not use it; `rows_R` is on the host."""
 
     rows_R: Tensor
     values_RND: Tensor
 
 
 class Projector(Packed, ABC):
-    """Predicts the tokens of what is not used. Attributes: `shapes`, modality -> TokenShape, in the dataset's order.
+    """Predicts tokens of unused modalities. Attributes: `shapes`, modality -> TokenShape, in the dataset's order.
 
-    Written for one slot: a method stacks its parameters and calls it with those of each slot in turn, because how many
-    rows need restoring differs from slot to slot.
+    Written for one slot: a method stacks the parameters and calls it for each slot in turn, because the number of rows
+    to restore differs between slots.
     """
 
     shapes: dict[str, TokenShape]
@@ -105,10 +105,10 @@ class Projector(Packed, ABC):
 
 
 class Restoring(Method, ABC):
-    """A method that restores tokens; a subclass says by which projector.
+    """A method that restores tokens with the projector of its subclass.
 
-    Masking acts on what the projector reads and the fusion uses; what is masked but present is what T̂ is aligned with.
-    What the data itself lacks is restored too, and has nothing to be aligned with.
+    Masked modalities are hidden from the projector and the fusion; T̂ is aligned with their real tokens. Modalities that
+    the data lacks are restored too, but there are no tokens to align with.
     """
 
     backbone: Backbone
@@ -129,7 +129,7 @@ class Restoring(Method, ABC):
 
     @abstractmethod
     def make_projector(self, shapes: dict[str, TokenShape]) -> Projector:
-        """The projector, its values not yet drawn."""
+        """The projector, not yet initialised."""
 
     def forward(self, batch: Batch, used_BM: Tensor) -> Output:
         tokens = self.backbone.embed(batch)
@@ -140,7 +140,7 @@ class Restoring(Method, ABC):
         return Output(prediction, {"align": align})
 
     def predict_patterns(self, batch: Batch, patterns_PM: Tensor) -> Tensor:
-        """Embeds once; restores and predicts once a pattern. Rows that a pattern leaves nothing hold no meaning."""
+        """Embeds once; restores and predicts once per pattern. Undefined for rows without modalities in a pattern."""
         tokens, predictions = self.backbone.embed(batch), []
         for pattern_M in patterns_PM.cpu():
             used_BM = batch.present_on_host() & pattern_M
@@ -150,7 +150,7 @@ class Restoring(Method, ABC):
         return torch.stack(predictions)
 
     def stand_ins(self, batch: Batch) -> dict[str, StandIn]:
-        """Tokens beside those that are predicted from the other modalities."""
+        """Real tokens and those predicted from the other modalities."""
         tokens, found = self.backbone.embed(batch), {}
         for column, (modality, shape) in enumerate(self.projector.shapes.items()):
             used_BM = torch.ones_like(batch.present_on_host())
@@ -162,7 +162,7 @@ class Restoring(Method, ABC):
         return found
 
     def restore(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> tuple[dict[str, Tokens], dict[str, Restored]]:
-        """(tokens with T̂_m in the rows that do not use m, T̂_m as the backbone gets it). Nothing missing: unchanged.
+        """(tokens with T̂_m in the rows that do not use m, T̂_m as in these tokens); unchanged if nothing is missing.
 
         Args:
             used_BM: on the host.
@@ -182,7 +182,7 @@ class Restoring(Method, ABC):
         return whole, placed
 
     def project(self, sequences: Mapping[str, Sequence], used_BM: Tensor) -> dict[str, Restored]:
-        """T̂_m for every modality that some row does not use, by each slot's projector on that slot's rows."""
+        """T̂_m for every modality that some row does not use; each slot's rows go through that slot's projector."""
         weights = {name: p.unbind() for name, p in self.projector.named_parameters()}
         S = len(next(iter(weights.values())))
         B = len(used_BM) // S
@@ -205,8 +205,8 @@ class Restoring(Method, ABC):
     def alignment(self, tokens: Mapping[str, Tokens], restored: Mapping[str, Restored], present_BM: Tensor) -> Term:
         """Equation 7 per sample: Smooth-L1 between T_m and T̂_m, averaged over the modalities that were masked.
 
-        Counted are rows in which something present was masked; a modality's error is the mean over its tokens,
-        padding left out, and widths.
+        Only rows in which a present modality was masked count; a modality's error is the mean over its tokens (without
+        padding) and widths.
 
         Args:
             present_BM: on the host.
@@ -243,7 +243,7 @@ def token_shapes(backbone: Backbone) -> dict[str, TokenShape]:
 
 
 def per_sample(tokens: Tokens, shape: TokenShape) -> Sequence:
-    """Tokens with one row a sample: the frames of a clip stand one after the other.
+    """Tokens with one row per sample: the frames of a clip are concatenated.
 
     Raises:
         UserError: clips of another number of frames than the projector was made for.
@@ -264,16 +264,16 @@ def per_sample(tokens: Tokens, shape: TokenShape) -> Sequence:
 
 
 def put(tokens: Tokens, restored: Restored | None, shape: TokenShape) -> tuple[Tokens, Restored | None]:
-    """Predicted tokens in the place of the real ones, row by row.
+    """Replace real tokens by predicted ones in the rows that need them.
 
-    Grids of another size than training's get T̂ resized (B34). Sequences of any length get the whole T̂: the batch is
-    padded to it, so that a row does not depend on its batch mates' lengths.
+    T̂ is resized to grids of another size than training's (B34). Sequences are padded to the full length of T̂, so that a
+    row does not depend on the lengths of other rows in the batch.
 
     Args:
-        restored: T̂ on the training grid; None: no row here needs it, but the length is to be as if one did.
+        restored: T̂ on the training grid; None if no row needs it, but the length must be as if one did.
 
     Returns:
-        The tokens, and T̂ as it stands in them.
+        The tokens, and T̂ as in these tokens.
     """
     values_BND, mask_BN, grid = tokens.values_BND, tokens.mask_BN, tokens.grid
     if mask_BN is not None:  # clips of padded frames do not exist: one sequence a sample
@@ -297,7 +297,7 @@ def put(tokens: Tokens, restored: Restored | None, shape: TokenShape) -> tuple[T
 
 
 def resize(values_RND: Tensor, shape: TokenShape, grid: tuple[int, ...]) -> Tensor:
-    """Tokens of the training grid on another: bilinear for (h, w), linear for (n,), the prefix as it is (B34).
+    """Tokens of the training grid on another: bilinear for (h, w), linear for (n,), the prefix unchanged (B34).
 
     An equal grid gives the very same tensor.
     """

@@ -284,7 +284,7 @@ def _check_inputs(backbone: Backbone, card: DatasetCard) -> None:
         found = backbone.formats[modality].kind
         if found != kind:
             raise UserError(
-                f"this network reads {read}, and the modality is {kind}", key=f"model.encoders.{modality}.name",
+                f"this network reads {found}, and the modality is {kind}", key=f"model.encoders.{modality}.name",
                 expected=f"a network that reads {kind}",
             )  # fmt: skip
         if min(grids[modality], default=1) < 1:

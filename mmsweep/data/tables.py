@@ -6,7 +6,6 @@ CSV may quote its cells. A cell of a TSV is what stands between two tabs, quotes
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import json
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmsweep.data.cells import Unreadable, is_empty
-from mmsweep.errors import UserError
+from mmsweep.errors import UserError, nearest
 
 Columns = Sequence[tuple[str, str]]
 _LONGEST_CELL = 64 * 2**20  # the csv module's own limit, 128 KiB, is shorter than some texts
@@ -256,8 +255,7 @@ def _require(path: Path, columns: Columns, found: list[str]) -> None:
         raise UserError("a column is named twice", file=path, line=1, found=twice[0])
     for key, column in columns:
         if column not in found:
-            near = difflib.get_close_matches(column, found, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else None
+            hint = nearest(column, found)
             if len(found) == 1 and ";" in found[0]:
                 hint = "The cells seem to be separated by semicolons; save the file with commas"
             raise UserError(

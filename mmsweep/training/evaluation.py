@@ -130,7 +130,7 @@ def predict_slots(
     statistics_PSN = world.all_gather_rows(torch.cat(parts, 2), len(split), dim=2).cpu()
     truth, natural_NM, ids = task.truth(split.targets), np.asarray(split.natural_NM), tuple(split.ids)
     rows = (truth, natural_NM, modalities, ids, tuple(split.groups))
-    return [Predictions(whole_PSN[:, s], *rows) for s in range(slots)]
+    return [Predictions(statistics_PSN[:, s], *rows) for s in range(slots)]
 
 
 def scenario_metrics(

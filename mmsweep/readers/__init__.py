@@ -1,1 +1,1 @@
-"""What shows a sweep: they read its record, and write nothing that training reads. None parses a study."""
+"""Shows sweeps from their records: tables, the report, MLflow. Parses no study; writes nothing that training reads."""

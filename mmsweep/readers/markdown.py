@@ -1,4 +1,4 @@
-"""Markdown as GitHub and MLflow read it."""
+"""Markdown for GitHub and MLflow."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ _SPECIAL = re.compile(r"[\\`*\[|~]|(?<!\w)_|_(?!\w)")
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: what would be markup, HTML or a table's border is escaped."""
+    """Text on one line with Markdown, HTML and table borders escaped."""
     return _SPECIAL.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))

@@ -27,9 +27,9 @@ class Table:
     Args:
         title: what it shows, metric and unit included.
         columns: headings; the first `left` columns are text, the others numbers.
-        rows: one entry a column.
-        strong: rows to put forward (the winner).
-        faint: rows to put back (stopped early, failed).
+        rows: one entry per column.
+        strong: rows to emphasise (the winner).
+        faint: rows to dim (stopped early, failed).
     """
 
     title: str
@@ -67,7 +67,7 @@ class Table:
 
 
 def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
-    """All trials, best score first; those without a score last. Stopped ones are marked and put back."""
+    """All trials, best score first; those without a score last. Unfinished ones are dimmed."""
     unscored = [trial for trial in record.trials if trial.objective is None]
     trials = [*record.ranking, *unscored]
     shown = trials[:limit] if limit else trials
@@ -99,7 +99,7 @@ def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
 
 
 def scenario_table(group: FinalGroup, metrics: Sequence[str] | None = None) -> Table:
-    """Scenario x metric on test, mean ± SD over seeds; with the rows where scenarios do not all have the same."""
+    """Scenario x metric on test, mean ± SD over seeds; with a column of row counts if they differ."""
     names = list(metrics or group.metrics())
     scenarios = group.scenarios()
     cells = {s: [group.cell(s, m) for m in names] for s in scenarios}
@@ -152,9 +152,9 @@ def groups_table(record: SweepRecord, metric: str | None = None) -> Table:
 
 
 def _constant(metric: str, cells: Sequence[Cell | None]) -> str:
-    """The constant predictor's score, once where the groups agree (tuned thresholds may differ)."""
-    told = [wording.number(metric, cell.constant) for cell in cells if cell is not None]
-    return " / ".join(dict.fromkeys(told)) or "–"
+    """The constant predictor's score; several if the groups differ (by tuned thresholds)."""
+    scores = [wording.number(metric, cell.constant) for cell in cells if cell is not None]
+    return " / ".join(dict.fromkeys(scores)) or "–"
 
 
 def comparison_table(board: Leaderboard) -> Table:
@@ -176,7 +176,7 @@ def comparison_table(board: Leaderboard) -> Table:
 
 
 def trials_csv(record: SweepRecord) -> str:
-    """One line a trial, numbers as they are."""
+    """One line per trial, numbers unrounded."""
     params = sorted({key for trial in record.trials for key in trial.params})
     metrics = sorted({key for trial in record.trials for key in trial.metrics})
     lines: list[list[Any]] = [["trial", "state", "objective", "epoch", "seconds", "mlflow_run_id", *params, *metrics]]
@@ -189,7 +189,7 @@ def trials_csv(record: SweepRecord) -> str:
 
 
 def finals_csv(record: SweepRecord) -> str:
-    """group, scenario, metric, mean, sd, seeds, rows, constant: one line a value, numbers as they are."""
+    """group, scenario, metric, mean, sd, seeds, rows, constant: one line per value, numbers unrounded."""
     lines: list[list[Any]] = [["group", "scenario", "metric", "mean", "sd", "seeds", "rows", "constant"]]
     for group in record.groups:
         for scenario, row in group.table().items():
@@ -201,10 +201,10 @@ def finals_csv(record: SweepRecord) -> str:
 
 
 def write_tables(record: SweepRecord, board: Leaderboard, agreement: Sequence[Table], folder: Path) -> list[Path]:
-    """Writes every table that there is into `folder`: raw CSV; Markdown and LaTeX as shown.
+    """Write all available tables into `folder`: CSV with raw numbers; Markdown and LaTeX as shown.
 
     Args:
-        agreement: what `agreement_tables` made of the record.
+        agreement: the `agreement_tables` of the record.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"trials": trials_table(record)}

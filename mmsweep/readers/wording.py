@@ -15,7 +15,7 @@ STATES = {"stopped": "stopped early"}
 
 
 def constant_words(task: str) -> str:
-    """What the constant predictor of a task says, which knows the training rows alone."""
+    """What a task's constant predictor, which knows only the training rows, predicts; in words."""
     return TASKS[task].constant_words if task in TASKS else Task.constant_words
 
 
@@ -90,8 +90,8 @@ def param_value(value: Any) -> str:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys without their section, where that tells them apart: "lora.rank", "align_weight"; a `name` is called
-    after what it names ("method")."""
+    """Dotted keys without their section if that is unique: "lora.rank", "align_weight"; a `name` is called after its
+    component ("method")."""
     short = {}
     for key in keys:
         parts = key.split(".")

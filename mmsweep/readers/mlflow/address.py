@@ -1,4 +1,4 @@
-"""Where an MLflow store is: what can be refused of an address without importing mlflow, which takes seconds."""
+"""Addresses of MLflow stores, checked without importing mlflow, which takes seconds."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def expanded(uri: str) -> str:
 
 
 def shown(uri: str | None, resolved: str) -> str:
-    """An address as it may be written and printed: variables by name, passwords masked."""
+    """An address for files and output: variables by name, passwords masked."""
     return masked(uri if uri and VARIABLE.search(uri) else resolved)
 
 
 def check_store(uri: str | None, root: Path) -> None:
-    """Refuse what is no address of a store, or a server that does not answer.
+    """Refuse an invalid store address, or a server that does not answer.
 
     Args:
         uri: as `Tracker`'s.

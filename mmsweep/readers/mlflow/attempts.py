@@ -1,4 +1,4 @@
-"""Calls to a store that may fail without harm: each kind of trouble is said once."""
+"""Calls to a store that may fail without stopping the sweep; each kind of failure is reported once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Attempts:
         where: the store's URI, for the warnings.
 
     Attributes:
-        warnings: what went wrong so far, each kind once, in words; passwords are masked.
+        warnings: failures so far, each kind once; passwords are masked.
         until: no call is made after this moment (`time.monotonic`).
     """
 
@@ -42,7 +42,7 @@ class Attempts:
         self._warned: set[str] = set()
 
     def do(self, what: str, operation: Callable[[], T]) -> T | None:
-        """The operation's result; None where MLflow refused it for good. Raises AwayError where it cannot be done."""
+        """The operation's result; None if MLflow refuses it permanently. Raises AwayError if the store is away."""
         if time.monotonic() > self.until:
             raise AwayError
         try:
@@ -57,7 +57,7 @@ class Attempts:
             raise AwayError from error
 
     def done(self, what: str, operation: Callable[[], object]) -> bool:
-        """Whether it was done; for artifacts, whose failure holds up nothing."""
+        """Whether the operation succeeded; for artifacts, whose failure must not delay other calls."""
         try:
             self.do(what, operation)
         except AwayError:

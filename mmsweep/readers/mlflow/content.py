@@ -1,4 +1,4 @@
-"""What of a trial's folder goes to MLflow."""
+"""The parts of a trial's folder that are logged to MLflow."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmsweep.record.trial import Report, TrialFolder, deciding_report
 
 
 def epoch_metrics(new: Sequence[Report], reports: Sequence[Report], objectives: Sequence[Objective]) -> list[Metric]:
-    """The metrics of new reports, with the scores so far. An epoch's last one, "epoch", says that all others are there.
+    """The metrics of new reports and the scores so far. "epoch" comes last and shows that an epoch is complete.
 
     Args:
-        reports: all of the trial.
+        reports: all reports of the trial.
     """
     now, found = int(time.time() * 1000), []
     for report in new:
@@ -45,7 +45,7 @@ def scores_on_test(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _scores(objectives: Sequence[Objective], reports: Sequence[Report]) -> dict[str, float]:
-    """`objective` (of several: `objective/<metric>`) after the last of some reports, where it has a score."""
+    """`objective` (with several: `objective/<metric>`) after the last report, if that has a score."""
     found: dict[str, float] = {}
     for objective in objectives:
         if not math.isnan(reports[-1].metrics.get(objective.metric, math.nan)):
@@ -55,13 +55,13 @@ def _scores(objectives: Sequence[Objective], reports: Sequence[Report]) -> dict[
 
 
 def best_weights(folder: TrialFolder, objective: Objective) -> Path:
-    """The trained weights (adapters, tokens, head) of the epoch that counts; there is no such file without an epoch."""
+    """The trained weights (adapters, tokens, head) of the deciding epoch; the file does not exist without an epoch."""
     decided = deciding_report(folder.reports(), objective)
     return folder.path / (decided.checkpoint if decided and decided.checkpoint else "") / WEIGHTS
 
 
 def run_name(folder: TrialFolder) -> str:
-    """The trial's id; of a final run that was put aside `superseded/<trial that it was made of>/<its id>`."""
+    """The trial's id; for a superseded final run, `superseded/<trial that it repeats>/<its id>`."""
     about = folder.trial()
     put_aside = folder.path.parents[1].name == SUPERSEDED
     return f"{SUPERSEDED}/{about.get('from')}/{about['id']}" if put_aside else str(about["id"])

@@ -1,4 +1,4 @@
-"""What a result depends on beside its study: the code, the packages and the machine, as MLflow tags."""
+"""Code version, packages and machine, on which a result depends besides its study, as MLflow tags."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _commit(folder: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git prints, or "" where there is no git, no repository or no answer."""
+    """The output of git, or "" without git, a repository or an answer."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

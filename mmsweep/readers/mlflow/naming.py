@@ -1,4 +1,4 @@
-"""How the things of a sweep are called and described in MLflow."""
+"""Names and descriptions of a sweep's runs, metrics and tags in MLflow."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NOTE_LIMIT = 7500  # MLflow keeps 8,000 characters of a tag
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits and `_ - . space : /`.
+    """A name that MLflow accepts: letters, digits and `_ - . space : /`.
 
-    Ours stay as they are. In others what is forbidden becomes `_` and a digest of the original follows, so that two
-    names never become one.
+    Our names are unchanged. In others, forbidden characters become `_` and a digest of the original is appended, so
+    that different names stay different.
     """
     clean = re.sub(r"[^/\w.\- :]", "_", name)
     clean = "/".join(part for part in clean.split("/") if part not in ("", ".", ".."))[:230]
@@ -27,7 +27,7 @@ def metric_name(name: str) -> str:
 
 
 def prefixed(tags: Mapping[str, str]) -> dict[str, str]:
-    """Plain names become ours: "split_digest" is `mmsweep.split_digest`."""
+    """Tags with the prefix of mmsweep: "split_digest" becomes `mmsweep.split_digest`."""
     ours = ("mmsweep.", "mlflow.")
     return {name if name.startswith(ours) else f"mmsweep.{name}": str(value) for name, value in tags.items()}
 

@@ -1,4 +1,4 @@
-"""The .npz files that final runs leave for the report."""
+"""Reads the .npz files that final runs write for the report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_arrays(path: Path, wanted: Iterable[str] = ()) -> dict[str, NDArray[Any
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
     except _UNREADABLE as error:
-        raise UserError(f"the file cannot be read ({error})", file=path, expected=f"a whole {path.name}") from error
+        raise UserError(f"the file cannot be read ({error})", file=path, expected=f"an intact {path.name}") from error
     missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError("the file lacks arrays", file=path, found=sorted(found), expected=", ".join(missing))

@@ -1,4 +1,4 @@
-"""Pictures of predicted maps: what a model says of a scene when modalities are missing."""
+"""Pictures of the maps that a model predicts when modalities are missing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Examples:
 
 
 def predicted_maps(record: SweepRecord, path: Path) -> Path | None:
-    """For some test scenes the inputs, the truth and the chosen group's prediction under every pattern."""
+    """Inputs, truth and the chosen group's prediction under every pattern for some test scenes."""
     group = record.best_group
     evaluation = group.first() if group else None
     file = next((run.folder / "examples.npz" for run in group.runs if run.evaluation), None) if group else None

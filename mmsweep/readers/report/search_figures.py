@@ -1,4 +1,4 @@
-"""The pictures of the search: its history, what the trials' curves looked like, which parameters mattered.
+"""Figures of the search: history, learning curves, parameter importance, parallel coordinates.
 
 Every function returns the PNG's path, or None where there is nothing to draw yet.
 """
@@ -88,7 +88,7 @@ def _best_so_far(record: SweepRecord, place: Mapping[str, int]) -> tuple[list[in
 
 
 def curves(record: SweepRecord, path: Path) -> Path | None:
-    """Objective by epoch of every trial: where the scheduler cut, and how the winner ran."""
+    """Objective by epoch of every trial; shows where the scheduler stopped trials, and the winner's curve."""
     trials = [trial for trial in record.trials if len(trial.curve) > 1]
     if not trials:
         return None
@@ -174,7 +174,7 @@ def _distribution(dimension: Searched) -> optuna.distributions.BaseDistribution:
 
 
 def importance_note(record: SweepRecord) -> str:
-    """What the importances stand on, or why there are none; "" for several objectives."""
+    """How many trials the importances are based on, or why there are none; "" for several objectives."""
     if len(record.summary.objectives) > 1 or not record.trials:
         return ""
     if not FOREST:
@@ -263,7 +263,7 @@ def _frame(panel: Axes, titles: Sequence[str]) -> None:
 
 
 def _axis(record: SweepRecord, key: str, values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Places between 0 and 1 of a parameter's values (NaN where a trial has none), and the axis' ticks."""
+    """Positions between 0 and 1 of a parameter's values (NaN for a trial without one), and the axis' ticks."""
     dimension = record.summary.search[key]
     if dimension.kind == "choice":
         options = dimension.choices

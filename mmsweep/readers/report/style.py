@@ -1,4 +1,4 @@
-"""One look for all figures: colours that colour-blind readers tell apart (Okabe and Ito), quiet axes."""
+"""The style of all figures: colours that colour-blind readers can distinguish (Okabe and Ito), plain axes."""
 
 from __future__ import annotations
 

@@ -127,9 +127,9 @@ class PreparedSplit:
         target, kept = torch.from_numpy(self.targets[index_B]), torch.from_numpy(index_B)
         return RawBatch(columns, absent, torch.from_numpy(present_BM), target, kept, varied)
 
-    def column(self, modality: str) -> np.ndarray:
-        """A raster's stored values, in the file's own type: uint8 or uint16 [N,C,H,W]."""
-        return self._columns[modality][""]
+    def column(self, modality: str, part: str = "") -> np.ndarray:
+        """What is stored of a modality: a raster's values in the file's own type [N,C,H,W]; of texts `ids` or `mask`."""
+        return self._columns[modality][part]
 
     def drawn_from(self, modality: str) -> tuple[int, int] | None:
         """(most frames of a clip that random ones are drawn from, frames shown); None where none are drawn."""

@@ -109,7 +109,7 @@ def test_starting_points_that_would_be_dropped() -> None:
 
 
 def test_a_grid_of_billions_is_refused_before_it_is_laid_out() -> None:
-    choices = {"choice": list(range(900))}
-    keys = ("train.seed", "scenarios.seed", "data.split_seed")
+    choices = {"choice": list(range(1, 901))}
+    keys = ("train.seed", "scenarios.seed", "train.batch_size")
     with pytest.raises(UserError, match=r"too many combinations for a grid; found '810,000 with"):
         check_search(searched(dict.fromkeys(keys, choices), sweep__sampler__name="grid"))

@@ -129,7 +129,7 @@ class Known:
     """A method that says what it was told for a pattern, and a split to say it of."""
 
     def __init__(self, rows: int = 9) -> None:
-        self.rows = rows
+        self.rows, self.groups = rows, ()
         self.P = 2 ** len(MODALITIES) - 1
         _, self.target = maps(rows)
         g = torch.Generator().manual_seed(3)

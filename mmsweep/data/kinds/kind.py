@@ -122,13 +122,10 @@ class Format(ABC):
     word: ClassVar[str]
     axes: ClassVar[tuple[str, ...]] = ("row", "column")
     size_key: ClassVar[str] = "data"
+    from_files: ClassVar[bool] = True
     from_folders: ClassVar[bool] = False
     has_black: ClassVar[bool] = False
     filled_on_host: ClassVar[bool] = False
-
-    @property
-    def from_files(self) -> bool:
-        return True
 
     @property
     def map_size(self) -> tuple[int, int] | None:

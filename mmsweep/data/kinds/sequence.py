@@ -60,7 +60,7 @@ class SequenceFormat(Format):
             return SequenceFormat(self.length, self.width)
 
     @property
-    def from_files(self) -> bool:
+    def from_files(self) -> bool:  # type: ignore[override]  # of the others every value is alike
         return self.recipe != "words"
 
     def __post_init__(self) -> None:

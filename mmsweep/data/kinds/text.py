@@ -42,6 +42,8 @@ class TextFormat(Format):
     kind: ClassVar[str] = "text"
     word: ClassVar[str] = "text"
     size_key: ClassVar[str] = "data.text.length"
+    from_files: ClassVar[bool] = False
+    has_black: ClassVar[bool] = True  # an absent text is the empty text, whatever the fill
     filled_on_host: ClassVar[bool] = True
 
     class Options(Column):
@@ -59,10 +61,6 @@ class TextFormat(Format):
         length: int | None = Field(
             None, ge=4, description="Tokens of a text, [CLS] and [SEP] included; null takes the encoder's default."
         )
-
-    @property
-    def from_files(self) -> bool:
-        return False
 
     def __post_init__(self) -> None:
         if self.length < 3:

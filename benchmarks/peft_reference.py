@@ -94,7 +94,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         self.split, image = split, split.formats["image"]
         assert isinstance(image, ImageFormat)
         self.pictures, self.ids, self.mask = (
-            split.column(*name) for name in (("image",), ("text", "ids"), ("text", "mask"))
+            split.column(*name) for name in (("image",), ("text", ".ids"), ("text", ".mask"))
         )
         self.length, self.size = split.longest("text"), image.size
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (image.mean, image.std))

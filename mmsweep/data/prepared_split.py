@@ -128,7 +128,7 @@ class PreparedSplit:
         return RawBatch(columns, absent, torch.from_numpy(present_BM), target, kept, varied)
 
     def column(self, modality: str, part: str = "") -> np.ndarray:
-        """What is stored: a raster's values in the file's own type [N,C,H,W]; of texts the part `ids` or `mask`."""
+        """What is stored: a raster's values in the file's own type [N,C,H,W]; of texts `.ids` or `.mask`."""
         return self._columns[modality][part]
 
     def drawn_from(self, modality: str) -> tuple[int, int] | None:

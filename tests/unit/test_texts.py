@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+import mmsweep
 from mmsweep.data.kinds.text import TextFormat, text_encoder
 from mmsweep.errors import UserError
 
@@ -108,3 +109,9 @@ def test_damaged_files_are_one_message(name: str, content: str, tmp_path: Path) 
         assert "\n" not in str(problem) and folder in str(problem)
     else:
         assert (name, content) == ("tokenizer_config.json", '{"model": 3}')
+
+
+def test_the_shipped_tokenizer_is_what_it_was() -> None:
+    """Prepared data and old sweeps are known by its digest; a renaming once changed a word of its vocabulary."""
+    folder = Path(mmsweep.__file__).parent / "assets" / "encoders" / "clipart_text"
+    assert TextFormat(str(folder), 24).key()["tokenizer"] == "d4c0005c6ddf206d"

@@ -46,6 +46,7 @@ def metric_names(study: Study, modalities: Sequence[str], task: Task) -> list[st
 def check_sweep(study: Study) -> None:
     """Check a study with its search space and networks. Raises UserError like `check` and `check_search`."""
     check_search(study)
+    _check_bootstrap(study)
     card = card_of(study, rows=True)
     check(study, card)
     check_networks(study, card)
@@ -138,13 +139,14 @@ def check_method(name: str, key: str, backbone: str) -> None:
 
 def check_task(method: str, key: str, task: str) -> None:
     """Refuse a method on a task that it does not support. Raises UserError."""
-    tasks = METHODS[method].tasks
-    if tasks is not None and task not in tasks:
+    targets = METHODS[method].targets
+    if targets is not None and TASKS[task].target_kind not in targets:
+        tasks = [name for name, one in TASKS.items() if one.target_kind in targets]
         raise UserError(
             f"method {method} does not know the task {task}",
             key=key,
             found=method,
-            expected=f"a dataset whose task is {' or '.join(sorted(tasks))}",
+            expected=f"a dataset whose task is {' or '.join(tasks)}",
         )
 
 
@@ -183,6 +185,21 @@ def _check_views(study: Study, formats: Mapping[str, Format]) -> None:
                     f"the backbone would see {seen} pixels a side", key=f"inference.{option}", found=found,
                     expected=f"{least} pixels at least",
                 )  # fmt: skip
+
+
+def _check_bootstrap(study: Study) -> None:
+    """Refuse what the report could not resample once everything is trained: groups or seeds that there will not be."""
+    over, final = study.bootstrap.over, study.sweep.final
+    if "groups" in over and study.data.dataset == "manifest" and study.data.group is None:
+        raise UserError(
+            "the data has no groups of rows to resample", key="bootstrap.over", found=over,
+            expected="rows or seeds, or a column of groups in data.group",
+        )  # fmt: skip
+    if "seeds" in over and final is not None and final.seeds < 2:
+        raise UserError(
+            "a single final run cannot be resampled", key="bootstrap.over", found=over,
+            expected="rows or groups, or sweep.final.seeds of at least 2",
+        )  # fmt: skip
 
 
 def _check_warmup(study: Study, rows: int | None) -> None:

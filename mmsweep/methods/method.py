@@ -110,7 +110,7 @@ class Method(Packed, ABC):
         phases_S: the phase of each slot, set by the engine for every epoch of training; empty in evaluation.
         updates: number of updates that `steps` makes per batch.
         always_feeds: whether it reads the placeholder of an absent modality without an option `absent`.
-        tasks: the tasks that it supports; None: all.
+        targets: the kinds of target that it supports (`Task.target_kind`); None: all.
         memory: parameters that change in training without being trained; checkpoints hold them for resuming.
     """
 
@@ -120,7 +120,7 @@ class Method(Packed, ABC):
     masks_gaps: ClassVar[bool] = True
     always_feeds: ClassVar[bool] = False
     undecayed: ClassVar[tuple[str, ...]] = ()
-    tasks: ClassVar[frozenset[str] | None] = None
+    targets: ClassVar[frozenset[str] | None] = None
     memory: ClassVar[frozenset[str]] = frozenset()
     options: MethodOptions
     extra_tokens: int = 0
@@ -207,7 +207,7 @@ class Method(Packed, ABC):
         return torch.stack([self(batch, batch.present_BM & pattern_M).prediction for pattern_M in patterns_PM])
 
     def stand_ins(self, batch: Batch) -> dict[str, StandIn]:
-        """For every modality, its real tokens and those that replace it when it alone is missing; empty if none do.
+        """For every modality, its real tokens and their replacement when it alone is missing; empty if there are none.
 
         Args:
             batch: rows that have all modalities.

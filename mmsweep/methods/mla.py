@@ -36,7 +36,7 @@ class MLA(Method):
         orthogonal: bool = Field(True, description="Whether the head's gradient is projected; false is the ablation.")
 
     accepts = EncoderBackbone
-    tasks = frozenset({"single_label", "multi_label"})
+    targets = frozenset({"class", "labels"})
     memory = frozenset({"projection.head"})
     backbone: EncoderBackbone
     options: Options

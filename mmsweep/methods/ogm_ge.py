@@ -48,7 +48,7 @@ class OGMGE(Method):
             return self
 
     accepts = EncoderBackbone
-    tasks = frozenset({"single_label", "multi_label"})
+    targets = frozenset({"class", "labels"})
     backbone: EncoderBackbone
     options: Options
 

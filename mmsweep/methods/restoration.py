@@ -1,4 +1,4 @@
-"""The base of MMP and linear projection: tokens of modalities that are not used are predicted from those that are.
+"""The base of MMP and linear projection: the used modalities predict the tokens of all others.
 
     embed ─► projector: for every row and every modality m not used there, T̂_m from the used ones ─► T̂_m replaces T_m
     ─► the rest of the backbone, which sees every modality as used

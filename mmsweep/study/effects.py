@@ -195,6 +195,7 @@ _READERS: tuple[tuple[str, Reader], ...] = (
     ("train.schedule.warmup_epochs", _value("train.schedule.warmup_steps", None)),
     ("train.schedule.warmup", _WARMUP),
     ("train.schedule.warmup_ratio", _WARMUP),
+    ("bootstrap", Reader("final runs (sweep.final)", lambda facts: facts.study.sweep.final is not None)),
     ("sweep.trials", _TRIALS),
     ("sweep.sampler.seed", _SAMPLERS),
     ("sweep.start_from", _SAMPLERS),

@@ -346,3 +346,23 @@ def test_the_memory_estimate_grows_with_what_is_trained_and_the_batch(tiny_study
     trainable = dry_run(tiny_study)["parameters"]["trainable"]
     assert small["optimizer"] == 12 * trainable
     assert small["total"] == sum(small[part] for part in ("weights", "optimizer", "activations"))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (
+            {"bootstrap.over": ["groups"]},
+            "bootstrap.over: the data has no groups of rows to resample; found",
+        ),
+        ({"bootstrap.over": ["rows", "seeds"], "sweep.final.seeds": 1}, "bootstrap.over: a single final run cannot be"),
+        ({"bootstrap.over": ["seeds"], "sweep.final": None}, "bootstrap.over: this option has no effect in this study"),
+    ],
+)
+def test_resamples_that_no_report_could_draw_are_refused(values, reason, tiny_study):
+    with pytest.raises(UserError, match=reason):
+        check_sweep(tiny_study.with_values(values))
+
+
+def test_resamples_that_a_report_can_draw_pass(tiny_study):
+    check_sweep(tiny_study.with_values({"bootstrap.over": ["rows", "seeds"], "sweep.final": {"seeds": 2}}))

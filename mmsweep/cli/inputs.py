@@ -50,8 +50,8 @@ def list_components(
     name: Annotated[str | None, typer.Argument(help="Show this component's options.", metavar="[NAME]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a study may choose by name: the methods, datasets, backbones and so on; of one of them its options."""
-    found = {
+    """List what a study may choose by name (methods, datasets, backbones and so on), or show the options of one."""
+    found = {  # a kind whose file another kind's components import joins the registries while they are listed
         registry.noun: [registry.about(component) for component in registry if name in (None, component)]
         for registry in REGISTRIES
     }

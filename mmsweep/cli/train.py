@@ -42,9 +42,7 @@ def tune(
             plan = plan_of(study)
             print(json_text(plan)) if as_json else print_plan(plan)
             return
-        from mmsweep.assembly.build import prepare_data
         from mmsweep.assembly.checks import check_sweep, require_weights
-        from mmsweep.assembly.host import facts
         from mmsweep.sweep.start import run_sweep
 
         folder = out_folder or Path("sweeps") / study.name
@@ -58,9 +56,7 @@ def tune(
             resume=resume or extend > 0,
             extend=extend,
             retry_failed=retry_failed,
-            live=not as_json,
-            describe=lambda: facts(study, prepare_data(study)),
-            overrides=overrides or [],
+            **_shared(study, overrides, as_json),
         )
     conclude(outcome, " --retry-failed", as_json)
 
@@ -73,9 +69,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a study's own configuration once and evaluate it on test."""
-    from mmsweep.assembly.build import prepare_data
     from mmsweep.assembly.checks import check_training, require_weights
-    from mmsweep.assembly.host import facts
     from mmsweep.sweep.start import train_one
 
     with studying(study_file, overrides) as study:
@@ -84,14 +78,7 @@ def train(
             study = _as_it_began(study, folder, overrides)
         check_training(study)
         require_weights(study)
-        outcome = train_one(
-            study,
-            folder,
-            resume=resume,
-            live=not as_json,
-            describe=lambda: facts(study, prepare_data(study)),
-            overrides=overrides or [],
-        )
+        outcome = train_one(study, folder, resume=resume, **_shared(study, overrides, as_json))
     conclude(outcome, "", as_json)
 
 
@@ -119,6 +106,18 @@ def submit(
     print(shlex.join(command))
     if not print_only:
         raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _shared(study: Study, overrides: list[str] | None, as_json: bool) -> dict[str, Any]:
+    """The arguments that a sweep and a single training have in common."""
+    from mmsweep.assembly.build import prepare_data
+    from mmsweep.assembly.host import facts
+
+    return {
+        "live": not as_json,
+        "describe": lambda: facts(study, prepare_data(study)),
+        "overrides": overrides or [],
+    }
 
 
 def _as_it_began(study: Study, folder: Path, overrides: list[str] | None) -> Study:

@@ -108,8 +108,8 @@ class DatasetBuilder:
 
     Attributes:
         Options: the class of its options.
-        name, title, modalities, target, rows, formats, get, layout: as the card's. Those that depend on the options are
-            given by `card`.
+        name, title, modalities, target, rows, formats, get, layout: as the card's; `card` gives what depends on the
+            options.
         options: what the study says.
         root: the folder that the study names; None: it names none.
         bad_rows: what `splits()` left out because it could not be read as a row (file:line and why);

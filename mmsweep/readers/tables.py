@@ -158,7 +158,7 @@ def _constant(metric: str, cells: Sequence[Cell | None]) -> str:
 
 
 def comparison_table(board: Leaderboard) -> Table:
-    """Differences between groups with paired 95 % bootstrap intervals; strong: those that Holm's correction leaves."""
+    """Differences between groups with paired 95 % bootstrap intervals; bold: significant after Holm's correction."""
     rows, strong = [], set()
     for position, c in enumerate(board.comparisons):
         d = c.difference

@@ -214,7 +214,7 @@ class TrialFolder:
         return self.path / "checkpoints" / f"epoch-{epoch:04d}"
 
     def keep_checkpoints(self, epochs: set[int]) -> None:
-        """Delete the checkpoints of all other epochs, and those that a kill left half-written."""
+        """Delete the checkpoints of all other epochs, and half-written ones."""
         keep = {self.checkpoint(epoch).name for epoch in epochs}
         for path in (self.path / "checkpoints").glob("*epoch-*"):
             if path.name not in keep:

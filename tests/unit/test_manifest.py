@@ -8,52 +8,26 @@ import os
 import random
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from mmsweep.data.check import check, named_builder
-from mmsweep.data.dataset import Sample
-from mmsweep.data.modality_names import MODULE_WORDS, misnamed
-from mmsweep.data.options import DATASETS
-from mmsweep.data.sets.manifest import Manifest
+from mmsweep.data.check import named_builder
 from mmsweep.errors import UserError
-from mmsweep.models.packing import PackedParameters
-from mmsweep.study import Study
-from tests.data.files import column, manifest_options, manifest_rows, target, write_manifest
-
-COLUMNS = {"image": column("image", "picture"), "text": column("text", "caption")}
-KIND = target("single_label", "kind")
-BY_COLUMN = {"column": "part"}
-HEADER = "picture,caption,kind,part\n"
-
-
-def read(path: Path, wanted: Any = KIND, split: Any = BY_COLUMN, modalities: Any = COLUMNS, **options: Any) -> Manifest:
-    return Manifest(manifest_options(path, modalities, wanted, split, **options))
-
-
-def written(folder: Path, text: str, name: str = "my.csv") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def refused(path: Path, **options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(path, **options)
-    return str(caught.value)
-
-
-def wrong(data: dict[str, Any]) -> str:
-    """What a study with this data is told."""
-    network = {"encoders": {"image": {"name": "a"}, "text": {"name": "b"}}}
-    with pytest.raises(UserError) as caught:
-        Study.parse({"name": "wrong", "data": data, "model": network, "method": {"name": "plain"}})
-    return str(caught.value)
-
+from tests.data.files import column, manifest_rows, target, write_manifest
+from tests.unit.manifest_helpers import (
+    COLUMNS,
+    GOOD,
+    HEADER,
+    KIND,
+    TEXT,
+    bad_rows,
+    read,
+    refused,
+    written,
+    wrong,
+)
 
 # ---- reading
 
@@ -144,14 +118,6 @@ def test_bad_rows_are_kept_apart_with_their_line(tmp_path: Path) -> None:
     assert [s.origin for s in builder.splits()["train"]] == ["my.csv:2"]
 
 
-def rows_told(path: Path, **options: Any) -> list[str]:
-    return [str(row) for row in read(path, **options).bad_rows]
-
-
-TEXT = {"text": column("text", "caption")}
-GOOD = [{"caption": f"word {i}", "kind": "ab"[i % 2], "part": ("train", "val", "test")[i // 2 % 3]} for i in range(12)]
-
-
 def test_whatever_is_wrong_with_a_row_makes_it_a_bad_row(tmp_path: Path) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"kind": ...}, "kind: the target is empty"),
@@ -169,7 +135,7 @@ def test_whatever_is_wrong_with_a_row_makes_it_a_bad_row(tmp_path: Path) -> None
     ]
     bad = [{k: v for k, v in {**GOOD[0], **change}.items() if v is not ...} for change, _ in wrong]
     path = write_manifest(tmp_path / "my.jsonl", [*GOOD, *bad])
-    told = rows_told(path, modalities=TEXT, group="concept")
+    told = bad_rows(path, modalities=TEXT, group="concept")
     assert len(told) == len(wrong)
     for line, (row, (_, reason)) in enumerate(zip(told, wrong, strict=True), start=len(GOOD) + 1):
         assert row.startswith(f"my.jsonl:{line}: ") and reason in row
@@ -196,7 +162,7 @@ def test_a_cell_that_arrow_cannot_convert_is_a_bad_row(tmp_path: Path) -> None:
     raw = pyarrow.array([b"\xff" if i == 4 else row["caption"].encode() for i, row in enumerate(GOOD)])
     latin = pyarrow.Array.from_buffers(pyarrow.string(), len(raw), raw.buffers())  # a string column that is not UTF-8
     pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("caption"), "caption", latin), path)
-    assert [row[:24] for row in rows_told(path, modalities=TEXT)] == ["my.parquet:5: caption: e"]
+    assert [row[:24] for row in bad_rows(path, modalities=TEXT)] == ["my.parquet:5: caption: e"]
 
 
 def test_dates_are_neither_classes_nor_texts(tmp_path: Path) -> None:
@@ -231,7 +197,7 @@ def test_the_order_of_classes_does_not_follow_the_hash_seed(seed: str, tmp_path:
     rows = [row | {"kind": ("07", "7", "007", "b", "0007")[i % 5]} for i, row in enumerate(GOOD)]
     path = write_manifest(tmp_path / "my.csv", rows)
     script = (
-        "import sys; from pathlib import Path; from tests.unit.test_manifest import read, TEXT;"
+        "import sys; from pathlib import Path; from tests.unit.manifest_helpers import read, TEXT;"
         "print(read(Path(sys.argv[1]), modalities=TEXT).target.classes)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": seed}
@@ -338,227 +304,3 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
     assert "data.path: this key is missing" in wrong({"dataset": "manifest"})
     with pytest.raises(UserError, match="dataset manifest needs path, modalities, target"):
         named_builder("manifest")
-
-
-# ---- splits
-
-
-def test_carving_follows_groups_and_seed_not_order(tmp_path: Path) -> None:
-    rows = manifest_rows(tmp_path, 60)
-    rule = dict(train=0.6, val=0.2, test=0.2, seed=1)
-
-    def ids(order: int, seed: int = 1) -> dict[str, frozenset[str]]:
-        shuffled = random.Random(order).sample(rows, len(rows))
-        path = write_manifest(tmp_path / "data.jsonl", shuffled)
-        rule = dict(train=0.6, val=0.2, test=0.2, seed=seed)
-        splits = read(path, split=rule, group="concept").splits()
-        homes = [{s.group for s in samples} for samples in splits.values()]
-        assert sum(map(len, homes)) == len(set().union(*homes)) == 30
-        return {name: frozenset(s.id for s in samples) for name, samples in splits.items()}
-
-    assert ids(0) == ids(1) != ids(0, seed=2)
-    assert {name: len(found) for name, found in ids(0).items()} == {"train": 36, "val": 12, "test": 12}
-    assert "(seed 1)" in read(tmp_path / "data.jsonl", split=rule).provenance()
-
-
-def test_equal_rows_stay_together_and_have_their_own_ids(tmp_path: Path) -> None:
-    text = HEADER + "".join(f"{i // 4}.png,x,{'ab'[i % 8 // 4]},\n" for i in range(80))
-    splits = read(written(tmp_path, text), split=None).splits()
-    homes = {s.values["image"]: name for name, samples in splits.items() for s in samples}
-    assert all(homes[s.values["image"]] == name for name, samples in splits.items() for s in samples)
-    assert len({s.id for samples in splits.values() for s in samples}) == 80
-
-
-def test_validation_is_carved_from_training_when_the_column_has_none(tmp_path: Path) -> None:
-    rows = [row | {"part": "train" if row["part"] == "val" else row["part"]} for row in manifest_rows(tmp_path)]
-    builder = read(write_manifest(tmp_path / "data.csv", rows), group="concept")
-    splits = builder.splits()
-    assert len(splits["test"]) == sum(row["part"] == "test" for row in rows)
-    assert 2 <= len(splits["val"]) <= 4 and "carved off by hash" in builder.provenance()
-    assert not {s.group for s in splits["val"]} & {s.group for s in splits["train"]}
-
-
-def members(splits: dict[str, list[Sample]]) -> dict[str, set[str]]:
-    return {name: {sample.origin for sample in samples} for name, samples in splits.items()}
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("split", [None, {"stratify": False}, {"column": "fold"}])
-def test_a_modality_more_in_the_study_moves_no_row(suffix: str, split: Any, tmp_path: Path) -> None:
-    rows = [row | {"fold": "test" if i % 5 == 0 else "train"} for i, row in enumerate(manifest_rows(tmp_path, 80))]
-    rows = [row | {"caption": f"{row['caption'] or 'None'} {i // 4}"} for i, row in enumerate(rows)]
-    path = write_manifest(tmp_path / f"data{suffix}", rows)
-    both, one = read(path, split=split), read(path, split=split, modalities=TEXT)
-    assert members(both.splits()) == members(one.splits())
-    assert {s.id for s in both.splits()["val"]} == {s.id for s in one.splits()["val"]}
-    number = target("regression", "score")
-    if split == {"stratify": False}:
-        assert members(read(path, number, split).splits()) == members(both.splits())
-
-
-def test_a_declared_id_decides_alone(tmp_path: Path) -> None:
-    rows = [row | {"key": i} for i, row in enumerate(manifest_rows(tmp_path, 60))]
-    rule = {"stratify": False}
-    before = read(write_manifest(tmp_path / "a.jsonl", rows), split=rule, id="key").splits()
-    changed = [row | {"caption": "another", "kind": "red" if i % 2 else "blue"} for i, row in enumerate(rows)]
-    after = read(write_manifest(tmp_path / "b.jsonl", changed), split=rule, id="key").splits()
-    ids = {name: [s.id for s in samples] for name, samples in before.items()}
-    assert ids == {name: [s.id for s in samples] for name, samples in after.items()}
-    assert sorted(int(id) for part in ids.values() for id in part) == list(range(60))
-    rows[5]["key"], rows[6]["key"] = 4, None
-    told = rows_told(write_manifest(tmp_path / "a.jsonl", rows), split=rule, id="key")
-    assert told == [
-        "a.jsonl:6: key: an id stands for one row; '4' is also on line 5",
-        "a.jsonl:7: key: the id is empty",
-    ]
-    assert "data.id.column" in refused(tmp_path / "a.jsonl", split=rule, id="kez")
-
-
-def test_classes_keep_their_shares_in_every_part(tmp_path: Path) -> None:
-    kinds = ["common"] * 160 + ["rare"] * 30 + ["scarce"] * 10
-    rows = [{"caption": f"word {i}", "kind": kind, "part": "train"} for i, kind in enumerate(kinds)]
-    path = write_manifest(tmp_path / "my.csv", rows)
-    for seed in range(5):
-        splits = read(path, split=dict(seed=seed), modalities=TEXT).splits()
-        counts = {name: Counter(s.target for s in samples) for name, samples in splits.items()}
-        assert counts == {
-            "train": {"common": 128, "rare": 24, "scarce": 8},
-            "val": {"common": 16, "rare": 3, "scarce": 1},
-            "test": {"common": 16, "rare": 3, "scarce": 1},
-        }
-    for row in rows[1::2]:
-        row["part"] = "test"
-    builder = read(write_manifest(tmp_path / "my.csv", rows), modalities=TEXT)
-    assert Counter(s.target for s in builder.splits()["val"]) == {"common": 8, "rare": 1, "scarce": 1}
-    assert "within each class" in builder.provenance()
-
-
-def test_many_small_classes_leave_the_parts_their_sizes(tmp_path: Path) -> None:
-    """Six rows a class: by itself, each would give one row to test and none to validation."""
-    rows = [{"caption": f"word {i}", "kind": f"k{i // 6}"} for i in range(300)]
-    splits = read(write_manifest(tmp_path / "my.csv", rows), split=None, modalities=TEXT).splits()
-    assert {name: len(samples) for name, samples in splits.items()} == {"train": 240, "val": 30, "test": 30}
-    assert len({s.target for s in splits["train"]}) == 50
-
-
-def test_a_group_stays_whole_where_classes_keep_their_shares(tmp_path: Path) -> None:
-    rows = [{"caption": f"word {i}", "kind": "ab"[i % 3 > 0], "of": i // 4} for i in range(200)]
-    found = []
-    for order in range(3):
-        path = write_manifest(tmp_path / "my.jsonl", random.Random(order).sample(rows, len(rows)))
-        splits = read(path, split=None, modalities=TEXT, group="of").splits()
-        homes = {name: {s.group for s in samples} for name, samples in splits.items()}
-        assert sum(map(len, homes.values())) == 50 and 12 <= len(splits["val"]) <= 28
-        found.append(homes)
-    assert found[0] == found[1] == found[2]
-
-
-def test_stratification_needs_classes(tmp_path: Path) -> None:
-    data = {"dataset": "manifest", "path": str(tmp_path), "modalities": COLUMNS, "split": {"stratify": True}}
-    message = wrong(data | {"target": target("regression", "score")})
-    assert "data.split.stratify: regression has no classes to stratify by" in message
-
-
-def test_a_group_in_two_splits_is_refused(tmp_path: Path) -> None:
-    rows = [row | {"part": ("train", "val", "test")[i % 3]} for i, row in enumerate(manifest_rows(tmp_path))]
-    message = refused(write_manifest(tmp_path / "data.csv", rows), group="concept")
-    assert "data.csv:3" in message and "in train on line 2 and in val here" in message and "'concept-0'" in message
-
-
-# ---- check and registry
-
-
-def test_check_tells_what_needs_attention(tmp_path: Path) -> None:
-    rows = manifest_rows(tmp_path)
-    rows[1]["picture"] = "pictures/absent.png"
-    rows[2]["kind"] = "violet"
-    findings = "\n".join(check(read(write_manifest(tmp_path / "data.csv", rows))))
-    assert "\nwarning: 1 of 32 files" in "\n".join(check(read(tmp_path / "data.csv"), on_bad="skip"))
-    for part in ("error: 1 of 32 files do not exist", "data.csv:3: ", "absent.png", "image is missing in",
-                 "are complete", "'violet' (0)", "the largest is"):  # fmt: skip
-        assert part in findings, findings
-
-
-def test_check_warns_of_a_target_that_is_constant(tmp_path: Path) -> None:
-    rows = [row | {"kind": 3} for row in manifest_rows(tmp_path)]
-    builder = read(write_manifest(tmp_path / "data.csv", rows), wanted=target("regression", "kind"))
-    assert "warning: every training row has the same target" in "\n".join(check(builder))
-
-
-def test_check_names_the_same_inputs_in_two_splits(tmp_path: Path) -> None:
-    rows = manifest_rows(tmp_path)
-    copy = next(i for i, row in enumerate(rows) if row["picture"] and row["part"] == "train")
-    other = next(i for i, row in enumerate(rows) if row["picture"] and row["part"] == "test")
-    (tmp_path / "copy.png").write_bytes((tmp_path / rows[copy]["picture"]).read_bytes())
-    rows = [row | {"caption": f"word {i}"} for i, row in enumerate(rows)]
-    rows[other] |= {"picture": "copy.png", "caption": rows[copy]["caption"]}
-    findings = check(read(write_manifest(tmp_path / "data.csv", rows)))
-    (warning,) = [line for line in findings if "same inputs" in line]
-    assert warning.startswith("warning: ") and f"data.csv:{copy + 2} (train)" in warning
-    assert f"data.csv:{other + 2} (test)" in warning
-    rows[other]["picture"] = rows[copy]["picture"]
-    assert "stand in more than one split" in read(write_manifest(tmp_path / "data.csv", rows)).provenance()
-
-
-def test_check_survives_file_names_that_are_none(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    names = ["a long description of what is to be seen " * 8, "/dev/zero", "pipe", ".", "x/" * 3000]
-    rows = [row | {"picture": names[i % 5]} for i, row in enumerate(GOOD * 5)]
-    findings = "\n".join(check(read(write_manifest(tmp_path / "my.csv", rows))))
-    assert "error: 24 of 60 files do not exist" in findings
-    assert "error: 36 of 60 files are no regular files" in findings
-
-
-def test_check_names_classes_that_look_alike(tmp_path: Path) -> None:
-    kinds = ["0", "0.0", "cat", "Cat", "dog"]
-    rows = [row | {"kind": kinds[i % 5]} for i, row in enumerate(GOOD)]
-    findings = "\n".join(check(read(write_manifest(tmp_path / "my.csv", rows), modalities=TEXT)))
-    assert "warning: 2 classes are spelt in several ways: '0' and '0.0', 'Cat' and 'cat'" in findings
-
-
-def test_check_doubts_a_class_that_is_an_absent_value(tmp_path: Path) -> None:
-    rows = [row | {"kind": ["nan", "cat", "dog"][i % 3]} for i, row in enumerate(GOOD)]
-    findings = "\n".join(check(read(write_manifest(tmp_path / "my.csv", rows), modalities=TEXT)))
-    assert "warning: a class may stand for rows without a value: 'nan'" in findings
-
-
-def test_check_doubts_a_separator_that_separates_nothing(tmp_path: Path) -> None:
-    rows = [row | {"kind": ("a, b", "b", "c")[i % 3]} for i, row in enumerate(GOOD)]
-    path = write_manifest(tmp_path / "my.csv", rows)
-    for separator, doubted in (("|", True), (",", False)):
-        builder = read(path, target("multi_label", "kind", separator=separator), modalities=TEXT)
-        assert any("data.target.separator" in line for line in check(builder)) is doubted
-
-
-UNUSABLE = ["../../x", "image.left", "image/left", "image-left", "", "1", "a" * 41, "\u00e9", "a b", "a\n"]
-
-
-@pytest.mark.parametrize(
-    "name", [*UNUSABLE, "type", "keys", "forward", "Targets", "natural", "ids", "both", "a_from_b"]
-)
-def test_names_that_no_modality_can_have(name: str, tmp_path: Path) -> None:
-    modalities = {"text": TEXT["text"], name: COLUMNS["image"]}
-    message = wrong({"dataset": "manifest", "path": str(tmp_path), "modalities": modalities, "target": KIND})
-    assert message.startswith("data.modalities: ") and f"found {name!r}" in message and "letter" in message
-
-
-def test_names_that_differ_in_case_only_share_a_file_on_some_disks() -> None:
-    assert misnamed(["image", "Image"]) and not misnamed(["image", "image_2", "T1"])
-
-
-def test_words_of_pytorch_are_taken() -> None:
-    dictionaries = (torch.nn.ModuleDict(), torch.nn.ParameterDict(), PackedParameters())
-    words = {word for each in dictionaries for word in dir(each) if not word.startswith("_")}
-    assert words <= MODULE_WORDS
-
-
-def test_registry_knows_names_and_cards() -> None:
-    assert {"food101", "kinetics_sounds", "manifest", "mmimdb", "openclipart"} <= set(DATASETS)
-    assert all(name == dataset.card().name for name, dataset in DATASETS.items())
-    food, films, sounds = (DATASETS[name].card() for name in ("food101", "mmimdb", "kinetics_sounds"))
-    assert food.target and food.target.width == 101 and sum(food.rows.values()) == 67_988 + 22_716
-    assert films.target and films.target.width == 23 and films.rows == {"train": 15_552, "val": 2_608, "test": 7_799}
-    assert sounds.target and sounds.target.width == 31 and list(sounds.modalities) == ["audio", "video"]
-    assert "Did you mean 'food101'" in wrong({"dataset": "food-101"})
-    with pytest.raises(UserError, match=r"does not read it from disk.*dataset: manifest"):
-        DATASETS["food101"](DATASETS.options("food101", root="/data"))

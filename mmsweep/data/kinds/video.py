@@ -30,7 +30,7 @@ Frame = TypeVar("Frame")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 KEPT_FRAMES = 8
-"""Most frames of a training clip that are kept for random frames, as a multiple of those that are shown."""
+"""Random frames are drawn from at most this many times the frames that are shown."""
 
 
 @register("video")
@@ -165,7 +165,7 @@ def _frames(
     """Frames of a folder of pictures or of a video file, each fitted as soon as it is decoded.
 
     Args:
-        choose: from the number of frames to the places of those that are wanted, in order.
+        choose: gives the places of the wanted frames, in order, for the number of frames that there are.
         side: as `open_picture`.
     """
     with reading("clip", value):

@@ -190,7 +190,8 @@ def _check_views(study: Study, formats: Mapping[str, Format]) -> None:
 def _check_bootstrap(study: Study) -> None:
     """Refuse what the report could not resample once everything is trained: groups or seeds that there will not be."""
     over, final = study.bootstrap.over, study.sweep.final
-    if "groups" in over and study.data.dataset == "manifest" and study.data.group is None:
+    asked = "group" in type(study.data).model_fields  # other datasets bring groups of their own
+    if "groups" in over and asked and study.value("data.group") is None:
         raise UserError(
             "the data has no groups of rows to resample", key="bootstrap.over", found=over,
             expected="rows or seeds, or a column of groups in data.group",

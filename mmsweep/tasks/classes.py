@@ -1,4 +1,4 @@
-"""What tasks with classes share: their metrics' names, F1, and weights that make classes count alike in the loss."""
+"""Shared by the tasks with classes: metrics, F1, and weights that balance the classes in the loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ ACCURACY, F1_MACRO, F1_MICRO = Metric("accuracy"), Metric("F1-macro"), Metric("F
 
 
 def f1(both: Array, marks: Array) -> Array:
-    """F1 of a class that truth and prediction mark so often, `both` of it at the same row; 0 where neither does."""
+    """F1 of a class; 0 where it occurs in neither truth nor prediction.
+
+    Args:
+        both: number of rows that have the class in truth and prediction.
+        marks: number of rows that have it in truth, plus the number that have it in the prediction.
+    """
     return 2 * both / namespace(marks).where(marks > 0, marks, 1)
 
 
 def count(labels_N: Array, classes: int, weights_RN: Array | None = None) -> Array:
-    """How often each class stands in labels [N], in which `classes` stands for none: [C], or with weights [R, C]."""
+    """Number of rows of each class: [C], or with weights [R, C]. The label `classes` means no class."""
     xp = namespace(labels_N)
     if weights_RN is None:
         return xp.bincount(labels_N, minlength=classes)[:classes]
@@ -23,10 +28,10 @@ def count(labels_N: Array, classes: int, weights_RN: Array | None = None) -> Arr
 
 
 def balanced_classes(values: np.ndarray, classes: int) -> np.ndarray:
-    """Weights [C] that make every class count alike: N / (C n_c), 1 for classes that do not occur.
+    """Weights [C] that balance the classes: N / (C n_c), 1 for classes that do not occur.
 
     Args:
-        values: the class of each of N rows or pixels; larger numbers are none.
+        values: the class of each of N rows or pixels; numbers of `classes` or more mean no class.
     """
     counts_C = np.bincount(values[values < classes].astype(np.int64), minlength=classes)
     weights_C = counts_C.sum() / (classes * np.maximum(counts_C, 1))

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @register("multi_label")
 class MultiLabel(Task):
-    """Binary cross entropy with logits (B16), a label predicted at 0.5 or at its own threshold (B17).
+    """Binary cross entropy with logits (B16); a label is predicted above 0.5 or above its own threshold (B17).
 
-    Macro F1 is the mean over all labels; one that never occurs counts as 0. Accuracy is the share of samples whose
-    labels are all right (subset accuracy).
+    Macro F1 is the mean over all labels; a label that never occurs counts as 0. Accuracy is the share of samples with
+    all labels right (subset accuracy).
 
     Args:
         target: the labels.
         thresholds: [C]; None: 0.5 for all.
-        label_weights: [C], how much a positive weighs in the loss; None: 1.
+        label_weights: [C], weight of a positive in the loss; None: 1.
     """
 
     reported: ClassVar = {"f1_macro": F1_MACRO, "f1_micro": F1_MICRO, "accuracy": ACCURACY}
@@ -61,27 +61,27 @@ class MultiLabel(Task):
         return prediction.float().sigmoid()
 
     def constant(self, targets: np.ndarray) -> Tensor:
-        """Each label's share of the training rows [C], decided by the same thresholds as a prediction."""
+        """Each label's share of the training rows [C]; metrics apply the same thresholds to it as to predictions."""
         import torch
 
         return torch.from_numpy(np.asarray(targets, np.float64).mean(0) if len(targets) else np.zeros(self.outputs))
 
     def measure(self, statistics: Array, target: Array, weights_RN: Array | None) -> dict[str, Array]:
         xp = namespace(statistics)
-        said_NC = statistics > (0.5 if self.thresholds is None else xp.asarray(self.thresholds))
+        predicted_NC = statistics > (0.5 if self.thresholds is None else xp.asarray(self.thresholds))
         truth_NC = target > 0
-        both = total(said_NC & truth_NC, weights_RN)
-        marks = total(said_NC, weights_RN) + total(truth_NC, weights_RN)
+        both = total(predicted_NC & truth_NC, weights_RN)
+        marks = total(predicted_NC, weights_RN) + total(truth_NC, weights_RN)
         each = f1(both, marks)
         return {
             "f1_macro": (each / each.shape[-1]).sum(-1),
             "f1_micro": f1(both.sum(-1), marks.sum(-1)),
-            "accuracy": mean((said_NC == truth_NC).all(1), weights_RN),
+            "accuracy": mean((predicted_NC == truth_NC).all(1), weights_RN),
             "f1": each,
         }
 
     def tuned(self, statistics: Tensor, target: Tensor) -> MultiLabel:
-        """This task with each label's threshold at its best F1 on these validation rows; ties: nearest to 0.5."""
+        """This task with the threshold of best F1 for each label on these validation rows; ties go nearest to 0.5."""
         import torch
 
         grid_G = torch.linspace(0.05, 0.95, 19, device=statistics.device)
@@ -93,10 +93,10 @@ class MultiLabel(Task):
         return MultiLabel(self.target, grid_G[best_C], self.label_weights)
 
     def settings(self) -> dict[str, Any]:
-        """Each label's threshold where they were tuned: scores cannot be made again from predictions without them."""
+        """Each label's threshold if they were tuned; recomputing scores from stored predictions needs them."""
         return {"thresholds": [] if self.thresholds is None else [float(value) for value in self.thresholds]}
 
     @classmethod
-    def recalled(cls, target: Target, settings: Mapping[str, Any]) -> Task:
+    def from_settings(cls, target: Target, settings: Mapping[str, Any]) -> Task:
         thresholds = settings.get("thresholds") or None
         return cls(target, None if thresholds is None else np.array(thresholds, np.float64))

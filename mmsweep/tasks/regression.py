@@ -1,18 +1,17 @@
 """Regression of one number: L1 (or squared, or smooth L1) loss, mean absolute error, Pearson correlation.
 
-The network predicts the target standardised by the training rows' mean and SD, and the loss is on that scale; metrics
-are in the target's own unit. The two numbers belong to the run: its checkpoints hold them, and whoever reads a
-checkpoint takes them from there and not from the data at hand.
+The network predicts the target standardised by the training rows' mean and SD. The loss is on that scale; metrics are
+in the target's own unit. Checkpoints store mean and SD, and a run that loads a checkpoint uses these, not its data's.
 
-Where the number's sign means something (sentiment from -3 to 3) there are four more metrics, of two conventions that
-papers report under one name ("Acc-2", "F1") and that must not be mixed up (research/methods.md §5.3, §5.4):
+If the number's sign has a meaning (sentiment from -3 to 3), there are four more metrics. They follow two conventions
+that papers report under the same names ("Acc-2", "F1") and that must not be mixed up (research/methods.md §5.3, §5.4):
 
     has0_*  all rows; is the number at least 0?             (truth >= 0 against prediction >= 0)
     non0_*  rows whose truth is not 0; is it above 0?       (truth > 0 against prediction > 0)
 
-F1 is weighted by how often each sign occurs in the *truth*; weighting by the prediction, as swapped arguments do,
-inflates it: for the constant positive predictor on 277 positive and 379 negative rows .59378 instead of .25073.
-MMP's sentiment table is non0.
+F1 is weighted by the frequency of each sign in the *truth*. Weighting by the prediction, which swapped arguments do,
+inflates it: a constant positive predictor on 277 positive and 379 negative rows has .59378 instead of .25073.
+MMP's sentiment table uses non0.
 """
 
 from __future__ import annotations
@@ -40,12 +39,11 @@ SIGN_METRICS = {
     "non0_f1_weighted": Metric("Non0 F1"),
 }
 
-
 SCALE = "task.target_scale"
-"""The checkpoint's tensor [2] of mean and SD."""
+"""Name of the checkpoint's tensor [2] of mean and SD."""
 
 FAR = 10
-"""A first stage whose SD is so many times ours, or whose mean is so many SDs away, predicts another quantity."""
+"""Largest ratio of two stages' SDs, and largest distance of their means in SDs, at which both predict one quantity."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,16 @@ class TargetScale:
         """The scale of training targets [N].
 
         Raises:
-            UserError: all targets are equal, or differ by less than single precision resolves.
+            UserError: all targets are equal, or they differ by less than single precision resolves.
         """
         values_N = np.asarray(targets, np.float64)
         if not len(values_N):
             return cls()
         low, high = float(values_N.min()), float(values_N.max())
         if low == high:
-            raise UserError("every training row has the same target: there is nothing to learn", found=low)
+            raise UserError("every training row has the same target; a model cannot learn from it", found=low)
         size = max(abs(low), abs(high))
-        # Divided by their size first: the squares of numbers near the largest float would overflow.
+        # Dividing by the size first keeps the squares of very large numbers from overflowing.
         mean, sd = size * float((values_N / size).mean()), size * float((values_N / size).std())
         if np.spacing(np.float32(size)) > sd / 1000:
             raise UserError(
@@ -89,9 +87,9 @@ class Regression(Task):
     """The prediction is [B, 1], in SDs from the mean of `scale`.
 
     Args:
-        target: a number; with `signed` the metrics of its sign are reported too.
-        loss: what is minimised.
-        scale: what the network's output means.
+        target: a number; if it is `signed`, the metrics of the sign are reported too.
+        loss: the loss on the standardised target.
+        scale: mean and SD by which the target is standardised.
     """
 
     reported: ClassVar = {
@@ -132,8 +130,8 @@ class Regression(Task):
         return {"target_scale": asdict(self.scale), "signed": self.target.signed}
 
     @classmethod
-    def recalled(cls, target: Target, settings: Mapping[str, Any]) -> Task:
-        # Older versions wrote the metrics of the sign, and not that there are any.
+    def from_settings(cls, target: Target, settings: Mapping[str, Any]) -> Task:
+        # Older versions did not store `signed`; the presence of sign metrics shows it.
         signed = settings.get("signed", "has0_accuracy" in (settings.get("mean_missing") or ()))
         return cls(replace(target, signed=bool(signed)))
 
@@ -142,29 +140,30 @@ class Regression(Task):
 
         return {SCALE: torch.tensor([self.scale.mean, self.scale.sd], dtype=torch.float64)}
 
-    def restored(self, kept: Mapping[str, Tensor]) -> Regression:
-        """With the scale that a checkpoint was trained with; one without a scale was trained on the target itself."""
+    def restored(self, state: Mapping[str, Tensor]) -> Regression:
+        """This task with a checkpoint's scale; without a stored scale, the checkpoint was trained on raw targets."""
         task = copy.copy(self)
-        task.scale = TargetScale(*kept[SCALE].tolist()) if SCALE in kept else TargetScale()
+        task.scale = TargetScale(*state[SCALE].tolist()) if SCALE in state else TargetScale()
         return task
 
-    def started_from(self, kept: Mapping[str, Tensor]) -> Regression:
-        first, own = self.restored(kept), self.scale
-        theirs = first.scale
-        same = 1 / FAR <= own.sd / theirs.sd <= FAR and abs(own.mean - theirs.mean) <= FAR * max(own.sd, theirs.sd)
-        if TargetScale() not in (own, theirs) and not same:
+    def started_from(self, state: Mapping[str, Tensor]) -> Regression:
+        task = self.restored(state)
+        old, new = task.scale, self.scale
+        same = 1 / FAR <= new.sd / old.sd <= FAR and abs(new.mean - old.mean) <= FAR * max(new.sd, old.sd)
+        if TargetScale() not in (old, new) and not same:
             raise UserError(
-                "the first stage predicts numbers of another scale",
+                "the first stage predicts numbers on another scale",
                 key="train.init_from",
-                found=str(theirs),
-                expected=f"near this study's training rows ({own})",
+                found=str(old),
+                expected=f"about the scale of this study's training rows ({new})",
             )
-        return first
+        return task
 
     def constant(self, targets: np.ndarray) -> Tensor:
-        """The median [1]. A median of 0 is put just above 0 where more rows are positive than negative.
+        """The median [1].
 
-        That changes no other metric and makes it the majority's sign in both conventions.
+        A median of 0 is moved just above 0 if more rows are positive than negative: it then has the majority's sign in
+        both conventions, and no other metric changes.
         """
         import torch
 
@@ -185,9 +184,9 @@ class Regression(Task):
 
 
 def correlation(value_N: Array, truth_N: Array, weights_RN: Array | None = None) -> Array:
-    """Pearson's, as `corrcoef` computes it.
+    """Pearson's correlation, computed as `corrcoef` does.
 
-    A constant predictor has none; 0 keeps it comparable instead of spoiling every mean.
+    It is undefined for a constant prediction; 0 then avoids NaN in every mean.
     """
     xp = namespace(value_N)
     both_2N = xp.stack([value_N, truth_N])
@@ -196,18 +195,18 @@ def correlation(value_N: Array, truth_N: Array, weights_RN: Array | None = None)
     centred_2N = both_2N - ((both_2N * weights_N).sum(-1) / n)[..., None]
     covariance_22 = (centred_2N * weights_N) @ centred_2N.swapaxes(-1, -2) / (n - 1)[..., None]
     sd_2 = covariance_22.diagonal(0, -2, -1) ** 0.5
-    found = (covariance_22[..., 0, 1] / sd_2[..., 0] / sd_2[..., 1]).clip(-1, 1)
+    pearson = (covariance_22[..., 0, 1] / sd_2[..., 0] / sd_2[..., 1]).clip(-1, 1)
     low_2 = xp.amin(xp.where(weights_N > 0, both_2N, xp.inf), -1)
     high_2 = xp.amax(xp.where(weights_N > 0, both_2N, -xp.inf), -1)
-    return xp.where((low_2 == high_2).any(-1), 0.0, found)
+    return xp.where((low_2 == high_2).any(-1), 0.0, pearson)
 
 
-def sign_scores(truth_N: Array, said_N: Array, weights_RN: Array | None = None) -> tuple[Array, Array]:
-    """Accuracy, and F1 of both answers weighted by how often the truth gives each. No rows: NaN."""
+def sign_scores(truth_N: Array, predicted_N: Array, weights_RN: Array | None = None) -> tuple[Array, Array]:
+    """Accuracy, and the F1 of both answers weighted by their frequency in the truth; NaN without rows."""
     weighted = 0.0
     for answer in (True, False):
-        is_N, said_so_N = truth_N == answer, said_N == answer
-        both = doubles(total(is_N & said_so_N, weights_RN))
-        marks = total(is_N, weights_RN) + total(said_so_N, weights_RN)
-        weighted = weighted + mean(is_N, weights_RN) * f1(both, marks)
-    return mean(truth_N == said_N, weights_RN), weighted
+        true_N, positive_N = truth_N == answer, predicted_N == answer
+        both = doubles(total(true_N & positive_N, weights_RN))
+        marks = total(true_N, weights_RN) + total(positive_N, weights_RN)
+        weighted = weighted + mean(true_N, weights_RN) * f1(both, marks)
+    return mean(truth_N == predicted_N, weights_RN), weighted

@@ -1,10 +1,10 @@
-"""Segmentation: a class for every pixel, by cross entropy over all labelled pixels or over the hard ones (OHEM).
+"""Segmentation: a class for every pixel, with cross entropy over all labelled pixels or over the hard ones (OHEM).
 
-What evaluation keeps of a sample is its confusion matrix, so that every scenario is a sum of matrices. Two mean IoUs
-circulate; they differ only where a class occurs neither in truth nor in prediction:
+Evaluation stores a confusion matrix for each sample; a scenario's matrix is their sum. Two definitions of mean IoU are
+in use. They differ for a class that occurs in neither truth nor prediction:
 
-    miou            such a class counts as 0, the mean is over all C classes (DELIVER, and so both papers' figures)
-    miou_present    such a class is left out of the mean
+    miou            the class counts as 0; the mean is over all C classes (DELIVER, and so the numbers of both papers)
+    miou_present    the class is left out of the mean
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HARD_LOSS = -math.log(0.7)
-"""OHEM: a pixel is hard where its class has a probability below 0.7 (methods.md §5.2)."""
+"""OHEM: a pixel is hard if its class has a predicted probability below 0.7 (methods.md §5.2)."""
 
 LEAST_SHARE = 16
-"""OHEM: at least one in so many labelled pixels is learnt from, the hardest first."""
+"""OHEM: the loss averages at least 1/16 of the labelled pixels, the hardest first."""
 
 
 @register("segmentation")
 class Segmentation(Task):
     """Predictions [B, C, H, W], label maps [B, H, W] with IGNORE where a pixel has no class.
 
-    A sample's loss is the mean over its own labelled pixels, 0 where it has none: every sample weighs alike, whatever
-    part of it is labelled, and no sample's loss depends on its batch mates. (The reference code averages, and with OHEM
-    selects, over the batch's pixels.)
+    A sample's loss is the mean over its own labelled pixels, or 0 if it has none. Every sample therefore has the same
+    weight, and its loss does not depend on the rest of the batch. (The reference code averages over the batch's pixels,
+    and with OHEM selects among them.)
 
     Args:
         target: the classes.
         class_weights: [C]; None: all 1.
-        hard_pixels: OHEM cross entropy instead of the mean over all labelled pixels.
+        hard_pixels: use OHEM cross entropy instead of the mean over all labelled pixels.
     """
 
     reported: ClassVar = {
@@ -84,16 +84,16 @@ class Segmentation(Task):
         return confusion(predicted, target.expand(predicted.shape), self.outputs)
 
     def constant(self, targets: np.ndarray) -> Tensor:
-        """The most frequent class of all labelled pixels, of several the first: [C]."""
+        """The most frequent class of all labelled pixels, one-hot [C]; ties go to the first."""
+        import torch
+
         counts_C = np.zeros(self.outputs, np.int64)
         for map_HW in targets:  # one at a time: all maps of a split may not fit into memory
             counts_C += np.bincount(map_HW.ravel(), minlength=IGNORE + 1)[: self.outputs]
-        import torch
-
         return torch.eye(self.outputs)[counts_C.argmax()]
 
     def constant_statistics(self, statistics: Tensor, targets: np.ndarray) -> Tensor:
-        """The same truth, all of it in the column of one class."""
+        """Confusion matrices of the same truth with one predicted class."""
         truth_C1 = statistics.sum(-1, keepdim=True, dtype=statistics.dtype)
         return truth_C1 * self.constant(targets).to(statistics)
 
@@ -108,7 +108,7 @@ class Segmentation(Task):
         return torch.int32
 
     def truth(self, targets: np.ndarray) -> Tensor:
-        """Nothing: the matrices hold it."""
+        """Empty, since the confusion matrices hold the truth: [N, 0]."""
         import torch
 
         return torch.zeros(len(targets), 0)
@@ -126,11 +126,11 @@ class Segmentation(Task):
 
 
 def hard_mean(loss_BHW: Tensor, labelled_BHW: Tensor) -> Tensor:
-    """OHEM of each sample [B]: the mean over labelled pixels of a loss above -log 0.7, or over the hardest sixteenth of
-    the labelled pixels where fewer are that hard; 0 where none is labelled.
+    """OHEM loss of each sample [B]; 0 without labelled pixels.
 
-    Both means are made for every sample: choosing pixels by their loss would need their number, and so the device's
-    answer, in the middle of a step.
+    It is the mean over the labelled pixels whose loss exceeds -log 0.7, or over the hardest sixteenth of the labelled
+    pixels if these are more. Both means are computed for every sample: selecting pixels first would need their number,
+    and the step would wait for the device.
     """
     import torch
 
@@ -139,7 +139,7 @@ def hard_mean(loss_BHW: Tensor, labelled_BHW: Tensor) -> Tensor:
     hard_B, labels_B = hard_BL.sum(1), labelled_BL.sum(1)
     above_B = torch.where(hard_BL, loss_BL, 0.0).sum(1) / hard_B.clamp(min=1)
     least_B = (labels_B // LEAST_SHARE).clamp(min=1)
-    # Losses are not negative, so what has no label comes last, and where nothing has one the mean is 0.
+    # Losses are not negative, so pixels without a label (0 here) come last.
     top_BK = torch.where(labelled_BL, loss_BL, 0.0).topk(max(loss_BL.shape[1] // LEAST_SHARE, 1), 1).values
     taken_BK = torch.arange(top_BK.shape[1], device=top_BK.device) < least_B[:, None]
     hardest_B = torch.where(taken_BK, top_BK, 0.0).sum(1) / least_B
@@ -147,13 +147,13 @@ def hard_mean(loss_BHW: Tensor, labelled_BHW: Tensor) -> Tensor:
 
 
 def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Pixels of each pair of truth and prediction: [..., H, W] twice -> int32 [..., C, C]; IGNORE counts nowhere."""
+    """Pixel counts of truth x prediction, without IGNORE: [..., H, W] twice -> int32 [..., C, C]."""
     import torch
 
     shape = predicted.shape[:-2]
     predicted, target = predicted.reshape(-1, *predicted.shape[-2:]), target.reshape(-1, *target.shape[-2:])
     cells = classes * classes
-    # One bincount for all maps: a map's cells follow those of the map before; what is ignored falls into a last cell.
+    # One bincount for all maps: each map has its own range of cells, and ignored pixels go to one last cell.
     row = torch.arange(len(target), device=target.device)[:, None, None] * cells
     place = torch.where(target == IGNORE, len(target) * cells, row + target * classes + predicted)
     counts = place.flatten().bincount(minlength=len(target) * cells + 1)[:-1]
@@ -161,16 +161,16 @@ def confusion(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
 
 
 def intersection_over_union(whole_CC: Array) -> tuple[Array, Array]:
-    """(IoU of each class, 0 where it occurs nowhere; whether it occurs in truth or prediction)."""
+    """Each class's IoU (0 if it does not occur), and whether it occurs in truth or prediction."""
     hits_C = whole_CC.diagonal(0, -2, -1)
     union_C = whole_CC.sum(-2) + whole_CC.sum(-1) - hits_C
     return doubles(hits_C) / namespace(union_C).where(union_C > 0, union_C, 1), union_C > 0
 
 
 def _present_mean(iou_C: Array, present_C: Array) -> Array:
-    """The mean IoU of the classes that occur; NaN where none does, since no pixel is labelled."""
+    """The mean IoU of the classes that occur; NaN if no pixel is labelled."""
     if present_C.all():
         return iou_C.mean(-1)
     rows = zip(iou_C.reshape(-1, iou_C.shape[-1]), present_C.reshape(-1, iou_C.shape[-1]), strict=True)
-    means = [each[there].sum() / there.sum() for each, there in rows]
+    means = [each[present].sum() / present.sum() for each, present in rows]
     return namespace(iou_C).stack(means).reshape(iou_C.shape[:-1])

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class SingleLabel(Task):
     """Cross entropy, optionally weighted by class.
 
-    Macro F1 is the mean over the classes that occur in truth or prediction; with one label a
-    sample micro F1 equals accuracy.
+    Macro F1 is the mean over the classes that occur in truth or prediction. With one label per sample, micro F1 equals
+    accuracy.
 
     Args:
         target: the classes.
-        class_weights: [C], mean 1 over samples; None: all 1.
+        class_weights: [C], with a mean of 1 over the samples; None: all 1.
     """
 
     reported: ClassVar = {"accuracy": ACCURACY, "f1_macro": F1_MACRO, "f1_micro": F1_MICRO}
@@ -55,16 +55,16 @@ class SingleLabel(Task):
         return prediction.float().softmax(-1)
 
     def constant(self, targets: np.ndarray) -> Tensor:
-        """The most frequent class, of several the first: [C]."""
+        """The most frequent class, one-hot [C]; ties go to the first."""
         import torch
 
         return torch.eye(self.outputs)[np.bincount(np.asarray(targets, np.int64), minlength=self.outputs).argmax()]
 
     def measure(self, statistics: Array, target: Array, weights_RN: Array | None) -> dict[str, Array]:
-        said_N, right_N = statistics.argmax(-1), statistics.argmax(-1) == target
+        predicted_N, right_N = statistics.argmax(-1), statistics.argmax(-1) == target
         C = statistics.shape[-1]
-        both = count(namespace(said_N).where(right_N, said_N, C), C, weights_RN)
-        marks = count(said_N, C, weights_RN) + count(target, C, weights_RN)
+        both = count(namespace(predicted_N).where(right_N, predicted_N, C), C, weights_RN)
+        marks = count(predicted_N, C, weights_RN) + count(target, C, weights_RN)
         each, occurs = f1(both, marks), marks > 0
         accuracy = mean(right_N, weights_RN)
         macro = (each * occurs / occurs.sum(-1)[..., None]).sum(-1)

@@ -1,8 +1,8 @@
-"""The contract of a task: what is predicted, its loss, what evaluation keeps of a prediction, and its metrics.
+"""The contract of a task: the target, the loss, the statistics that evaluation stores, and the metrics.
 
-A task is one class in one file. Its metrics are written once, against what PyTorch and NumPy have in common: training
-hands them tensors, the report arrays and the weights of its resamples. A report waits for no torch, so a task's file
-imports torch only inside the functions that need it.
+A task is one class in one file. Its metrics are written once for both PyTorch and NumPy: training passes tensors, the
+report passes arrays with the weights of its resamples. The report must not wait for torch, so a task's file imports
+torch only inside the functions that need it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 TASKS = Registry("task", "mmsweep.tasks")
 """The tasks, each in the file of its name."""
 IGNORE = 255
-"""The value of a label map that stands for no class: such pixels count neither in the loss nor in a metric."""
+"""The value of pixels without a class in a label map; the loss and the metrics leave them out."""
 TargetKind = Literal["class", "labels", "number", "map"]
 Array = Any
 """A torch tensor or a NumPy array."""
 
 _LARGEST = float(np.finfo(np.float32).max)
-"""Of a number that is predicted: what is larger would be infinite where it is stored."""
+"""Largest target of a regression; anything larger becomes infinite in float32."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Metric:
     Args:
         label: its name in tables, figures and sentences.
         mode: whether the largest ("max") or the smallest ("min") value is the best.
-        share: it is a share of right answers between 0 and 1, written in percent; others keep their own unit.
+        share: whether it is a proportion between 0 and 1, shown in percent; other metrics keep their own unit.
     """
 
     label: str
@@ -51,14 +52,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be predicted.
+    """What a model predicts.
 
     Args:
         task: one of TASKS.
         classes: names in the order of the outputs; empty for a number.
-        label_values: of label maps: (value in the label files, class index or IGNORE) pairs; a value that is not listed
-            is refused. Empty: the values are the indices, and IGNORE is itself.
-        signed: of a number: its sign means something, as in sentiment from -3 to 3 (its metrics are reported).
+        label_values: for label maps, pairs of (value in the label files, class index or IGNORE); values that are not
+            listed are refused. Empty: the values are the class indices, and IGNORE stands for itself.
+        signed: for a number, whether its sign has a meaning, as in sentiment from -3 to 3; the metrics of the sign are
+            then reported.
     """
 
     task: str
@@ -79,7 +81,7 @@ class Target:
 
     @property
     def kind(self) -> TargetKind:
-        """What the target of one row is."""
+        """The form of one row's target."""
         kind: TargetKind = TASKS[self.task].target_kind
         return kind
 
@@ -91,11 +93,11 @@ class Target:
     def encode(self, value: Any) -> Any:
         """Class name -> index; list of labels -> multi-hot float32 [C]; number -> float.
 
-        A label map is decoded with the rasters that it lies on (`data/kinds/raster.py`); here it stays what it is.
+        A label map is returned unchanged; it is decoded with its rasters (`data/kinds/raster.py`).
 
         Raises:
-            UserError: a label that is not in the list (with the nearest spelling), a value of the wrong type,
-                a number that is not finite.
+            UserError: an unknown label (with the nearest spelling), a value of the wrong type, or a number that is not
+                finite.
         """
         if self.kind == "map":
             return value
@@ -117,17 +119,17 @@ class Target:
         return number
 
     def array(self, encoded: list[Any]) -> np.ndarray:
-        """Encoded values as they are kept: int64 [N], float32 [N, C] or float32 [N]."""
+        """Encoded values as an array: int64 [N], float32 [N, C] or float32 [N]."""
         shape = (len(encoded), len(self.classes)) if self.kind == "labels" else (len(encoded),)
         return np.array(encoded, np.int64 if self.kind == "class" else np.float32).reshape(shape)
 
     def encode_all(self, values: list[Any]) -> np.ndarray:
-        """int64 [N], float32 [N, C] or float32 [N]."""
+        """Raw values, encoded: int64 [N], float32 [N, C] or float32 [N]."""
         return self.array([self.encode(value) for value in values])
 
     def _index(self, label: Any) -> int:
-        lookup = _lookup(self.classes)
-        if not isinstance(label, str) or label not in lookup:
+        indices = _class_indices(self.classes)
+        if not isinstance(label, str) or label not in indices:
             rest = f", … ({len(self.classes)} in all)" if len(self.classes) > 10 else ""
             shown = ", ".join(self.classes[:10]) + rest
             raise UserError(
@@ -136,28 +138,24 @@ class Target:
                 expected=f"one of {shown}",
                 hint=nearest(label, self.classes),
             )
-        return lookup[label]
+        return indices[label]
 
 
-_LOOKUPS: dict[tuple[str, ...], dict[str, int]] = {}
-
-
-def _lookup(classes: tuple[str, ...]) -> dict[str, int]:
-    if classes not in _LOOKUPS:
-        _LOOKUPS[classes] = {name: index for index, name in enumerate(classes)}
-    return _LOOKUPS[classes]
+@cache
+def _class_indices(classes: tuple[str, ...]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(classes)}
 
 
 class Task(ABC):
-    """What is minimised and what is measured.
+    """The loss that training minimises and the metrics that evaluation reports.
 
     Attributes:
-        reported: its metrics by name, in the order of reports.
-        class_metric: name and label of the score that each class has; None where there are no classes.
-        target_kind: what the target of one row is: a class, any number of labels, a number, or a map of classes.
-        dense: the prediction is a map [B, C, H, W]; evaluation then holds one pattern's at a time.
-        constant_words: what the constant predictor says, for people.
-        reads: keys of the study that say how this task is learned and scored.
+        reported: the metrics by name, in the order of reports.
+        class_metric: name and label of the score of each class; None without classes.
+        target_kind: the form of one row's target: a class, any number of labels, a number, or a map of classes.
+        dense: whether the prediction is a map [B, C, H, W]; evaluation then holds the maps of one pattern at a time.
+        constant_words: what the constant predictor predicts, in words.
+        reads: the study's keys on which this task's loss and metrics depend.
         target: what is predicted.
     """
 
@@ -166,7 +164,7 @@ class Task(ABC):
     class_metric: ClassVar[tuple[str, str] | None] = None
     target_kind: ClassVar[TargetKind]
     dense: ClassVar[bool] = False
-    constant_words: ClassVar[str] = "the same of every row"
+    constant_words: ClassVar[str] = "the same value for every row"
     reads: ClassVar[tuple[str, ...]] = ()
     target: Target
 
@@ -178,17 +176,17 @@ class Task(ABC):
         """The task of a run.
 
         Args:
-            targets: of the training rows [N, ...], as a prepared split holds them.
-            options: the study's values of those of `reads` that stand in its section `train`.
+            targets: the training rows' targets [N, ...], as a prepared split holds them.
+            options: the study's values of the `train` keys in `reads`.
 
         Raises:
-            UserError: the targets leave nothing to learn.
+            UserError: no model can learn from these targets.
         """
         return cls(target)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The metrics that are reported of this target."""
+        """The metrics reported for this target."""
         return tuple(self.reported)
 
     @property
@@ -198,13 +196,13 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Per sample: [B]."""
+        """The loss of each sample: [B]."""
 
     @abstractmethod
     def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """What is kept of each sample's prediction: [B, ...]; metrics of any subset of rows come from it.
+        """What evaluation stores of each sample's prediction: [B, ...]; metrics of any subset of rows need no more.
 
-        Leading axes of the prediction before B (patterns) are kept.
+        Axes of the prediction before B (patterns) stay in front.
         """
 
     @property
@@ -219,79 +217,79 @@ class Task(ABC):
         return torch.float32
 
     def truth(self, targets: np.ndarray) -> Tensor:
-        """What metrics need of the rows' targets beside the statistics: [N, ...]."""
+        """The part of the rows' targets that metrics need beside the statistics: [N, ...]."""
         import torch
 
         return torch.from_numpy(np.array(targets))
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep beside the weights to give the same predictions; names start with `task.`."""
+        """The tensors that a checkpoint needs beside the weights to predict the same; names start with `task.`."""
         return {}
 
-    def restored(self, kept: Mapping[str, Tensor]) -> Task:
-        """This task as a checkpoint with the tensors `kept` was trained."""
+    def restored(self, state: Mapping[str, Tensor]) -> Task:
+        """This task with the `state` of a checkpoint."""
         return self
 
-    def started_from(self, kept: Mapping[str, Tensor]) -> Task:
-        """This task for a run that starts from another run's weights: what they predict keeps its meaning.
+    def started_from(self, state: Mapping[str, Tensor]) -> Task:
+        """This task for a run that starts from the weights of another run, whose predictions keep their meaning.
 
         Raises:
-            UserError: they predict something else (key train.init_from).
+            UserError: the other run predicts a different quantity (key train.init_from).
         """
-        return self.restored(kept)
+        return self.restored(state)
 
     def tuned(self, statistics: Tensor, target: Tensor) -> Task:
-        """This task with what it decides by (`scenarios.thresholds: tuned`) set on these validation rows."""
+        """This task with its thresholds tuned on these validation rows (`scenarios.thresholds: tuned`)."""
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What evaluation.json keeps of the task, as plain data: from it `recalled` makes the same metrics."""
+        """Plain data for evaluation.json, from which `from_settings` makes a task with the same metrics."""
         return {}
 
     @classmethod
-    def recalled(cls, target: Target, settings: Mapping[str, Any]) -> Task:
-        """The task that an evaluation was made with; `settings` may hold more than this task's own."""
+    def from_settings(cls, target: Target, settings: Mapping[str, Any]) -> Task:
+        """The task of an evaluation; `settings` may hold keys of other tasks."""
         return cls(target)
 
     @abstractmethod
     def constant(self, targets: np.ndarray) -> Tensor:
-        """The statistics of one row by the constant predictor, which says the same of every row whatever is shown.
+        """One row's statistics by the constant predictor, which ignores its input.
 
         Args:
-            targets: of the training rows [N, ...], as a prepared split holds them.
+            targets: the training rows' targets [N, ...], as a prepared split holds them.
         """
 
     def constant_statistics(self, statistics: Tensor, targets: np.ndarray) -> Tensor:
-        """What `statistics` [..., *statistics_shape] of some rows would be, had the constant predictor made them."""
+        """The constant predictor's statistics for the rows of `statistics` [..., *statistics_shape]."""
         return self.constant(targets).to(statistics).expand(statistics.shape)
 
     @abstractmethod
     def measure(self, statistics: Array, target: Array, weights_RN: Array | None) -> dict[str, Array]:
-        """Every metric, and the score of each class under the name of `class_metric`, of one row or more.
+        """Every metric, and each class's score under the name of `class_metric`, for at least one row.
 
         Args:
-            statistics, target: of the rows [N, ...], both tensors or both NumPy arrays.
-            weights_RN: how much each row counts in each of R resamples (NumPy); None: once. A row of weight k counts
-                like k equal rows.
+            statistics, target: the rows' values [N, ...], both tensors or both NumPy arrays.
+            weights_RN: weight of each row in each of R resamples (NumPy); None: 1 each. A row of weight k counts as k
+                equal rows.
 
         Returns:
             Metrics [R], class scores [R, C]; without weights scalars and [C].
         """
 
     def metrics(self, statistics: Array, target: Array, weights: Array | None = None) -> dict[str, Any]:
-        """Named scores of some rows; NaN where there are none.
+        """Scores of a set of rows by metric; NaN for an empty set.
 
         Args:
-            weights: of the rows, [N], as of `measure`; or of several resamples at once, [R, N].
+            weights: of the rows [N], as in `measure`, or of several resamples at once [R, N].
 
         Returns:
-            Numbers; arrays [R] of resamples.
+            Numbers, or arrays [R] for resamples.
         """
-        found = self._measured(statistics, target, weights)
-        return {name: found[name] for name in self.metric_names}
+        scores = self._measured(statistics, target, weights)
+        return {name: scores[name] for name in self.metric_names}
 
     def per_class(self, statistics: Array, target: Array, weights: Array | None = None) -> dict[str, Any]:
-        """Scores of each class as lists [C], or arrays [R, C] of resamples, where the task has classes."""
+        """Each class's score as a list [C], or an array [R, C] for resamples; empty without classes."""
         if self.class_metric is None:
             return {}
         return {self.class_metric[0]: self._measured(statistics, target, weights)[self.class_metric[0]]}
@@ -304,26 +302,26 @@ class Task(ABC):
             weights = np.asarray(weights, np.result_type(weights, np.float32))
             leading, weights_RN = weights.shape[:-1], weights.reshape(-1, rows)
         if rows:
-            with np.errstate(invalid="ignore", divide="ignore"):  # nothing to divide by: NaN, as torch says it
-                found = self.measure(statistics, target, weights_RN)
+            with np.errstate(invalid="ignore", divide="ignore"):  # a division by 0 gives NaN, as in torch
+                scores = self.measure(statistics, target, weights_RN)
         else:
             each = {self.class_metric[0]: np.full((*leading, self.outputs), math.nan)} if self.class_metric else {}
-            found = {name: np.full(leading, math.nan) for name in self.reported} | each
+            scores = {name: np.full(leading, math.nan) for name in self.reported} | each
         if weights_RN is not None and rows:
-            for values in found.values():
+            for values in scores.values():
                 values[~weights_RN.any(1)] = math.nan
-            found = {name: values.reshape((*leading, *values.shape[1:])) for name, values in found.items()}
-        return found if leading else {name: values.tolist() for name, values in found.items()}
+            scores = {name: values.reshape((*leading, *values.shape[1:])) for name, values in scores.items()}
+        return scores if leading else {name: values.tolist() for name, values in scores.items()}
 
 
 def task_of(target: Target) -> Task:
-    """The task of a target, for its metrics: without what only training reads."""
+    """The task of a target with default training options, for its metrics."""
     task: Task = TASKS[target.task](target)
     return task
 
 
 def resident(weights: Tensor | None) -> Callable[[torch.device], Tensor | None]:
-    """Weights of a loss, on whichever device asks for them."""
+    """A function that returns the loss weights on a given device."""
     if weights is None:
         return lambda device: None
     from mmsweep.transfer import Resident
@@ -331,11 +329,11 @@ def resident(weights: Tensor | None) -> Callable[[torch.device], Tensor | None]:
     return Resident(weights).on
 
 
-# ---- for metrics: torch and NumPy under one name ---------------------------------------------------------------------
+# ---- functions of metrics for both torch and NumPy -------------------------------------------------------------------
 
 
 def namespace(x: Array) -> Any:
-    """The module whose functions take this array: NumPy or torch, which name what metrics need alike."""
+    """The module of an array, NumPy or torch; both use the same names for the functions that metrics need."""
     if isinstance(x, np.ndarray | np.generic):
         return np
     import torch
@@ -350,17 +348,17 @@ def doubles(x: Array) -> Array:
 
 
 def total(x_N: Array, weights_RN: Array | None = None) -> Array:
-    """The sum of rows [N, ...] -> [...], or with weights -> [R, ...]."""
+    """The sum over rows: [N, ...] -> [...], or with weights -> [R, ...]."""
     if weights_RN is None:
         return x_N.sum(0)
-    # Sums of 0 and 1 are exact in single precision as far as 2^24, and much faster.
+    # Sums of 0 and 1 are exact in single precision up to 2^24, and much faster.
     dtype = weights_RN.dtype if x_N.dtype == bool else np.float64
     sums = weights_RN.astype(dtype, copy=False) @ x_N.reshape(len(x_N), math.prod(x_N.shape[1:])).astype(dtype)
     return sums.astype(np.float64).reshape(len(weights_RN), *x_N.shape[1:])
 
 
 def mean(x_N: Array, weights_RN: Array | None = None) -> Array:
-    """The mean of rows [N], in double precision; NaN where there are none."""
+    """The mean over rows [N], in double precision; NaN without rows."""
     if weights_RN is None:
         return doubles(x_N).sum(0) / len(x_N)
     return total(x_N, weights_RN) / weights_RN.sum(1, dtype=np.float64)

@@ -161,7 +161,7 @@ def test_arrays_score_as_tensors_do(case: Case, prediction: Tensor) -> None:
 
 def test_settings_bring_the_metrics_back(case: Case, prediction: Tensor) -> None:
     settings = json.loads(json.dumps(case.task.settings()))
-    again = type(case.task).recalled(Target(case.task.target.task, case.task.target.classes), settings)
+    again = type(case.task).from_settings(Target(case.task.target.task, case.task.target.classes), settings)
     statistics = case.task.statistics(prediction, case.target).numpy()
     truth = case.task.truth(case.target.numpy()).numpy()
     assert again.metrics(statistics, truth) == case.task.metrics(statistics, truth)

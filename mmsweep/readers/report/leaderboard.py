@@ -123,7 +123,7 @@ def _task(evaluation: Evaluation) -> Task:
     """The task that an evaluation was made with, for its metrics. Raises UserError where there is no such task."""
     target = Target(evaluation.task, evaluation.classes)
     try:
-        task: Task = TASKS[evaluation.task].recalled(target, evaluation.settings)
+        task: Task = TASKS[evaluation.task].from_settings(target, evaluation.settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"evaluation.json does not say how its task {evaluation.task} decides ({error})") from error
     return task

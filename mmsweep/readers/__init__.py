@@ -1,1 +1,1 @@
-"""Shows sweeps from their records: tables, the report, MLflow. Parses no study; writes nothing that training reads."""
+"""Shows sweeps from their records: tables, the report, MLflow. It parses no study and writes nothing training reads."""

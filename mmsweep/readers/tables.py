@@ -1,4 +1,4 @@
-"""The tables of a sweep, made once as text and written as terminal tables, Markdown, LaTeX, CSV and (page.py) HTML."""
+"""The tables of a sweep as text, and their output as terminal tables, Markdown, LaTeX, CSV and (page.py) HTML."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Table:
     """A table of text.
 
     Args:
-        title: what it shows, metric and unit included.
+        title: the content, with metric and unit.
         columns: headings; the first `left` columns are text, the others numbers.
         rows: one entry per column.
-        strong: rows to emphasise (the winner).
-        faint: rows to dim (stopped early, failed).
+        strong: indices of the rows to emphasise (the winner).
+        faint: indices of the rows to dim (stopped early, failed).
     """
 
     title: str
@@ -40,7 +40,7 @@ class Table:
     faint: frozenset[int] = frozenset()
 
     def to_rich(self) -> rich.table.Table:
-        """For the terminal."""
+        """A table for the terminal."""
         table = rich.table.Table(title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for position, column in enumerate(self.columns):
             is_text = position < self.left
@@ -51,7 +51,7 @@ class Table:
         return table
 
     def to_markdown(self) -> str:
-        """A heading-less pipe table under its title."""
+        """A pipe table under its title."""
         escaped = [[markdown_text(text) for text in row] for row in [self.columns, *self.rows]]
         marks = ["---" if position < self.left else "---:" for position in range(len(self.columns))]
         lines = [f"| {' | '.join(row)} |" for row in [escaped[0], marks, *escaped[1:]]]
@@ -67,12 +67,11 @@ class Table:
 
 
 def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
-    """All trials, best score first; those without a score last. Unfinished ones are dimmed."""
-    unscored = [trial for trial in record.trials if trial.objective is None]
-    trials = [*record.ranking, *unscored]
+    """All trials, best score first; trials without a score come last. Trials that did not finish are dimmed."""
+    trials = [*record.ranking, *(trial for trial in record.trials if trial.objective is None)]
     shown = trials[:limit] if limit else trials
-    found = {key for trial in trials for key in trial.params}
-    keys = [*(key for key in record.summary.search if key in found), *sorted(found - set(record.summary.search))]
+    params = {key for trial in trials for key in trial.params}
+    keys = [*(key for key in record.summary.search if key in params), *sorted(params - set(record.summary.search))]
     names = wording.short_names(keys)
     best = record.best
     others = [o.metric for o in record.summary.objectives[1:]]
@@ -81,8 +80,8 @@ def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
         objective = wording.number(record.metric, trial.objective)
         extra = [wording.number(metric.rsplit("/", 1)[-1], trial.metrics.get(metric)) for metric in others]
         epochs = f"{trial.epoch or '–'} of {trial.curve[-1][0] if trial.curve else 0}"
-        params = [wording.param_value(trial.params[key]) if key in trial.params else "" for key in keys]
-        rows.append((trial.id, wording.STATES.get(trial.state, trial.state), objective, *extra, epochs, *params))
+        values = [wording.param_value(trial.params[key]) if key in trial.params else "" for key in keys]
+        rows.append((trial.id, wording.STATES.get(trial.state, trial.state), objective, *extra, epochs, *values))
     unit = " (%)" if wording.is_share(record.metric) else ""
     heading = record.objective.metric.removeprefix("val/")
     constant = next((trial.constant for trial in trials if trial.constant is not None), None)
@@ -99,7 +98,7 @@ def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
 
 
 def scenario_table(group: FinalGroup, metrics: Sequence[str] | None = None) -> Table:
-    """Scenario x metric on test, mean ± SD over seeds; with a column of row counts if they differ."""
+    """Scenario x metric on test, mean ± SD over seeds; with a column of row counts if these differ."""
     names = list(metrics or group.metrics())
     scenarios = group.scenarios()
     cells = {s: [group.cell(s, m) for m in names] for s in scenarios}
@@ -120,11 +119,11 @@ def scenario_table(group: FinalGroup, metrics: Sequence[str] | None = None) -> T
         for s in scenarios
     )
     spread = f"mean ± SD over {seeds} seeds" if seeds > 1 else "one seed"
-    where = f"{group.name}: " if group.name != "best" else ""
-    of = "" if differ else f", n = {next(iter(counts.values()), 0)}"
+    prefix = f"{group.name}: " if group.name != "best" else ""
+    n = "" if differ else f", n = {next(iter(counts.values()), 0)}"
     headings = [text for m in names for text in (wording.metric_label(m), *(["constant"] if known else []))]
     columns = ("scenario", *(["n"] if differ else []), *headings)
-    return Table(f"{where}test scores, {spread}{of}", columns, rows)
+    return Table(f"{prefix}test scores, {spread}{n}", columns, rows)
 
 
 def groups_table(record: SweepRecord, metric: str | None = None) -> Table:
@@ -152,27 +151,26 @@ def groups_table(record: SweepRecord, metric: str | None = None) -> Table:
 
 
 def _constant(metric: str, cells: Sequence[Cell | None]) -> str:
-    """The constant predictor's score; several if the groups differ (by tuned thresholds)."""
+    """The constant predictor's score, or several scores if tuned thresholds make the groups differ."""
     scores = [wording.number(metric, cell.constant) for cell in cells if cell is not None]
     return " / ".join(dict.fromkeys(scores)) or "–"
 
 
 def comparison_table(board: Leaderboard) -> Table:
     """Differences between groups with paired 95 % bootstrap intervals; bold: significant after Holm's correction."""
-    rows, strong = [], set()
-    for position, c in enumerate(board.comparisons):
+    rows = []
+    strong = frozenset(position for position, c in enumerate(board.comparisons) if c.significant)
+    for c in board.comparisons:
         d = c.difference
         value, low, high = (f"{wording.scaled(board.metric, v):+.1f}" for v in (d.value, d.low, d.high))
-        cells = (value, f"[{low}, {high}]", f"{d.p:.2g}", "yes" if c.holds else "no", str(c.rows))
+        cells = (value, f"[{low}, {high}]", f"{d.p:.2g}", "yes" if c.significant else "no", str(c.rows))
         rows.append((f"{c.a} − {c.b}", wording.scenario_label(c.scenario), *cells))
-        if c.holds:
-            strong.add(position)
     title = (
         f"Differences in {wording.metric_label(board.metric)}: paired bootstrap, {board.resampled}; "
         f"{len(strong)} of {len(rows)} comparisons significant at 5 % after Holm's correction"
     )
     columns = ("pair", "scenario", "difference", "95 % interval", "p", "Holm", "n")
-    return Table(title, columns, tuple(rows), 2, frozenset(strong))
+    return Table(title, columns, tuple(rows), 2, strong)
 
 
 def trials_csv(record: SweepRecord) -> str:
@@ -189,7 +187,7 @@ def trials_csv(record: SweepRecord) -> str:
 
 
 def finals_csv(record: SweepRecord) -> str:
-    """group, scenario, metric, mean, sd, seeds, rows, constant: one line per value, numbers unrounded."""
+    """One line per group, scenario and metric, numbers unrounded."""
     lines: list[list[Any]] = [["group", "scenario", "metric", "mean", "sd", "seeds", "rows", "constant"]]
     for group in record.groups:
         for scenario, row in group.table().items():
@@ -201,10 +199,10 @@ def finals_csv(record: SweepRecord) -> str:
 
 
 def write_tables(record: SweepRecord, board: Leaderboard, agreement: Sequence[Table], folder: Path) -> list[Path]:
-    """Write all available tables into `folder`: CSV with raw numbers; Markdown and LaTeX as shown.
+    """Write all available tables into `folder`: CSV with unrounded numbers, Markdown and LaTeX as displayed.
 
     Args:
-        agreement: the `agreement_tables` of the record.
+        agreement: the record's `agreement_tables`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"trials": trials_table(record)}

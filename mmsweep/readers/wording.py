@@ -15,28 +15,29 @@ STATES = {"stopped": "stopped early"}
 
 
 def constant_words(task: str) -> str:
-    """What a task's constant predictor, which knows only the training rows, predicts; in words."""
+    """What a task's constant predictor predicts, in words; it ignores its input and knows only the training rows."""
     return TASKS[task].constant_words if task in TASKS else Task.constant_words
 
 
 def metric_name(metric: str) -> str:
+    """The metric's label, or its name if it is unknown."""
     known = metric_of(metric)
     return metric if known is None else known.label
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share of right answers, written in percent as the papers do."""
+    """Whether a metric is a proportion, which is shown in percent as in the papers."""
     known = metric_of(metric)
     return known is not None and known.share
 
 
 def metric_label(metric: str) -> str:
-    """With its unit: "F1-macro (%)"."""
+    """The metric with its unit: "F1-macro (%)"."""
     return metric_name(metric) + (" (%)" if is_share(metric) else "")
 
 
 def scenario_label(scenario: str) -> str:
-    """For people: `missing-audio-text` is "missing audio + text", `image-100_text-30` is "image 100 %, text 30 %"."""
+    """A readable name: "missing audio + text" for `missing-audio-text`, "image 100 %" for `image-100`."""
     if scenario in SCENARIOS:
         return SCENARIOS[scenario]
     for kind in ("missing-rate-", "missing-", "only-"):
@@ -53,12 +54,12 @@ def scenario_label(scenario: str) -> str:
 
 
 def scaled(metric: str, value: float) -> float:
-    """In the unit of `metric_label`."""
+    """A score in the unit of `metric_label`."""
     return 100 * value if is_share(metric) else value
 
 
 def number(metric: str, value: float | None, digits: int | None = None) -> str:
-    """A score in its unit: "75.1", or "0.402" for metrics that are no shares."""
+    """A score in its unit: "75.1" for a proportion, "0.402" for other metrics."""
     if value is None or math.isnan(value):
         return "–"
     places = digits if digits is not None else (1 if is_share(metric) else 3)
@@ -82,16 +83,13 @@ def cell(metric: str, value: Cell | None, digits: int | None = None) -> str:
 
 def param_value(value: Any) -> str:
     """Four significant digits; small numbers as 1.2e-04."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, int):
+    if not isinstance(value, float):
         return str(value)
     return f"{value:.2e}" if value and (abs(value) < 1e-3 or abs(value) >= 1e5) else f"{value:.4g}"
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys without their section if that is unique: "lora.rank", "align_weight"; a `name` is called after its
-    component ("method")."""
+    """Dotted keys without their section if that stays unique ("lora.rank"); a `name` becomes its section ("method")."""
     short = {}
     for key in keys:
         parts = key.split(".")
@@ -102,11 +100,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def joined(words: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """Words listed as in prose: "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def duration(seconds: float) -> str:
+    """A time span in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -14,7 +14,7 @@ from mmsweep.availability import Scenario
 from mmsweep.readers import tables
 from mmsweep.readers.mlflow.content import scores_on_test
 from mmsweep.readers.report.page import write_report
-from mmsweep.readers.report.sentences import headline, rivals, shortfall
+from mmsweep.readers.report.sentences import group_means, headline, shortfall
 from mmsweep.record.evaluation import Evaluation
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.record.trial import Report, TrialFolder
@@ -135,7 +135,7 @@ def test_the_report_says_where_a_model_does_not_beat_it(sweep: Path) -> None:
     page = write_report(sweep).read_text()
     assert ("does not beat the constant predictor" in page) == known
     if known:
-        assert "which always says the most frequent class, in every scenario" in said
+        assert "which always predicts the most frequent class, in every scenario" in said
         assert "missing image" in said and "complete" not in said
         truth = factory.invent((0.6, 0.02), 101)[0].target_N
         assert shown["constant"] == pytest.approx((truth == 6).double().mean().item())
@@ -163,7 +163,7 @@ def test_a_model_that_is_nowhere_better_is_told_so_in_the_headline(tmp_path: Pat
     factory.write_final(final, study, 101, said, task, train_targets=np.array([65_000.0, 70_000.0]))
     record = SweepRecord.load(folder)
     text = headline(record)
-    assert "It does not beat the constant predictor, which always says the median, in any scenario: " in text
+    assert "It does not beat the constant predictor, which always predicts the median, in any scenario: " in text
     assert "complete (70000.000 against 7500.000)" in text
     near = replace(said, statistics_PN=truth.expand(3, 3)[..., None] + 1)
     factory.write_final(final, study, 101, near, task, train_targets=np.array([65_000.0, 70_000.0]))
@@ -188,7 +188,7 @@ def test_a_sweep_without_finals_is_judged_on_validation(score: float, tmp_path: 
     assert "constant predictor 12.500" in tables.trials_table(record).title
 
 
-def test_rivals_have_it_beside_them(tmp_path: Path) -> None:
+def test_group_means_have_it_beside_them(tmp_path: Path) -> None:
     made = factory.per_method()
     folder = factory.make_sweep(tmp_path / "demo", made, trials=2, finals=False)
     for method, strengths in factory.GROUPS.items():
@@ -199,4 +199,4 @@ def test_rivals_have_it_beside_them(tmp_path: Path) -> None:
     record = SweepRecord.load(folder)
     table = tables.groups_table(record)
     assert table.columns[-1] == "constant" and len({len(table.columns), *map(len, table.rows)}) == 1
-    assert "The constant predictor has " in rivals(record)
+    assert "The constant predictor has " in group_means(record)

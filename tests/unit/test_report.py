@@ -258,7 +258,7 @@ def test_importance_is_fanova_s_with_its_spread_and_needs_twenty_finished_trials
         trial.mark_done("finished")
         if number == 18:
             assert importances(SweepRecord.load(folder)) == {}
-            assert "19 trials ran to their end" in importance_note(SweepRecord.load(folder))
+            assert "19 trials finished" in importance_note(SweepRecord.load(folder))
     found = importances(SweepRecord.load(folder))
     assert set(found) == set(factory.STUDY["search"]) and next(iter(found)) == "model.lora.rank"
     assert sum(importance.share for importance in found.values()) == pytest.approx(1.0)
@@ -270,7 +270,7 @@ def test_importance_is_fanova_s_with_its_spread_and_needs_twenty_finished_trials
 
 
 def test_without_scikit_learn_importance_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_figures, "FOREST", False)
+    monkeypatch.setattr(search_figures, "HAS_SKLEARN", False)
     record = SweepRecord.load(factory.make_sweep(tmp_path / "s", trials=24))
     assert importances(record) == {} and "needs scikit-learn" in importance_note(record)
 
@@ -362,7 +362,7 @@ def test_the_page_of_an_unfinished_sweep_says_so(trials: int, tmp_path: Path) ->
 def test_a_sweep_without_final_runs_has_no_test_result_to_come(tmp_path: Path) -> None:
     made = factory.study(sweep={**factory.STUDY["sweep"], "final": None})
     text = checked(write_report(factory.make_sweep(tmp_path / "s", made, finals=False)))
-    assert "No test result, as no final runs are asked for." in text and "Test was not read:" in text
+    assert "No test result; the study has no final runs." in text and "Test data was not used;" in text
 
 
 def test_the_page_of_one_trained_configuration_has_no_search(tmp_path: Path) -> None:

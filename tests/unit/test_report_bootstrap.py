@@ -145,7 +145,7 @@ def test_what_cannot_be_resampled_is_refused() -> None:
     with pytest.raises(UserError, match=r"bootstrap.over: seeds cannot be resampled: a, b has one final"):
         bootstrap_over(["seeds"], seeds=1)
     groups, tables = invented(SINGLE, None)
-    with pytest.raises(UserError, match=r"bootstrap.over: groups of rows cannot be resampled: predictions.npz knows"):
+    with pytest.raises(UserError, match=r"bootstrap.over: groups of rows cannot be resampled: predictions.npz holds"):
         Bootstrap({"a": [predicted(groups["a"][0])]}, tables, over=["groups"])
 
 
@@ -172,9 +172,9 @@ def test_leaderboard_of_a_sweep(tmp_path: Path) -> None:
     assert board.note == ""
     found = {(c.a, c.b, c.scenario): c for c in board.comparisons}
     better = found["plain", "cmpt", "missing-text"]
-    assert better.difference.high < 0 and better.holds and better.rows == 300
+    assert better.difference.high < 0 and better.significant and better.rows == 300
     assert ("plain", "cmpt", "mean_missing") in found
-    table, held = comparison_table(board), sum(comparison.holds for comparison in board.comparisons)
+    table, held = comparison_table(board), sum(comparison.significant for comparison in board.comparisons)
     assert f"2,000 resamples of test rows; {held} of {len(board.comparisons)} comparisons" in table.title
     assert len(table.strong) == held > 0 and {row[-2] for row in table.rows} <= {"yes", "no"}
     seeds = Leaderboard.of(record, over=["rows", "seeds"])
@@ -194,7 +194,7 @@ def test_predictions_of_another_version_give_no_intervals(tmp_path: Path) -> Non
     arrays["scores_PNC"] = arrays["scores_PNC"][:, ::-1]
     np.savez_compressed(path, **arrays)
     board = Leaderboard.of(SweepRecord.load(folder))
-    assert not board.comparisons and "does not give the written score" in board.note
+    assert not board.comparisons and "does not give evaluation.json's score" in board.note
     whole = path.read_bytes()
     for damaged in (b"nonsense", whole[: len(whole) // 2], b""):
         path.write_bytes(damaged)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmsweep.errors import UserError
 
-# What numpy and zipfile raise on damaged bytes: a size that no memory holds, an unknown compression, a broken stream.
+# Raised by numpy and zipfile on damaged bytes: a size beyond memory, an unknown compression, a broken stream …
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, KeyError, SyntaxError, MemoryError, NotImplementedError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
@@ -22,17 +22,17 @@ _UNREADABLE = (
 
 
 def read_arrays(path: Path, wanted: Iterable[str] = ()) -> dict[str, NDArray[Any]]:
-    """Every array of an .npz file by its name, nothing unpickled.
+    """The arrays of an .npz file by name, read without unpickling.
 
     Raises:
         UserError: the file is missing, damaged, or lacks one of `wanted`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except _UNREADABLE as error:
         raise UserError(f"the file cannot be read ({error})", file=path, expected=f"an intact {path.name}") from error
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in arrays]
     if missing:
-        raise UserError("the file lacks arrays", file=path, found=sorted(found), expected=", ".join(missing))
-    return found
+        raise UserError("the file lacks arrays", file=path, found=sorted(arrays), expected=", ".join(missing))
+    return arrays

@@ -1,6 +1,6 @@
-"""The pictures of a sweep's finals: metric against share available, scenarios, classes. One PNG each.
+"""Figures of a sweep's finals: metric against share available, scenarios, classes. One PNG each.
 
-Every function returns the PNG's path, or None where there is nothing to draw yet.
+Every function returns the PNG's path, or None if it has nothing to draw yet.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mmsweep.record.results import Cell
 from mmsweep.record.sweep import SweepRecord
 from mmsweep.tasks.task import TASKS
 
-MOST_CLASSES = 32  # of more, those that lose most are shown
+MOST_CLASSES = 32  # of more classes, the figure shows those that lose most
 
 
 def share_available(record: SweepRecord, path: Path) -> Path | None:
     """Metric against the share of rows that have a modality (the papers' Figures 2 and 3).
 
-    One group: a line for each modality. Several groups: a panel for each modality, a line for each group. Band: SD over
-    seeds.
+    One group has a line for each modality; several groups have a panel for each modality and a line for each group. The
+    band is the SD over seeds.
     """
     groups = [group for group in record.groups if group.evaluations and group.evaluations[0].curves]
     if not groups:
@@ -42,10 +42,10 @@ def share_available(record: SweepRecord, path: Path) -> Path | None:
             for place, group in enumerate(groups):
                 style = place if several else position
                 points = group.curve(modality, metric)
-                label = group.name if several else f"{modality} missing in part"
+                label = group.name if several else f"{modality} partly missing"
                 _line(panel, metric, points, label, style)
             if several:
-                panel.set_title(f"{modality} missing in part")
+                panel.set_title(f"{modality} partly missing")
                 panel.set_xlabel(f"rows that have {modality}")
         for panel in panels:
             panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -68,7 +68,7 @@ def _line(panel: Axes, metric: str, points: Sequence[tuple[float, Cell]], label:
 
 
 def scenario_bars(record: SweepRecord, path: Path) -> Path | None:
-    """Every scenario's score, a bar for each group; whiskers are the SD over seeds."""
+    """Scores by scenario, a bar for each group; whiskers are the SD over seeds."""
     groups = [group for group in record.groups if group.evaluations]
     if not groups:
         return None
@@ -103,27 +103,31 @@ def scenario_bars(record: SweepRecord, path: Path) -> Path | None:
 
 
 def per_class(record: SweepRecord, path: Path) -> Path | None:
-    """F1 (of maps: IoU) of each class of the chosen group: complete, and with each single modality gone."""
+    """F1 (IoU for maps) of the best group's classes: complete, and with each single modality missing."""
     group = record.best_group
     evaluation = group.first() if group else None
     if group is None or evaluation is None or not evaluation.classes:
         return None
     missing = [f"missing-{modality}" for modality in evaluation.modalities]
     cells = {name: group.per_class(name) for name in ["complete", *missing]}
-    cells = {name: found for name, found in cells.items() if found}
+    cells = {name: scores for name, scores in cells.items() if scores}
     if "complete" not in cells or len(cells) < 2:
         return None
     loss_C = [
-        max(_loss(cells["complete"][c].mean, found[c].mean) for name, found in cells.items() if name != "complete")
+        max(
+            _finite(cells["complete"][c].mean) - _finite(scores[c].mean)
+            for name, scores in cells.items()
+            if name != "complete"
+        )
         for c in range(len(evaluation.classes))
     ]
     order = sorted(range(len(loss_C)), key=lambda c: -loss_C[c])[:MOST_CLASSES]
     thick = 0.82 / len(cells)
     with figure(path, 7.2, 1.3 + 0.2 * len(cells) * len(order)) as (_, (panel,)):
-        for place, (name, found) in enumerate(cells.items()):
+        for place, (name, scores) in enumerate(cells.items()):
             places = np.arange(len(order)) + (place - (len(cells) - 1) / 2) * thick
-            values = [100 * _finite(found[c].mean) for c in order]
-            spreads = [100 * (found[c].sd or 0.0) for c in order]
+            values = [100 * _finite(scores[c].mean) for c in order]
+            spreads = [100 * (scores[c].sd or 0.0) for c in order]
             whiskers = {"ecolor": GREY, "elinewidth": 0.8}
             colour = GREY if name == "complete" else COLOURS[place - 1]
             panel.barh(
@@ -146,16 +150,12 @@ def per_class(record: SweepRecord, path: Path) -> Path | None:
     return path
 
 
-def _loss(complete: float, missing: float) -> float:
-    return _finite(complete) - _finite(missing)
-
-
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
 def all_of_finals(record: SweepRecord, folder: Path) -> dict[str, Path]:
-    """Draws all that can be drawn: name -> PNG."""
+    """Draw the figures that have data: name -> PNG."""
     drawn = {
         "share_available": share_available(record, folder / "share_available.png"),
         "scenarios": scenario_bars(record, folder / "scenarios.png"),

@@ -1,4 +1,4 @@
-"""Groups of finals against each other on the same test rows."""
+"""Comparison of groups of finals on the same test rows."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmsweep.tasks.task import TASKS, Target, Task
 
 @dataclass(frozen=True)
 class Comparison:
-    """`a` minus `b` in one scenario, on `rows` test rows.
+    """Difference of group `a` minus group `b` in one scenario, on `rows` test rows.
 
     Args:
-        holds: whether it is significant at 5 % after Holm's correction for all comparisons of the sweep.
+        significant: whether it is significant at 5 % after Holm's correction for all comparisons of the sweep.
     """
 
     a: str
@@ -29,16 +29,16 @@ class Comparison:
     scenario: str
     difference: Interval
     rows: int
-    holds: bool
+    significant: bool
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Intervals of every group's scores and of every pair's differences, for one metric.
+    """Intervals of each group's scores and of each pair's differences, for one metric.
 
     Args:
         over: what was resampled (bootstrap.OVER), `resamples` times.
-        note: why there are none, in words; empty where there are some.
+        note: why there are no intervals; empty if there are.
     """
 
     metric: str
@@ -50,13 +50,13 @@ class Leaderboard:
 
     @classmethod
     def of(cls, record: SweepRecord, metric: str | None = None, over: Sequence[str] = ()) -> Leaderboard:
-        """Computes it from the finals' `predictions.npz`; what cannot be computed is said in `note`.
+        """Compute the intervals from the finals' `predictions.npz`; `note` says why if that is impossible.
 
         Args:
-            over: what is resampled, instead of the study's `bootstrap.over`.
+            over: replaces the study's `bootstrap.over`.
 
         Raises:
-            UserError: `over` is given, and cannot be followed.
+            UserError: the finals cannot be resampled as an explicit `over` asks.
         """
         name = metric or record.metric
         groups = [group for group in record.groups if group.evaluations]
@@ -72,26 +72,27 @@ class Leaderboard:
         scenarios = list(rows)
         scores = {(g, s): bootstrap.interval(g, s, name) for g in names for s in scenarios}
         compared = [(a, b, s) for a, b in combinations(names, 2) for s in scenarios]
-        found = [bootstrap.difference(a, b, s, name) for a, b, s in compared]
-        hold = holm([difference.p for difference in found])
+        differences = [bootstrap.difference(a, b, s, name) for a, b, s in compared]
         comparisons = tuple(
-            Comparison(a, b, s, difference, rows[s], holds)
-            for (a, b, s), difference, holds in zip(compared, found, hold, strict=True)
+            Comparison(a, b, s, difference, rows[s], significant)
+            for (a, b, s), difference, significant in zip(
+                compared, differences, holm([difference.p for difference in differences]), strict=True
+            )
         )
         return cls(name, scores, comparisons, "", tuple(bootstrap.over), bootstrap.resamples)
 
     @property
     def resampled(self) -> str:
-        """How the intervals were made, for people."""
+        """How the intervals were computed, in words."""
         words = {"rows": "test rows", "groups": "groups of test rows", "seeds": "seeds"}
         return f"{self.resamples:,} resamples of {joined([words[name] for name in OVER if name in self.over])}"
 
 
 def _bootstrap(record: SweepRecord, over: Sequence[str]) -> tuple[Bootstrap, dict[str, int]]:
-    """The bootstrap over all groups, and rows by scenario.
+    """The bootstrap over all groups, and the number of rows by scenario.
 
     Raises:
-        UserError: predictions are missing, or do not give the scores that the evaluation wrote.
+        UserError: predictions are missing, or they do not give the scores in the evaluation.
     """
     groups: dict[str, list[tuple[Predicted, Task]]] = {}
     for group in record.groups:
@@ -120,12 +121,12 @@ def _bootstrap(record: SweepRecord, over: Sequence[str]) -> tuple[Bootstrap, dic
 
 
 def _task(evaluation: Evaluation) -> Task:
-    """The task that an evaluation was made with, for its metrics. Raises UserError where there is no such task."""
+    """The task of an evaluation, for its metrics. Raises UserError if its settings are damaged."""
     target = Target(evaluation.task, evaluation.classes)
     try:
         task: Task = TASKS[evaluation.task].from_settings(target, evaluation.settings)
     except (TypeError, ValueError) as error:
-        raise UserError(f"evaluation.json does not say how its task {evaluation.task} decides ({error})") from error
+        raise UserError(f"evaluation.json holds no valid settings of task {evaluation.task} ({error})") from error
     return task
 
 
@@ -133,13 +134,13 @@ def _check(record: SweepRecord, bootstrap: Bootstrap) -> None:
     for group in record.groups:
         for scenario in bootstrap.tables if group.name in bootstrap.groups else ():
             for metric in group.metrics():
-                written = group.cell(scenario, metric)
-                if written is None or math.isnan(written.mean):
+                cell = group.cell(scenario, metric)
+                if cell is None or math.isnan(cell.mean):
                     continue
-                found = bootstrap.interval(group.name, scenario, metric).value
-                if abs(found - written.mean) > 1e-5:
+                score = bootstrap.interval(group.name, scenario, metric).value
+                if abs(score - cell.mean) > 1e-5:
                     raise UserError(
-                        f"predictions.npz does not give the written score of {group.name}, {scenario}, {metric}",
-                        found=round(found, 5),
-                        expected=f"{written.mean:.5f}",
+                        f"predictions.npz does not give evaluation.json's score of {group.name}, {scenario}, {metric}",
+                        found=round(score, 5),
+                        expected=f"{cell.mean:.5f}",
                     )

@@ -1,4 +1,4 @@
-"""Pictures of the maps that a model predicts when modalities are missing."""
+"""Figure of predicted maps under every pattern of missing modalities."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from mmsweep.tasks.task import IGNORE
 SCENES = 3
 ACROSS = 8
 CELL = 1.15
-"""Inches a side of one picture."""
+"""Side of one picture in inches."""
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """`examples.npz` of one final run; R scenes.
+    """`examples.npz` of one final run, with R scenes.
 
     Args:
         inputs: modality -> pictures uint8 [R, H, W, 3].
-        truth_RHW: class of each pixel, IGNORE where there is none.
-        maps_PRHW: predicted under every pattern.
-        present_PR: whether a pattern leaves a scene anything.
-        patterns: their names.
-        ids: of the scenes.
+        truth_RHW: class of each pixel; IGNORE for pixels without a class.
+        maps_PRHW: predicted classes under every pattern.
+        present_PR: whether a scene has a modality left under a pattern.
+        patterns: names of the patterns.
+        ids: ids of the scenes.
     """
 
     inputs: dict[str, Array]
@@ -47,7 +47,7 @@ class Examples:
 
     @classmethod
     def read(cls, path: Path) -> Examples:
-        """Raises UserError where the file is damaged."""
+        """Read the file. Raises UserError if it is damaged."""
         file = read_arrays(path, ("truth_RHW", "maps_PRHW", "present_PR", "patterns", "ids"))
         inputs = {name.removeprefix("input_"): values for name, values in file.items() if name.startswith("input_")}
         patterns, ids = tuple(map(str, file["patterns"])), tuple(map(str, file["ids"]))
@@ -55,7 +55,7 @@ class Examples:
 
 
 def predicted_maps(record: SweepRecord, path: Path) -> Path | None:
-    """Inputs, truth and the chosen group's prediction under every pattern for some test scenes."""
+    """Inputs, truth and the best group's predictions under every pattern for SCENES test scenes."""
     group = record.best_group
     evaluation = group.first() if group else None
     file = next((run.folder / "examples.npz" for run in group.runs if run.evaluation), None) if group else None
@@ -68,8 +68,7 @@ def predicted_maps(record: SweepRecord, path: Path) -> Path | None:
     with figure(path, CELL * ACROSS, CELL * (1.25 * lines * len(scenes) + 0.4)) as (drawing, _):
         panels = grid(drawing, lines * len(scenes), ACROSS)
         for scene in scenes:
-            own = [panel for line in panels[scene * lines : (scene + 1) * lines] for panel in line]
-            _scene(own, examples, scene)
+            _scene([panel for line in panels[scene * lines : (scene + 1) * lines] for panel in line], examples, scene)
         patches = [Patch(color=colour_of(c), label=name) for c, name in enumerate(evaluation.classes[:16])]
         drawing.legend(handles=patches, loc="outside lower center", ncols=min(8, len(patches)), fontsize=8)
     return path
@@ -94,13 +93,13 @@ def _scene(panels: list[Axes], examples: Examples, scene: int) -> None:
 
 
 def coloured(labels_HW: Array) -> Array:
-    """float [H, W, 3]: each class in its colour, pixels without a class in pale grey."""
+    """A map as a picture, float [H, W, 3]; pixels without a class are pale grey."""
     table = np.array([colour_of(c) for c in range(IGNORE)] + [to_rgb(FAINT)])
     return table[labels_HW]
 
 
 def colour_of(index: int) -> tuple[float, float, float]:
-    """A class's colour: the palette's own eight, then ever darker rounds of them."""
+    """A class's colour: the eight colours of the palette, then the same ones darker each time."""
     red, green, blue = to_rgb(COLOURS[index % len(COLOURS)])
     dim = 0.72 ** (index // len(COLOURS))
     return red * dim, green * dim, blue * dim

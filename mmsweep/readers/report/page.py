@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing but itself, made from the sweep's folder alone."""
+"""The report: one self-contained HTML page, made from the sweep's folder alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmsweep.readers.report.figures import all_of_finals
 from mmsweep.readers.report.leaderboard import Leaderboard
 from mmsweep.readers.report.published import published_table
 from mmsweep.readers.report.search_figures import all_of_search, importance_note
-from mmsweep.readers.report.sentences import bootstrap_part, facts, headline, rivals, selection, state_sentence
+from mmsweep.readers.report.sentences import bootstrap_part, facts, group_means, headline, selection, state_sentence
 from mmsweep.record.files import write_atomically
 from mmsweep.record.results import FinalGroup
 from mmsweep.record.sweep import SweepRecord
@@ -25,7 +25,7 @@ from mmsweep.record.sweep import SweepRecord
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture on the page: what it shows, and the PNG itself."""
+    """A picture on the page; `data` is the PNG in base64."""
 
     title: str
     caption: str
@@ -33,17 +33,17 @@ class Figure:
 
 
 def write_report(folder: str | Path, over: Sequence[str] = ()) -> Path:
-    """Writes `report/index.html`, `report/*.png` and `report/tables/*` of a sweep, finished or not.
+    """Write `report/index.html`, `report/*.png` and `report/tables/*` of a sweep, finished or not.
 
     Args:
-        over: what intervals resample, instead of the study's `bootstrap.over`.
+        over: what intervals resample; replaces the study's `bootstrap.over`.
 
     Returns:
         The page's path.
 
     Raises:
-        UserError: no sweep lies in `folder`, a file in it is damaged, the report cannot be written there, or `over` is
-            given and the finals cannot be resampled so.
+        UserError: `folder` holds no sweep, a file in it is damaged, the report cannot be written, or the finals cannot
+            be resampled as `over` asks.
     """
     record = SweepRecord.load(folder)
     target = record.folder / "report"
@@ -75,7 +75,7 @@ def render(
     return environment.get_template("page.html.j2").render(
         name=record.name,
         headline=headline(record),
-        rivals=rivals(record),
+        group_means=group_means(record),
         state=state_sentence(record),
         unfinished=record.state != "finished" or chosen is None,
         scenarios=tables.groups_table(record) if several else tables.scenario_table(chosen) if chosen else None,
@@ -101,7 +101,7 @@ def render(
 
 
 def _constant(group: FinalGroup | None) -> str:
-    """What the constant predictor says; "" where it was not scored."""
+    """What the constant predictor predicts, in words; "" if it was not scored."""
     evaluation = group.first() if group else None
     return wording.constant_words(evaluation.task) if evaluation and evaluation.constants else ""
 
@@ -115,12 +115,12 @@ def _digests(record: SweepRecord) -> list[tuple[str, str, str]]:
 
 
 def _validation(record: SweepRecord) -> str:
-    found = record.best.objective if record.best else None
-    return wording.score(record.metric, found) if found is not None else "–"
+    score = record.best.objective if record.best else None
+    return wording.score(record.metric, score) if score is not None else "–"
 
 
 def _params(record: SweepRecord) -> str:
-    """The winner's searched values as YAML, to be read before the whole study."""
+    """The winner's searched values as YAML."""
     if record.best is None:
         return ""
     return yaml.safe_dump(dict(record.best.params), sort_keys=False, default_flow_style=False)
@@ -134,22 +134,23 @@ def _figure(name: str, path: Path) -> Figure:
 CAPTIONS = {
     "share_available": (
         "Score as a modality goes missing",
-        "Test score against the share of rows that still have a modality, the others complete. Band: SD over seeds.",
+        "Test score against the share of rows that have a modality; the other modalities are complete. The band is the "
+        "SD over seeds.",
     ),
-    "scenarios": ("Every scenario", "Test score of each scenario; whiskers are the SD over seeds."),
+    "scenarios": ("Scores by scenario", "Test score of each scenario; whiskers are the SD over seeds."),
     "per_class": (
         "Score by class when a modality is missing",
-        "F1 (IoU where maps are predicted) of each class with everything there and with one modality gone; the classes "
-        "that lose most come first.",
+        "F1 (IoU for maps) of each class on complete data and with one modality missing; the classes that lose most "
+        "come first.",
     ),
     "maps": (
-        "What is predicted when something is missing",
-        "Test scenes that lie evenly over the split: the inputs, the truth, and what the first seed predicts from each "
-        "set of modalities; under each the share of labelled pixels that are right.",
+        "Predicted maps when modalities are missing",
+        "Evenly spaced test scenes: the inputs, the truth, and the first seed's prediction from each set of modalities "
+        "with its pixel accuracy.",
     ),
     "history": (
         "Score by trial",
-        "Validation score of each trial in the order they started, and the best finished one so far.",
+        "Validation score of each trial in the order of their start, and the best finished trial so far.",
     ),
     "curves": (
         "Trials by epoch",
@@ -157,11 +158,11 @@ CAPTIONS = {
     ),
     "importance": (
         "Parameter importance",
-        "Share of the variance of the finished trials' scores that each parameter explains alone (fANOVA); whiskers "
-        "span 90 % of the trees.",
+        "Share of the variance of finished trials' scores that each parameter explains alone (fANOVA); whiskers span "
+        "90 % of the trees.",
     ),
     "parallel": (
-        "Where good trials lie",
-        "A line for each trial through its values; dark is good, dashed was stopped early.",
+        "Trials by parameter values",
+        "A line for each trial through its values. Darker lines score better; dashed trials were stopped early.",
     ),
 }

@@ -1,8 +1,8 @@
-"""The papers' numbers, with the table each comes from, to stand beside a sweep's own.
+"""The numbers of both papers by table, for comparison with a sweep's scores.
 
 CMPT: "Robust Multimodal Learning via Cross-Modal Proxy Tokens", Reza, Patil, Solh, Asif. MMP: "MMP: Towards Robust
 Multi-Modal Learning with Masked Modality Projection", Nezakati, Reza, Patil, Solh, Asif. Values are in percent, as
-printed; none of them was measured by mmsweep.
+printed; mmsweep measured none of them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Published:
 
     Args:
         source: paper and table.
-        dataset: our name of the dataset.
-        method: as the paper names it; the paper's own method is "cmpt" or "mmp", as ours.
-        metric: our name of the metric.
-        train: share of rows that have each modality in training.
-        test: the same in testing.
-        value: in percent.
-        sd: over three seeds, where printed.
+        dataset: the dataset's name in mmsweep.
+        method: the paper's name of the method; the proposed method is "cmpt" or "mmp", as in mmsweep.
+        metric: the metric's name in mmsweep.
+        train: share of training rows that have each modality.
+        test: share of test rows that have each modality.
+        value: the score in percent.
+        sd: SD over three seeds, if printed.
     """
 
     source: str
@@ -46,44 +46,42 @@ class Published:
 
 
 def published(dataset: str) -> list[Published]:
-    """All values for a dataset, by its name in a study ("mmimdb", "mm-imdb", "food101" …)."""
+    """All values for a dataset; spellings such as "mm-imdb" are understood."""
     return [row for row in ROWS if _plain(row.dataset) == _plain(dataset)]
 
 
 def published_table(record: SweepRecord) -> Table | None:
-    """The papers' values beside ours: same dataset, same training scenario, scenarios that this sweep evaluated.
-
-    None where there is nothing to compare with.
-    """
+    """The papers' scores beside this sweep's, for its dataset, training scenario and evaluated scenarios; None without
+    a match."""
     group = record.best_group
     evaluation = group.first() if group else None
     if group is None or evaluation is None or "scenarios.train" in record.summary.search:
-        return None  # a searched training scenario has no one counterpart in the papers
+        return None  # the papers train under one scenario
     modalities, scenarios = evaluation.modalities, record.summary.scenarios
     ours = {s.shares: s.name for s in (Scenario.parse(spec, modalities) for spec in scenarios.evaluate)}
     trained = Scenario.parse(scenarios.train, modalities).shares
-    by_place: dict[tuple[str, str, str], list[Published]] = {}
+    matches: dict[tuple[str, str, str], list[Published]] = {}
     for row in published(record.summary.dataset):
         if set(row.test) == set(modalities) and _shares(row.train, modalities) == trained:
             name = ours.get(_shares(row.test, modalities))
             if name is not None:
-                by_place.setdefault((row.source, name, row.metric), []).append(row)
+                matches.setdefault((row.source, name, row.metric), []).append(row)
     lines = []
-    for (source, scenario, metric), rows in by_place.items():
-        own = [row for row in rows if row.method in ("cmpt", "mmp")]
-        rivals = sorted((row for row in rows if row not in own), key=lambda row: -row.value)
-        mine = next((g for g in record.groups if g.evaluations and own and g.name == own[0].method), group)
+    for (source, scenario, metric), rows in matches.items():
+        proposed = [row for row in rows if row.method in ("cmpt", "mmp")]
+        others = sorted((row for row in rows if row not in proposed), key=lambda row: -row.value)
+        same = next((g for g in record.groups if g.evaluations and proposed and g.name == proposed[0].method), group)
         lines.append(
             (
                 source,
                 wording.scenario_label(scenario),
                 wording.metric_name(metric),
-                ", ".join(_printed(row) for row in own) or "–",
-                f"{rivals[0].method} {_printed(rivals[0])}" if rivals else "–",
-                wording.cell(metric, mine.cell(scenario, metric), 2),
+                ", ".join(_printed(row) for row in proposed) or "–",
+                f"{others[0].method} {_printed(others[0])}" if others else "–",
+                wording.cell(metric, same.cell(scenario, metric), 2),
             )
         )
-    columns = ("source", "scenario", "metric", "paper's method", "best other there", "this sweep")
+    columns = ("source", "scenario", "metric", "paper's method", "best other method", "this sweep")
     return Table("Published scores (%) beside this sweep's", columns, tuple(lines), 3) if lines else None
 
 
@@ -93,41 +91,48 @@ def _printed(row: Published) -> str:
 
 def _plain(name: str) -> str:
     short = re.sub(r"[^a-z0-9]", "", name.lower())
-    other = {"upmcfood101": "food101", "cmumosi": "mosi", "kineticssound": "kineticssounds", "ks": "kineticssounds"}
-    return other.get(short, short)
+    aliases = {"upmcfood101": "food101", "cmumosi": "mosi", "kineticssound": "kineticssounds", "ks": "kineticssounds"}
+    return aliases.get(short, short)
 
 
-def _shares(have: Shares, modalities: Sequence[str]) -> tuple[tuple[Pattern, float], ...]:
-    if all(share in (0.0, 1.0) for share in have.values()):
-        missing = [m for m in modalities if not have[m]]
+def _shares(available: Shares, modalities: Sequence[str]) -> tuple[tuple[Pattern, float], ...]:
+    if all(share in (0.0, 1.0) for share in available.values()):
+        missing = [m for m in modalities if not available[m]]
         return Scenario.parse({"missing": missing} if missing else "complete", modalities).shares
-    return Scenario.parse({"available": dict(have)}, modalities).shares
+    return Scenario.parse({"available": dict(available)}, modalities).shares
 
 
 def _grid(
     source: str, dataset: str, metric: str, methods: str, rows: Iterable[tuple[Shares, Shares, str]]
 ) -> list[Published]:
-    """A printed table: methods as columns ("a, b, cmpt"), one line of values a (train, test); "x" is not printed."""
-    names = [name.strip() for name in methods.split(",")]
-    found = []
+    """The values of a printed table with methods as columns ("a, b, cmpt"); "x" marks a cell without a value.
+
+    Args:
+        rows: (train, test, line of values).
+    """
+    values = []
     for train, test, line in rows:
-        for name, text in zip(names, line.split(), strict=True):
+        for name, text in zip(methods.split(", "), line.split(), strict=True):
             value, _, sd = text.partition("±")
             if value != "x":
-                found.append(
+                values.append(
                     Published(source, dataset, name, metric, train, test, float(value), float(sd) if sd else None)
                 )
-    return found
+    return values
 
 
-def _have(**shares: float) -> Shares:
+def _percent(**shares: float) -> Shares:
     return {modality: share / 100 for modality, share in shares.items()}
 
 
 def _cmpt() -> list[Published]:
-    few_images, halves, few_texts = _have(image=30, text=100), _have(image=65, text=65), _have(image=100, text=30)
-    both = _have(image=100, text=100)
-    sound = _have(audio=100, video=100)
+    few_images, halves, few_texts = (
+        _percent(image=30, text=100),
+        _percent(image=65, text=65),
+        _percent(image=100, text=30),
+    )
+    both = _percent(image=100, text=100)
+    sound = _percent(audio=100, video=100)
     rates = (few_images, halves, few_texts)
     table1 = "ViLT, MAP input, MAP attention, MSP, VisualBERT, Ma et al., Kim & Kim, MuAP head, MuAP cross, cmpt"
     values1 = {
@@ -143,8 +148,8 @@ def _cmpt() -> list[Published]:
         ),
     }
     table2 = "FiLM, BiGated, OGM-GE, QMF, MLA, cmpt"
-    no_video, no_audio = _have(audio=100, video=0), _have(audio=0, video=100)
-    no_text, no_image = _have(image=100, text=0), _have(image=0, text=100)
+    no_video, no_audio = _percent(audio=100, video=0), _percent(audio=0, video=100)
+    no_text, no_image = _percent(image=100, text=0), _percent(image=0, text=100)
     values2 = {
         "crema_d": (
             sound,
@@ -165,7 +170,7 @@ def _cmpt() -> list[Published]:
             (both, "87.21 88.87 87.54 92.87 93.33 94.47"),
         ),
     }
-    # Table 6: rows train x test in the order of `rates`; the diagonal repeats Table 1.
+    # Table 6: rows are train x test in the order of `rates`; the diagonal repeats Table 1.
     table6 = "ViLT, MAP, MSP, Kim & Kim, cmpt"
     values6 = {
         ("mmimdb", "f1_macro"): (
@@ -219,10 +224,10 @@ def _cmpt() -> list[Published]:
 
 
 def _mmp() -> list[Published]:
-    four = _have(rgb=100, aolp=100, dolp=100, nir=100)
-    depth, thermal = _have(rgb=100, depth=100), _have(rgb=100, thermal=100)
-    no_depth, no_rgb_d = _have(rgb=100, depth=0), _have(rgb=0, depth=100)
-    no_thermal, no_rgb_t = _have(rgb=100, thermal=0), _have(rgb=0, thermal=100)
+    four = _percent(rgb=100, aolp=100, dolp=100, nir=100)
+    depth, thermal = _percent(rgb=100, depth=100), _percent(rgb=100, thermal=100)
+    no_depth, no_rgb_d = _percent(rgb=100, depth=0), _percent(rgb=0, depth=100)
+    no_thermal, no_rgb_t = _percent(rgb=100, thermal=0), _percent(rgb=0, thermal=100)
     table1 = "pretrained, modality dropout, mmp"
     values1 = (
         ("mcubes", four, four, "51.54 48.56 48.95"),
@@ -245,18 +250,18 @@ def _mmp() -> list[Published]:
         (depth, no_rgb_d, "34.30 19.32 36.84 36.72 42.75 31.23 5.26 40.76 41.08"),
     ]
     rows += _grid("MMP, Table 2", "nyudv2", "miou", table2, lines2)
-    both = _have(image=100, text=100)
-    # MMP is one model trained on complete data; the paper does not say with which gaps the other columns were trained.
+    both = _percent(image=100, text=100)
+    # MMP trains one model on complete data; the paper does not say how the other columns were trained.
     lines3 = [
-        (both, _have(image=100, text=100), "x 92.71 92.71 92.87"),
-        (both, _have(image=100, text=30), "66.29 72.57 74.53 74.32"),
-        (both, _have(image=100, text=0), "x 67.70 68.10 66.06"),
-        (both, _have(image=65, text=65), "69.25 78.09 79.08 80.28"),
-        (both, _have(image=30, text=100), "76.66 86.05 86.18 87.71"),
-        (both, _have(image=0, text=100), "x 85.30 84.80 85.37"),
+        (both, _percent(image=100, text=100), "x 92.71 92.71 92.87"),
+        (both, _percent(image=100, text=30), "66.29 72.57 74.53 74.32"),
+        (both, _percent(image=100, text=0), "x 67.70 68.10 66.06"),
+        (both, _percent(image=65, text=65), "69.25 78.09 79.08 80.28"),
+        (both, _percent(image=30, text=100), "76.66 86.05 86.18 87.71"),
+        (both, _percent(image=0, text=100), "x 85.30 84.80 85.37"),
     ]
     rows += _grid("MMP, Table 3", "food101", "accuracy", "ViLT, MAP attention, MAP input, mmp", lines3)
-    all3 = _have(text=100, video=100, audio=100)
+    all3 = _percent(text=100, video=100, audio=100)
     no_words, sound_only = {**all3, "text": 0.0}, {**all3, "text": 0.0, "video": 0.0}
     table4 = "MulT, TFN, LMF, Reza et al., mmp"
     for metric, lines in (

@@ -1,6 +1,6 @@
 """Figures of the search: history, learning curves, parameter importance, parallel coordinates.
 
-Every function returns the PNG's path, or None where there is nothing to draw yet.
+Every function returns the PNG's path, or None if it has nothing to draw yet.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mmsweep.record.summary import Searched
 from mmsweep.record.sweep import SweepRecord
 
 FEWEST_FOR_IMPORTANCE = 20
-"""Finished trials. On six studies of 20 trials with three parameters and a random objective, fANOVA gave one of them up
-to 64 % of the variance."""
+"""Finished trials needed. With 20 trials, three parameters and a random objective, fANOVA attributed up to 64 % of the
+variance to one parameter (six studies)."""
 IMPORTANCE_TREES = 32
-FOREST = importlib.util.find_spec("sklearn") is not None
-"""Optuna's fANOVA grows its trees with scikit-learn, which MLflow brings along today and might not tomorrow."""
+HAS_SKLEARN = importlib.util.find_spec("sklearn") is not None
+"""Optuna's fANOVA needs scikit-learn, which is installed only as a dependency of MLflow."""
 
 
 def history(record: SweepRecord, path: Path) -> Path | None:
-    """Objective by trial number, with the best so far; trials stopped early and failed are marked."""
+    """Objective by trial number with the best so far; stopped and failed trials are marked."""
     scored = [trial for trial in record.trials if trial.objective is not None]
     if not scored:
         return None
@@ -132,29 +132,34 @@ class Importance:
 def importances(record: SweepRecord) -> dict[str, Importance]:
     """Importance of each parameter that all finished trials have, largest first; empty for too few trials.
 
-    fANOVA (Hutter et al. 2014) is fitted one tree at a time, because Optuna's evaluator returns a forest's mean only,
-    and a mean without its spread over the trees says nothing about how far it can be trusted.
+    fANOVA (Hutter et al. 2014) is fitted one tree at a time, because Optuna's evaluator returns only the mean of a
+    forest, and the spread over the trees shows how far that mean can be trusted.
     """
     complete = _complete_trials(record)
     several = len(record.summary.objectives) > 1
-    if not FOREST or several or len(complete) < FEWEST_FOR_IMPORTANCE or len({trial.value for trial in complete}) < 2:
+    if (
+        not HAS_SKLEARN
+        or several
+        or len(complete) < FEWEST_FOR_IMPORTANCE
+        or len({trial.value for trial in complete}) < 2
+    ):
         return {}
-    study = optuna.create_study(direction="minimize")  # fANOVA explains variance: the direction changes nothing
+    study = optuna.create_study(direction="minimize")  # the direction does not affect the variance
     study.add_trials(complete)
     trees = []
     for seed in range(IMPORTANCE_TREES):
         evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=1, seed=seed)
         trees.append(optuna.importance.get_param_importances(study, evaluator=evaluator))
-    found = {}
+    result = {}
     for key in trees[0]:
         shares = [tree[key] for tree in trees]
         low, high = np.percentile(shares, [5, 95])
-        found[key] = Importance(float(np.mean(shares)), float(low), float(high))
-    return dict(sorted(found.items(), key=lambda item: (-item[1].share, item[0])))
+        result[key] = Importance(float(np.mean(shares)), float(low), float(high))
+    return dict(sorted(result.items(), key=lambda item: (-item[1].share, item[0])))
 
 
 def _complete_trials(record: SweepRecord) -> list[optuna.trial.FrozenTrial]:
-    """The trials that ran to their end, as Optuna takes them: with the parameters that all of them have."""
+    """The finished trials as Optuna's, with the parameters that all of them have."""
     finished = [trial for trial in record.trials if trial.state == "finished" and trial.objective is not None]
     keys = [key for key in record.summary.search if all(key in trial.params for trial in finished)]
     space = {key: _distribution(record.summary.search[key]) for key in keys}
@@ -174,39 +179,39 @@ def _distribution(dimension: Searched) -> optuna.distributions.BaseDistribution:
 
 
 def importance_note(record: SweepRecord) -> str:
-    """How many trials the importances are based on, or why there are none; "" for several objectives."""
+    """How many trials the importances come from, or why they are not shown; "" for several objectives."""
     if len(record.summary.objectives) > 1 or not record.trials:
         return ""
-    if not FOREST:
+    if not HAS_SKLEARN:
         return "Parameter importance is not shown: it needs scikit-learn, which is not installed."
     trials = len(_complete_trials(record))
     if trials < FEWEST_FOR_IMPORTANCE:
         return (
-            f"Parameter importance is not shown: {trials} trials ran to their end, and below {FEWEST_FOR_IMPORTANCE} "
-            "chance alone can give more than half of the variance to a parameter that does nothing."
+            f"Parameter importance is not shown: {trials} trials finished, and with fewer than {FEWEST_FOR_IMPORTANCE} "
+            "chance alone can attribute more than half of the variance to a parameter without effect."
         )
     return (
-        f"Importances are from {trials} finished trials. Trust a difference only where the intervals do not overlap; "
-        "parameters that only some trials have are left out."
+        f"Importances are from {trials} finished trials. Trust a difference only if the intervals do not overlap. "
+        "Parameters that only some trials have are left out."
     )
 
 
 def importance_bars(record: SweepRecord, path: Path) -> Path | None:
     """Parameter importance with its 90 % interval over the trees, most important on top."""
-    found = importances(record)
-    if not found:
+    by_key = importances(record)
+    if not by_key:
         return None
-    names = wording.short_names(list(found))
-    with figure(path, 7.2, 1.0 + 0.38 * len(found)) as (_, (panel,)):
-        values = [100 * importance.share for importance in found.values()]
-        below = [100 * (importance.share - min(importance.low, importance.share)) for importance in found.values()]
-        above = [100 * (max(importance.high, importance.share) - importance.share) for importance in found.values()]
-        panel.barh(range(len(found)), values, 0.62, color=COLOURS[0], xerr=[below, above], ecolor=GREY, capsize=3)
+    names = wording.short_names(list(by_key))
+    with figure(path, 7.2, 1.0 + 0.38 * len(by_key)) as (_, (panel,)):
+        values = [100 * importance.share for importance in by_key.values()]
+        below = [100 * max(i.share - i.low, 0.0) for i in by_key.values()]
+        above = [100 * max(i.high - i.share, 0.0) for i in by_key.values()]
+        panel.barh(range(len(by_key)), values, 0.62, color=COLOURS[0], xerr=[below, above], ecolor=GREY, capsize=3)
         for position, value in enumerate(values):
             panel.annotate(
                 f"{value:.0f} %", (value, position), xytext=(4, 7), textcoords="offset points", va="center", size=8
             )
-        panel.set_yticks(range(len(found)), [names[key] for key in found])
+        panel.set_yticks(range(len(by_key)), [names[key] for key in by_key])
         panel.invert_yaxis()
         panel.grid(visible=False, axis="y")
         panel.set_xlim(0, 105)
@@ -215,7 +220,7 @@ def importance_bars(record: SweepRecord, path: Path) -> Path | None:
 
 
 def parallel_coordinates(record: SweepRecord, path: Path) -> Path | None:
-    """A line for each scored trial through its parameters to its objective: darker is better, dashed was stopped."""
+    """A line for each scored trial through its parameters to its objective; darker is better, dashed is stopped."""
     trials = list(reversed(record.ranking))
     keys = [key for key in record.summary.search if len({_key(t.params.get(key)) for t in trials}) > 1]
     if len(trials) < 2 or not keys:
@@ -231,7 +236,7 @@ def parallel_coordinates(record: SweepRecord, path: Path) -> Path | None:
         for position in (0.0, 0.25, 0.5, 0.75, 1.0)
     ]
     axes = [*places, (list(normal), score_ticks)]
-    colours = mpl.colormaps["viridis_r"]  # dark is good: yellow would be lost on white
+    colours = mpl.colormaps["viridis_r"]  # dark for good trials, since yellow is hard to see on white
     with figure(path, max(6.4, 1.5 * len(axes) + 1.2), 4.0) as (_, (panel,)):
         for position, trial in enumerate(trials):
             ys = [values[position] for values, _ in axes]
@@ -263,7 +268,7 @@ def _frame(panel: Axes, titles: Sequence[str]) -> None:
 
 
 def _axis(record: SweepRecord, key: str, values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Positions between 0 and 1 of a parameter's values (NaN for a trial without one), and the axis' ticks."""
+    """Positions from 0 to 1 of a parameter's values (NaN for a trial without one), and the axis' ticks."""
     dimension = record.summary.search[key]
     if dimension.kind == "choice":
         options = dimension.choices
@@ -296,7 +301,7 @@ def _objective_label(record: SweepRecord) -> str:
 
 
 def all_of_search(record: SweepRecord, folder: Path) -> dict[str, Path]:
-    """Draws all that can be drawn: name -> PNG."""
+    """Draw the figures that have data: name -> PNG."""
     drawn = {
         "history": history(record, folder / "history.png"),
         "curves": curves(record, folder / "curves.png"),

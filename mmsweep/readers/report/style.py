@@ -50,7 +50,7 @@ _RC: Any = {
 
 @contextmanager
 def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with `columns` panels side by side, written to `path` at the end and closed whatever happens."""
+    """A figure with `columns` panels side by side; it is written to `path` on success and closed in any case."""
     with plt.rc_context(_RC):
         drawing, axes = plt.subplots(
             1, columns, figsize=(width, height), layout="constrained", squeeze=False, sharey=True
@@ -64,7 +64,7 @@ def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterato
 
 
 def grid(drawing: Figure, rows: int, columns: int) -> list[list[Axes]]:
-    """Panels in rows and columns over the whole of a figure, which keeps none of its own."""
-    for own in drawing.axes:
-        own.remove()
+    """Replace a figure's panels by a grid of them."""
+    for panel in drawing.axes:
+        panel.remove()
     return [list(line) for line in drawing.subplots(rows, columns, squeeze=False)]

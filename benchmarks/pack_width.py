@@ -38,7 +38,7 @@ from sizes import SIZES, study_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmsweep.assembly.host import Warm
-from mmsweep.models.packing import alone
+from mmsweep.models.packing import single_slot_reason
 from mmsweep.record.trial import TrialFolder
 from mmsweep.study import Study
 from mmsweep.training.world import World
@@ -197,7 +197,7 @@ def main() -> None:
         study, warm = Study.load(path), Warm(str(device), World())
         precision = study.train.precision if device.type == "cuda" else "fp32"
         warm.ready(study)
-        if reason := alone(warm.slot(study, TrialFolder("/nonexistent/0")).method):
+        if reason := single_slot_reason(warm.slot(study, TrialFolder("/nonexistent/0")).method):
             sys.exit(reason)
         limits = [product_rate(device, precision)]
         found = speed(warm, study, options)

@@ -27,7 +27,7 @@ from mmsweep.availability import availability_table, table_digest
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone
-from mmsweep.models.packing import alone
+from mmsweep.models.packing import single_slot_reason
 from mmsweep.record.files import cache_folder
 from mmsweep.record.trial import Report, TrialFolder, deciding_report
 from mmsweep.study import Study
@@ -180,7 +180,7 @@ class Warm:
             most: upper limit: the number of jobs of this kind that there may be.
         """
         nowhere, study = TrialFolder(f"{job.folder}.probe"), job.study
-        if reason := alone(self.slot(study, nowhere).method):
+        if reason := single_slot_reason(self.slot(study, nowhere).method):
             return 1, reason
         if study.resources.slots != "auto":
             return study.resources.slots, None

@@ -14,7 +14,7 @@ from mmsweep.availability import BoolArray, availability_table, pattern_name, pa
 from mmsweep.data.dataset import DatasetCard
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method
-from mmsweep.models.packing import alone, trained
+from mmsweep.models.packing import single_slot_reason, trained
 from mmsweep.models.weights import NOT_HERE
 from mmsweep.study import Study
 from mmsweep.study.packs import count_trials
@@ -71,7 +71,7 @@ def _memory(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str,
     sizes = {True: 0, False: 0}
     widths: dict[str, int] = {}
     for tensor in tensors:
-        values = tensor.own(tensor.parameter, 0)
+        values = tensor.slot_view(tensor.parameter, 0)
         sizes[tensor.parameter.requires_grad] += values.numel()
         if values.dim() == 2:
             parts = tensor.name.split(".")
@@ -90,7 +90,7 @@ def _memory(method: Method, study: Study, kinds: Mapping[str, str]) -> dict[str,
 def _slots(study: Study, method: Method | None) -> dict[str, Any]:
     """How many trials a host trains in one pass: {"asked", "reason"}; the reason explains the number or its probe."""
     asked = study.resources.slots
-    if method is not None and (reason := alone(method)):
+    if method is not None and (reason := single_slot_reason(method)):
         return {"asked": 1, "reason": reason}
     measured = "each host measures, with a few steps of 1, 2, 4, … throw-away trials, how many make it faster and fit"
     return {"asked": asked, "reason": measured if asked == "auto" else None}
@@ -110,7 +110,7 @@ def _count(method: Method) -> dict[str, Any]:
     parts: dict[str, int] = {}
     trainable = 0
     for tensor in trained(method, frozen=True):
-        name, count = tensor.name, tensor.own(tensor.parameter, 0).numel()
+        name, count = tensor.name, tensor.slot_view(tensor.parameter, 0).numel()
         if "lora_" in name:
             part = "lora"
         elif name.startswith("backbone.encoders."):

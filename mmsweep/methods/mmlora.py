@@ -140,4 +140,4 @@ def _add_joint(layer: PackedLoRALinear, generator: torch.Generator) -> None:
     if device.type != "meta":
         start_RI = torch.empty(rank, inputs).uniform_(-1, 1, generator=generator)
         with torch.no_grad():
-            down.own(down.weight, 0).copy_(start_RI / math.sqrt(inputs))
+            down.slot_view(down.weight, 0).copy_(start_RI / math.sqrt(inputs))

@@ -1,4 +1,4 @@
-"""The contract of a backbone: the network of all modalities, whose missing inputs a method deals with."""
+"""The contract of a backbone: the network of all modalities; a method handles its missing inputs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from mmsweep.tasks.task import TASKS
 
 
 class Backbone(nn.Module, ABC):
-    """The network of all modalities: one class in one file, entered under the name that studies use.
+    """The network of all modalities: one class in one file, registered under the name that studies use.
 
     Attributes:
         Options: the class of its options.
-        encoded: it is made of encoders, one a modality (`model.encoders`).
-        dense: it predicts a map [B, C, H, W], for segmentation, instead of [B, C].
-        smallest: pixels a side of the smallest raster that it can read.
-        modalities: in the dataset's order.
-        outputs: the width of the prediction (C).
-        formats: modality -> how a raw value becomes its input.
-        clip_frames: modality -> token sequences a sample, where there are several (frames of a clip, B13).
+        encoded: whether it consists of one encoder per modality (`model.encoders`).
+        dense: whether it predicts a map [B, C, H, W], for segmentation, instead of [B, C].
+        smallest: side in pixels of the smallest raster that it can read.
+        modalities: names in the dataset's order.
+        outputs: C, the width of the prediction.
+        formats: modality -> format of its input.
+        clip_frames: modality -> token sequences per sample, for modalities with several (frames of a clip, B13).
     """
 
     registry: ClassVar[Registry] = BACKBONES
@@ -50,13 +50,13 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def check(cls, model: ModelOptions, modalities: Sequence[str], task: str) -> None:
-        """Refuse a study whose dataset it cannot serve, as far as that is known without the network.
+        """Refuse a study that does not fit this backbone, before the network is built.
 
         Raises:
-            UserError: naming the study's key.
+            UserError: names the study's key.
         """
         if cls.dense != TASKS[task].dense:
-            name, fitting = model.backbone.name, [n for n, one in BACKBONES.items() if one.dense != cls.dense]
+            name, fitting = model.backbone.name, [n for n, other in BACKBONES.items() if other.dense != cls.dense]
             raise UserError(
                 f"backbone {name} does not predict {task}", key="model.backbone.name", found=name,
                 expected=f"one of {', '.join(fitting)}",
@@ -66,62 +66,59 @@ class Backbone(nn.Module, ABC):
     def build(
         cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True
     ) -> Backbone:
-        """The backbone of a study, frozen.
+        """Build a study's backbone with frozen weights.
 
         Args:
-            model: what the study says of it.
-            inputs: what it is to read.
-            outputs: C of the prediction.
+            model: the study's section `model`.
+            inputs: the inputs that the network reads.
+            outputs: C, the width of the prediction.
             load: False builds it with initial values, for counting and for formats.
-            files: False needs nothing on disk where the architecture is known by name.
+            files: False needs no files if the architecture is known by name.
 
         Raises:
-            UserError: inputs that it does not read, weights that are not there.
+            UserError: inputs that the network cannot read, or missing weights.
         """
         raise NotImplementedError(cls.__name__)
 
     @classmethod
     def formats_of(cls, model: ModelOptions, inputs: Inputs) -> Mapping[str, Format]:
-        """`formats` of the backbone that `build` makes; sooner where nothing has to be built. Raises as `build`."""
+        """The `formats` of the backbone that `build` makes; subclasses may avoid building it. Raises as `build`."""
         with torch.device("meta"):
             return cls.build(model, inputs, 1, load=False).formats
 
     @abstractmethod
     def token_shapes(self) -> dict[str, tuple[int, int]]:
-        """(N, D) of each modality's tokens (of one sequence), for full-length inputs."""
+        """(N, D) of each modality's token sequence for full-length inputs."""
 
     def token_grids(self) -> dict[str, tuple[int, ...]]:
-        """`Tokens.grid` of each modality for full-length inputs: (h, w) or (n,); CLS and the like come before it."""
+        """`Tokens.grid` of each modality for full-length inputs: (h, w) or (n,), without prefix tokens such as CLS."""
         return {m: (n,) for m, (n, _) in self.token_shapes().items()}
 
     @abstractmethod
     def embed(self, batch: Batch) -> dict[str, Tokens]:
-        """Tokens of every modality. What is not present is never read: its tokens are those of zeros."""
+        """Tokens of every modality. An absent input is never read; its tokens are those of zeros."""
 
     @abstractmethod
     def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
         """The rest of the network: prediction [B, ...] from the modalities in use."""
 
     def parts(self) -> dict[str, nn.Module]:
-        """The pretrained parts by name: `backbone`, or the encoders' modalities. Everything else is trained always."""
+        """The pretrained parts by name: `backbone`, or the encoders' modalities. All other parts are always trained."""
         return {}
 
     def attention_linears(self, part: str) -> list[str]:
-        """Full names within a part of what LoRA adapts. Raises UserError where the architecture has none to adapt."""
+        """Full names of the linears within a part that LoRA adapts. Raises UserError if the backbone takes no LoRA."""
         raise UserError("this backbone takes no adapters", key="model.lora", expected="null")
 
     def compile_blocks(self, mode: CompileMode) -> None:
-        """Run the blocks compiled while training. Raises UserError where a backbone has no such blocks."""
+        """Compile the blocks for training. Raises UserError if the backbone has no blocks to compile."""
         refuse_compiling(mode, "backbone")
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw anew, on the CPU, whatever no checkpoint gives."""
+        """Draw new initial values, on the CPU, for all weights that come from no checkpoint."""
 
     def trial_copy(self, model: ModelOptions) -> Self:
-        """A copy of its own modules over the same frozen tensors: what one trial may adapt without touching the next.
-
-        Parts whose own tensors the trial trains are copied whole.
-        """
+        """A copy for one trial that shares the frozen tensors; parts that the trial trains are copied completely."""
         trained = model.trainable | model.layer_norms
         frozen = [part for name, part in self.parts().items() if name not in trained]
         shared = {id(t): t for part in frozen for t in (*part.parameters(), *part.buffers())}
@@ -130,13 +127,13 @@ class Backbone(nn.Module, ABC):
     def adapt(
         self, model: ModelOptions, noise: Noise, generator: torch.Generator, largest_rank: int | None = None
     ) -> None:
-        """Add adapters and thaw what the trial trains.
+        """Add adapters, and unfreeze the weights that the trial trains.
 
         Args:
-            model: what the study says of it.
+            model: the study's section `model`.
             noise: the trial's source of dropout masks.
             generator: draws the adapters' initial values.
-            largest_rank: of the adapters in the pack that the trial may join; None: its own.
+            largest_rank: the largest rank in the pack that the trial may join; None: the trial's rank.
         """
         for name, part in self.parts().items():
             lora = model.lora
@@ -144,8 +141,8 @@ class Backbone(nn.Module, ABC):
                 linears = self.attention_linears(name)
                 add_lora(part, lora.rank, lora.alpha_in_force, lora.dropout, noise, generator, linears, largest_rank)
             norms = layer_norms(part) if name in model.layer_norms else ()
-            for own, parameter in part.named_parameters():
-                if name in model.trainable or own in norms:
+            for inner, parameter in part.named_parameters():
+                if name in model.trainable or inner in norms:
                     parameter.requires_grad_(True)
 
 
@@ -157,7 +154,7 @@ class PromptedBackbone(Backbone):
 
     @abstractmethod
     def prompted(self, place: PromptPlace) -> dict[str, tuple[int, int]]:
-        """Part -> (its blocks, its width). Raises UserError where one of them takes no prompts at that place."""
+        """Part -> (number of blocks, width). Raises UserError if a part takes no prompts at that place."""
 
     @abstractmethod
     def predict(
@@ -167,16 +164,16 @@ class PromptedBackbone(Backbone):
 
     @abstractmethod
     def train_pooler(self) -> None:
-        """Train the pretrained pooler that the prediction is read through, if there is one, with the slot axis."""
+        """Train the pretrained pooler before the prediction, if there is one; it gets the slot axis."""
 
 
 class EncoderBackbone(PromptedBackbone):
-    """A backbone with one encoder a modality and a head on fused class tokens: what CMPT needs.
+    """A backbone with one encoder per modality and a head on fused class tokens, as CMPT needs.
 
     Attributes:
         encoders: modality -> Encoder.
-        projections: modality -> map from the encoder's width to the common width (identity where equal), of each slot.
-        head: the linear classifier h of equation 6, of each slot.
+        projections: modality -> each slot's map from the encoder's width to the common width (identity if equal).
+        head: each slot's linear classifier h of equation 6.
     """
 
     encoded: ClassVar[bool] = True
@@ -207,12 +204,12 @@ class EncoderBackbone(PromptedBackbone):
         place: str = "last",
         prompts: Prompts = NO_PROMPTS,
     ) -> tuple[Tensor, Tensor]:
-        """Encode one modality: (class token [B, D], the E extra tokens' outputs [B, E, D]) in the common width.
+        """Encode one modality: (class token [B, D], outputs of the E extra tokens [B, E, D]) in the common width.
 
         Args:
-            extra_SED: each slot's extra tokens, for the rows of that slot.
-            place: of the extra tokens, `last` or `first`.
-            prompts: with a row for each sample.
+            extra_SED: each slot's extra tokens.
+            place: position of the extra tokens, `last` or `first`.
+            prompts: prompts with a row for each sample.
         """
 
     def class_tokens(self, batch: Batch) -> Tensor:
@@ -222,7 +219,7 @@ class EncoderBackbone(PromptedBackbone):
 
     @staticmethod
     def belongs(name: str, modality: str) -> bool:
-        """Whether the parameter of a name is of a modality's own: its encoder's, adapters included, or projection's."""
+        """Whether a parameter belongs to a modality's encoder, adapters included, or to its projection."""
         return name.startswith((f"encoders.{modality}.", f"projections.{modality}."))
 
     def encoder(self, modality: str) -> Encoder:
@@ -232,17 +229,14 @@ class EncoderBackbone(PromptedBackbone):
 
 
 def fuse(class_BMD: Tensor, used_BM: Tensor, substitute_BMD: Tensor | None = None) -> Tensor:
-    """Equation 5: the sum over modalities of the class token, or of its substitute where the modality is not used.
-
-    Without substitutes an unused modality adds nothing.
-    """
+    """Equation 5: the sum of class tokens, with the substitute for each unused modality (0 without substitutes)."""
     if substitute_BMD is None:
         substitute_BMD = torch.zeros((), dtype=class_BMD.dtype, device=class_BMD.device)
     return torch.where(used_BM[..., None], class_BMD, substitute_BMD).sum(1)
 
 
 def check_modality(name: str, modalities: Sequence[str], problem: str, key: str) -> None:
-    """Raises UserError where the dataset has no such modality, with the nearest that it has."""
+    """Raise UserError with the nearest spelling if the dataset has no such modality."""
     if name not in modalities:
         raise UserError(
             problem, key=key, found=name, expected=f"one of {', '.join(modalities)}",
@@ -251,14 +245,14 @@ def check_modality(name: str, modalities: Sequence[str], problem: str, key: str)
 
 
 def without_absent(value: Tensor, present_B: Tensor) -> Tensor:
-    """Zeros where a sample lacks the input. `where` and not a product: NaN times zero is NaN."""
+    """The values with zeros for samples that lack the input; by `where`, since NaN times zero is NaN."""
     return torch.where(
         present_B.view(-1, *[1] * (value.dim() - 1)), value, torch.zeros((), dtype=value.dtype, device=value.device)
     )
 
 
 def layer_norms(module: nn.Module) -> set[str]:
-    """Names of the LayerNorms' parameters within a module."""
+    """Names of all LayerNorm parameters within a module."""
     return {
         f"{name}.{part}"
         for name, inner in module.named_modules()
@@ -268,7 +262,7 @@ def layer_norms(module: nn.Module) -> set[str]:
 
 
 def draw_linear(linear: nn.Linear | PackedLinear, generator: torch.Generator) -> None:
-    """Initial values, drawn on the CPU: normal weights of variance 1 / inputs, zero biases. A packed one has a slot."""
+    """Draw initial values on the CPU: normal weights of variance 1 / inputs, zero biases (of the only slot)."""
     start = torch.empty(linear.weight.shape, device="cpu")
     start.normal_(std=1.0 / math.sqrt(linear.in_features), generator=generator)
     with torch.no_grad():

@@ -1,12 +1,11 @@
-"""`train.compile`: the encoders' blocks compiled by torch.compile, for a step of training.
+"""`train.compile`: runs the encoders' blocks through torch.compile in training steps.
 
-A block is what is compiled, not the network: all blocks of an encoder but the last are of one shape, so one compilation
-serves all of them. Dropout masks of adapters are drawn before a block is entered, in the order in which it would draw
-them: the compiler could not keep each slot's own generator, and with CUDA graphs no generator of ours at all.
+Single blocks are compiled, not the network: all blocks of an encoder but the last have the same shapes, so one
+compilation serves all of them. The adapters' dropout masks are drawn before a block runs, in the order in which it
+would draw them, because a compiled block cannot draw from each slot's generator.
 
-Shapes are static. Each width of a pack, and the last batch of an epoch where it is smaller, is compiled by itself, at
-most MOST_SHAPES of them in a process; what comes after runs as it is. So does evaluation, whose batches are as wide as
-they come.
+Shapes are static. Each width of a pack, and a smaller last batch of an epoch, is compiled separately; after MOST_SHAPES
+of them in a process, further shapes run uncompiled. Evaluation always runs uncompiled, since its batch sizes vary.
 """
 
 from __future__ import annotations
@@ -28,13 +27,12 @@ from mmsweep.models.options import CompileMode
 
 KEY = "train.compile"
 MOST_SHAPES = 128
-"""Kinds of calls that are compiled: encoder, rows, tokens, slots, whether something before it is trained. A pack's
-width has about four an encoder (its last block is one of its own, and so is an epoch's last batch), and `slots: auto`
-tries up to seven widths before the first epoch."""
+"""Largest number of compiled shapes. A pack's width has about four per encoder, since the last block and the last batch
+of an epoch have their own, and `slots: auto` tries up to seven widths before the first epoch."""
 
 
 class BlockCompiler:
-    """Runs blocks, compiled while training. One a mode and process: torch keeps what is compiled for all networks."""
+    """Runs blocks, compiled in training. One per mode and process, since torch shares compiled code among networks."""
 
     def __init__(self, mode: CompileMode) -> None:
         self.mode = mode
@@ -47,35 +45,35 @@ class BlockCompiler:
     def __call__(
         self, block: nn.Module, linears: tuple[str, ...], *inputs: Any, read: tuple[Tensor, ...] | None = None
     ) -> Any:
-        """block(*inputs).
+        """The output of block(*inputs).
 
         Args:
-            linears: the names within the block of what may be adapted, in the order in which it calls them.
-            read: tensors that are shaped as what each of those reads; None: as the first input.
+            linears: names within the block of the linears that may be adapted, in the order of their calls.
+            read: for each of these a tensor of its input's shape; None: all have the shape of the first input.
 
         Raises:
-            UserError: nothing can be compiled here, or this block cannot.
+            UserError: this machine cannot compile, or this block cannot be compiled.
         """
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return block(*inputs)
         x: Tensor = inputs[0]
-        found = zip(map(block.get_submodule, linears), read or (x,) * len(linears), strict=True)
-        adapters = [(linear, theirs) for linear, theirs in found if isinstance(linear, PackedLoRALinear)]
+        modules = zip(map(block.get_submodule, linears), read or (x,) * len(linears), strict=True)
+        adapters = [(module, like) for module, like in modules if isinstance(module, PackedLoRALinear)]
         kind = (
             *(type(block), x.shape, x.dtype, x.device, x.requires_grad, torch.is_autocast_enabled(x.device.type)),
-            tuple((a.slots, a.masks, theirs.shape) for a, theirs in adapters),
+            tuple((a.slots, a.masks, like.shape) for a, like in adapters),
         )
         if kind not in self.kinds and len(self.kinds) >= MOST_SHAPES:
             return block(*inputs)
         if self._run is None:
             self._run = self._compiled(x.device)
         self.kinds.add(kind)
-        for adapter, theirs in adapters:
-            adapter.draw_ahead(theirs)
+        for adapter, like in adapters:
+            adapter.draw_ahead(like)
         try:
             return self._run(block, *inputs)
         except RuntimeError as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # no public name tells them
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):  # they have no public name
                 raise
             raise UserError(
                 f"the network cannot be compiled ({str(error).strip().splitlines()[0]})",
@@ -87,8 +85,8 @@ class BlockCompiler:
 
     def _compiled(self, device: torch.device) -> Any:
         check_compiler(self.mode, device)
-        # Torch's own bound is lower and per function; ours counts the same things and is reached first. An older torch
-        # without this name runs what exceeds its bound as it is.
+        # Torch's own limit must not be reached before MOST_SHAPES. An older torch without this name runs the shapes
+        # beyond its limit uncompiled.
         with contextlib.suppress(AttributeError):
             limits: Any = torch.compiler.config
             limits.recompile_limit = max(limits.recompile_limit, 2 * MOST_SHAPES)
@@ -97,18 +95,18 @@ class BlockCompiler:
 
 
 def block_compiler(mode: CompileMode) -> BlockCompiler | None:
-    """The process's compiler of a mode; None: off."""
+    """The process's compiler for a mode; None for off."""
     return None if mode == "off" else _compiler(mode)
 
 
 def begin_step(mode: CompileMode) -> None:
-    """Tell CUDA graphs that what the last step computed may be overwritten."""
+    """Allow CUDA graphs to overwrite the results of the last step."""
     if mode == "reduce-overhead":
         torch.compiler.cudagraph_mark_step_begin()
 
 
 def check_compiler(mode: CompileMode, device: torch.device) -> None:
-    """Raises UserError where this machine lacks what torch.compile generates code with."""
+    """Raise UserError if this machine lacks the compiler that torch.compile needs."""
     assert mode in get_args(CompileMode)
     if device.type == "cuda":
         missing = None if importlib.util.find_spec("triton") else "triton"

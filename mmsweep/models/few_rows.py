@@ -1,9 +1,9 @@
-"""Products of few rows that round as those of many do.
+"""Matrix products with few rows, rounded like products with many rows.
 
-MKL multiplies a matrix of fewer than 16 rows otherwise than a larger one on the processors that were looked at
-(docs/results/layer_products.md, layer_products_avx512.md). A slot whose batch is a sample or two, an epoch's last one
-say, reads so few tokens in its encoders' last block (last_block.py) that it would round otherwise alone than beside
-neighbours. Rows of zeros make up for those that are missing.
+On the processors that were measured (docs/results/layer_products.md, layer_products_avx512.md), MKL rounds products of
+fewer than 16 rows differently. A slot with a batch of a sample or two, such as an epoch's last one, has so few tokens
+in its encoders' last block (last_block.py) that its results would depend on the other slots of its pack. Rows of zeros
+pad such products.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEAST = 16
-"""Rows from which on a product rounds each of them as among many, on one thread: 4 on the AMD, where 12 are needed on
-two, and 16 on the Intel; up to 24 were looked at. Not every processor has such a number."""
+"""Number of rows from which a product rounds each row as among many, up to 24 measured rows: 4 on the AMD with one
+thread and 12 with two, 16 on the Intel. Other processors may have no such number."""
 
 
-def filled(x_NI: Tensor) -> Tensor:
-    """On a CPU [N, I] to [max(N, 16), I], the new rows being zeros; on other devices x as it is."""
+def padded_rows(x_NI: Tensor) -> Tensor:
+    """[N, I] padded by rows of zeros to [max(N, 16), I] on a CPU; unchanged on other devices."""
     few = x_NI.device.type == "cpu" and len(x_NI) < LEAST
     return F.pad(x_NI, (0, 0, 0, LEAST - len(x_NI))) if few else x_NI
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """`F.linear`, each row as among many: [..., I] to [..., O]."""
+    """`F.linear` with each row rounded as among many: [..., I] to [..., O]."""
     rows = x.numel() // x.shape[-1]
     if rows >= LEAST:
         return F.linear(x, weight_OI, bias_O)
-    y_NO = F.linear(filled(x.reshape(rows, x.shape[-1])), weight_OI, bias_O)[:rows]
+    y_NO = F.linear(padded_rows(x.reshape(rows, x.shape[-1])), weight_OI, bias_O)[:rows]
     return y_NO.view(*x.shape[:-1], len(weight_OI))
 
 
 class SteadyLinear(nn.Linear):
-    """A linear whose output at a row does not depend on how many others there are, on one thread."""
+    """A linear whose output for a row does not depend on the number of rows, on one thread."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 def steady(network: nn.Module) -> None:
-    """Make every `nn.Linear` within a network a `SteadyLinear`, in place; weights and names stay what they are."""
+    """Turn every `nn.Linear` within a network into a `SteadyLinear`, in place; weights and names stay the same."""
     for module in network.modules():
         if type(module) is nn.Linear:
             module.__class__ = SteadyLinear

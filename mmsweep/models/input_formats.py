@@ -1,4 +1,4 @@
-"""How pictures and texts become a network's inputs: what the study says, else what the network's files say."""
+"""Formats of a network's pictures and texts, from the study's options and the network's own preprocessing files."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from mmsweep.data.kinds.text import TextFormat
 from mmsweep.errors import UserError
 
 _RESAMPLES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""In the order of Pillow's numbers, which preprocessor_config.json holds."""
+"""Pillow's filters by their numbers, which preprocessor_config.json holds."""
 
 _TEXT_LENGTH = 128
-"""Tokens where the study gives no length and the encoder takes more."""
+"""Default length of a text in tokens, for encoders that take at least as many."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network is to read: the dataset's modalities, and what the study says of their sizes.
+    """The inputs of a network: the dataset's modalities and the sizes that the study sets.
 
     Args:
         kinds: modality -> kind (a name of data.options.KINDS), in the dataset's order.
-        size, fit: of pictures, as `data.image`; a size of None is the one that the network was made for.
-        length: tokens of a text, as `data.text.length`.
-        frames: of a spectrogram, as `data.audio.frames`.
-        clip_frames: frames a clip.
-        rasters, sequences: modality -> how it is read, of the modalities of that kind.
-        window: (H, W) that training sees of rasters; None: all of them.
+        size, fit: the study's `data.image`; a size of None is the network's own.
+        length: tokens of a text, the study's `data.text.length`.
+        frames: frames of a spectrogram, the study's `data.audio.frames`.
+        clip_frames: frames of a clip.
+        rasters, sequences: modality -> format, for the modalities of that kind.
+        window: (H, W) of the window that training cuts from rasters; None: whole rasters.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
@@ -47,15 +47,15 @@ class Inputs:
 
 
 class Preprocessing:
-    """What lies beside a checkpoint about its inputs; nothing where nothing does.
+    """The preprocessing settings in a checkpoint's folder; empty without files.
 
     Attributes:
-        media: of pictures or sounds: preprocessor_config.json, or its part of processor_config.json.
-        text: of texts: tokenizer_config.json.
-        file: where `media` stands, for messages.
+        media: settings of pictures or sounds, from preprocessor_config.json or processor_config.json.
+        text: settings of texts, from tokenizer_config.json.
+        file: the file of `media`, for messages.
 
     Raises:
-        UserError: a file that is no JSON object.
+        UserError: a file that holds no JSON object.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -64,18 +64,18 @@ class Preprocessing:
         self.text: dict[str, Any] = _object(folder / "tokenizer_config.json") if folder else {}
         for name in ("preprocessor_config.json", "processor_config.json") if folder else ():
             assert folder is not None
-            found = _object(folder / name)
-            # A processor of several inputs keeps each one's settings by itself.
-            found = found.get("image_processor") or found.get("feature_extractor") or found
-            if found and not self.media:
-                self.media, self.file = found, folder / name
+            settings = _object(folder / name)
+            # A processor of several inputs nests the settings of each one.
+            settings = settings.get("image_processor") or settings.get("feature_extractor") or settings
+            if settings and not self.media:
+                self.media, self.file = settings, folder / name
 
     def check(self, expected: dict[str, Any], what: str) -> None:
-        """Raises UserError where a setting is another than the one that is computed here."""
+        """Raise UserError if a setting differs from what mmsweep computes."""
         for key, value in expected.items():
             if self.media.get(key, value) != value:
                 raise UserError(
-                    f"the encoder wants {what} that mmsweep does not compute",
+                    f"the encoder needs {what} that mmsweep does not compute",
                     file=self.file, key=key, found=self.media[key], expected=str(value),
                 )  # fmt: skip
 
@@ -86,7 +86,7 @@ def _object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"the encoder's settings cannot be read ({error})", file=path) from None
     if not isinstance(content, dict):
-        raise UserError("the encoder's settings are no JSON object", file=path)
+        raise UserError("the encoder's settings are not a JSON object", file=path)
     return content
 
 
@@ -97,15 +97,15 @@ def image_format(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> ImageFormat:
-    """Pictures as a network was trained on: as its preprocessing says, where that is known, else by its configuration.
+    """The format of the pictures that a network was trained on, from its preprocessing or else its configuration.
 
     Raises:
-        UserError: settings that are not understood, a network of other pictures than square ones in RGB.
+        UserError: settings that are not understood, or a network for pictures that are not square or not RGB.
     """
     media = {key: value for key, value in preprocessing.media.items() if value is not None}
     channels = getattr(config, "num_channels", 3)
     if channels != 3:
-        raise UserError("the encoder reads pictures of another number of channels", file=preprocessing.file,
+        raise UserError("the encoder does not read RGB pictures", file=preprocessing.file,
                         key="num_channels", found=channels, expected="3")  # fmt: skip
     try:
         size, resize = _sizes(media, config)
@@ -121,9 +121,9 @@ def image_format(
 def scaled_format(
     inputs: Inputs, size: int, resize: int, mean: tuple[float, ...], std: tuple[float, ...], resample: str
 ) -> ImageFormat:
-    """The format of a network that sees the middle `size` pixels of pictures whose shorter side is `resize`.
+    """The format of a network that reads the central `size` pixels of pictures whose shorter side is `resize`.
 
-    A size that the study gives keeps their ratio; `fit: pad` shows the whole picture.
+    A size set by the study keeps the ratio of both; `fit: pad` shows the whole picture.
     """
     shown = inputs.size or size
     margin = None if inputs.fit == "pad" or resize <= size else round(resize * shown / size)
@@ -132,17 +132,17 @@ def scaled_format(
 
 
 def _sizes(media: dict[str, Any], config: Any) -> tuple[int, int]:
-    """(side of what is shown, shorter side before it is cropped)."""
+    """(side of the cropped picture, shorter side before cropping)."""
     resize = _side(media.get("size")) if media.get("do_resize", True) else None
     crop = _side(media.get("crop_size")) if media.get("do_center_crop", True) else None
     size = crop or resize or _side(config.image_size)
     if size is None:
-        raise ValueError("no size is given")
+        raise ValueError("they hold no size")
     return size, resize or size
 
 
 def _side(size: Any) -> int | None:
-    """The side of a square, or the shorter side, in any way in which a size is written."""
+    """The side of a square, or the shorter side, from any notation of a size; None without one."""
     if isinstance(size, dict):
         sides = {size[name] for name in ("height", "width", "shortest_edge") if size.get(name)}
     else:
@@ -155,7 +155,7 @@ def _side(size: Any) -> int | None:
 def _levels(
     media: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of values in 0..1, whatever range the network's own are in."""
+    """(mean, std) for values in 0..1, converted from the network's own range."""
     if not media.get("do_normalize", True):
         mean, std = (0.0,) * 3, (1.0,) * 3
     else:
@@ -169,25 +169,25 @@ def _levels(
 
 
 def _three(values: Any) -> tuple[float, ...]:
-    found = (float(values),) * 3 if isinstance(values, int | float) else tuple(float(value) for value in values)
-    if len(found) != 3:
+    channels = (float(values),) * 3 if isinstance(values, int | float) else tuple(float(value) for value in values)
+    if len(channels) != 3:
         raise ValueError(f"expected three channels, found {values}")
-    return found
+    return channels
 
 
 def text_format(
     config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs, stretches: bool = False
 ) -> TextFormat:
-    """Texts as a network reads them.
+    """The format of a network's texts.
 
     Args:
-        stretches: the network makes positions for longer texts out of those that it has.
+        stretches: whether the network can interpolate its positions for longer texts.
 
     Raises:
-        UserError: the study wants longer texts than the network has positions for.
+        UserError: the study's texts are longer than the network's positions.
     """
     positions = config.max_position_embeddings
-    most = preprocessing.text.get("model_max_length")  # a tokenizer that does not say holds 1e30
+    most = preprocessing.text.get("model_max_length")  # 1e30 if the tokenizer has no limit
     length = inputs.length or min(_TEXT_LENGTH, positions, most if isinstance(most, int) and most > 2 else positions)
     if length > positions and not stretches:
         raise UserError(

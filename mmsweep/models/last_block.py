@@ -1,9 +1,9 @@
-"""A block run by its parts: with learned keys and values beside its own, or only at the tokens that somebody reads.
+"""Runs a block part by part: with additional learned keys and values, or for some tokens only.
 
-The latter is for an encoder's last block. What stands for an input is one token (CLS) and a few learned ones (proxies)
-of many. The queries, the output projection and the feed-forward part of the others would be computed, differentiated
-and thrown away; keys and values are needed of every token. Of the 12 D² products that a block of width D takes for a
-token, 10 are saved: 7 % of an encoder of 12 blocks, 40 % of one of 2. What is read is what the whole block gives.
+An encoder's last block needs outputs for few tokens: the class token and perhaps learned ones (proxies). It needs keys
+and values of every token, but no queries, output projection or feed-forward of the others. This saves 10 of the 12 D²
+products per token of a block of width D: 7 % of an encoder with 12 blocks, 40 % with 2. The outputs are those of the
+whole block.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MULTIPLE = 4
-"""Tokens of a sample are computed in multiples of so many: of the numbers of rows whose products differ among others
-(docs/results/layer_products.md) the AMD's are no multiples of four. Those below 16 few_rows.py fills up; above 24 it is
-not known."""
+"""The number of tokens per sample is rounded up to a multiple of this. The row counts at which the AMD rounds products
+differently are no multiples of 4 (docs/results/layer_products.md, measured to 24); few_rows.py pads below 16 rows."""
 
 
 @dataclass(frozen=True)
 class BlockParts:
-    """A transformer block, taken apart at its attention.
+    """The parts of a transformer block around its attention.
 
     Args:
-        heads: of attention.
-        before: what attention reads of the block's input.
+        heads: number of attention heads.
+        before: block input -> attention input.
         query, key, value: the projections.
-        after: (what attention gives, the block's input at the same tokens) -> the block's output.
+        after: (attention output, block input at the same tokens) -> block output.
     """
 
     heads: int
@@ -42,12 +41,12 @@ class BlockParts:
 
 
 class SplitBlock(nn.Module):
-    """A block that may give some tokens' outputs alone, in the order in which they are named.
+    """A block that computes only the outputs of the wanted tokens, in the order of the slices.
 
     Args:
-        block: the whole one.
-        parts: takes it apart.
-        wanted: the tokens; None: all of them.
+        block: the whole block.
+        parts: block -> its parts.
+        wanted: slices of tokens; None: all of them.
     """
 
     def __init__(
@@ -58,12 +57,11 @@ class SplitBlock(nn.Module):
         self.wanted = (slice(None),) if wanted is None else tuple(wanted)
 
     def forward(self, values_BND: Tensor, mask: Tensor | None, learned_BLD: Tensor | None = None) -> Tensor:
-        """[B, W, D].
+        """The outputs [B, W, D].
 
         Args:
-            mask: broadcastable to [B, heads, W, N]; bool, False where nothing is attended to, or what is added to the
-                logits.
-            learned_BLD: L / 2 keys and L / 2 values more, all attended to.
+            mask: broadcastable to [B, heads, W, N]; bool, False for tokens to ignore, or numbers added to the logits.
+            learned_BLD: L / 2 additional keys and L / 2 additional values, never masked.
         """
         parts = self.parts(self.block)
         assert parts is not None
@@ -85,17 +83,17 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 
 def take(values_BND: Tensor, wanted: Sequence[slice]) -> Tensor:
-    """Some tokens of each sequence: [B, N, D] to [B, W, D]."""
-    return torch.cat([values_BND[:, some] for some in wanted], 1)
+    """The wanted tokens of each sequence: [B, N, D] to [B, W, D]."""
+    return torch.cat([values_BND[:, tokens] for tokens in wanted], 1)
 
 
-def wanted_tokens(own: int, pooled: int | None, extras: int, place: str) -> list[slice] | None:
-    """Which tokens to compute of a sequence of `own` tokens and `extras` more; None: all of them.
+def wanted_tokens(count: int, pooled: int | None, extras: int, place: str) -> list[slice] | None:
+    """The tokens to compute in a sequence of `count` input tokens and `extras` more; None: all of them.
 
     Args:
-        pooled: how many of the own ones are read, from the first on; None: all.
-        place: of the extras, `last` or `first`.
+        pooled: number of leading input tokens that are read; None: all.
+        place: position of the extra tokens, `last` or `first`.
     """
-    if pooled is None or (kept := pooled + -(pooled + extras) % MULTIPLE) >= own:
+    if pooled is None or (computed := pooled + -(pooled + extras) % MULTIPLE) >= count:
         return None
-    return [slice(0, kept), slice(own, own + extras)] if place == "last" else [slice(0, extras + kept)]
+    return [slice(0, computed), slice(count, count + extras)] if place == "last" else [slice(0, extras + computed)]

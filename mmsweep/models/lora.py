@@ -1,11 +1,11 @@
-"""LoRA adapters of S slots on q, k, v and o of attention only, with every random draw from a trial's own generator.
+"""LoRA adapters of S slots on q, k, v and o of attention; every random number comes from the trial's own generator.
 
     y = W x + B_s A_s drop_s(x) * alpha_s / rank_s        for the rows x of slot s
 
-Ranks, alphas and dropouts may differ from slot to slot. A and B are padded with zeros to one rank for all; that padding
-gets zero gradients and stays zero, so a trial computes the same with any neighbours. The names of the adapted linears
-are spelt out in full: a pattern such as `dense` would also hit BERT's feed-forward layers and pooler (B14). Names of
-tensors are peft's (peft_format.py exports a slot as an adapter that peft opens).
+Ranks, alphas and dropouts may differ between slots. A and B are padded with zeros to a common rank. The padding gets
+zero gradients and stays zero, so a trial computes the same beside any other trials. Adapted linears are listed by their
+full names, because a pattern such as `dense` would also match BERT's feed-forward layers and pooler (B14). Tensor names
+are peft's (peft_format.py exports a slot as an adapter that peft opens).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmsweep.models.encoder import Encoder
-from mmsweep.models.few_rows import filled, linear
+from mmsweep.models.few_rows import linear, padded_rows
 from mmsweep.models.packing import NARROWEST, Packed
 
 
 @dataclass
 class Noise:
-    """Where dropout masks come from: one per pack, set by the engine for each step.
+    """The source of dropout masks; one per pack, set by the engine for each step.
 
     Args:
-        generators: one a slot, the trial's own; empty: no dropout (evaluation).
+        generators: each slot's generator; empty: no dropout (evaluation).
         total: rows of a slot's global batch.
         rows: this rank's share of them. Masks are drawn for the whole batch, so they do not depend on the ranks.
-        missing_M: which modalities some row may not use; None: the rows at hand say it. What is restored there makes
-            sequences longer, and masks must have one shape on all ranks and beside all neighbours.
+        missing_M: modalities that are missing in some row of the global batch; None: judge by the rows at hand.
+            Restored tokens lengthen sequences, and masks need the same shape on all ranks and in any pack.
     """
 
     generators: Sequence[torch.Generator] = ()
@@ -42,14 +42,14 @@ class Noise:
     missing_M: Tensor | None = None
 
     def off(self) -> None:
-        """No dropout, and no other rows than those at hand: evaluation."""
+        """Switch to evaluation: no dropout."""
         self.generators, self.missing_M = (), None
 
-    def keep(self, x: Tensor, p: float | Sequence[float]) -> Tensor:
-        """A mask of x's shape, 0 with probability p (of all slots, or of each), else 1 / (1 - p)."""
+    def mask(self, x: Tensor, p: float | Sequence[float]) -> Tensor:
+        """A mask of x's shape: 0 with probability p (one for all slots, or one per slot), else 1 / (1 - p)."""
         first, last, S = self.rows.start, self.rows.stop, len(self.generators)
         rates = [p] * S if isinstance(p, float) else p
-        per_row = x.shape[0] // (S * (last - first))  # frames of a clip stand beside each other
+        per_row = x.shape[0] // (S * (last - first))  # frames of a clip are consecutive
         whole = torch.empty((S, self.total * per_row, *x.shape[1:]), dtype=x.dtype, device=x.device)
         for mask, rate, generator in zip(whole, rates, self.generators, strict=True):
             if rate > 0.0:
@@ -60,7 +60,7 @@ class Noise:
 
 
 class SeededDropout(nn.Module):
-    """Dropout that draws from `noise` instead of the process-wide generator, which every other trial would disturb."""
+    """Dropout that draws from `noise` instead of the process-wide generator, which other trials use too."""
 
     def __init__(self, p: float, noise: Noise) -> None:
         super().__init__()
@@ -71,18 +71,23 @@ class SeededDropout(nn.Module):
         return bool(self.noise.generators) and self.p > 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.active:
-            return x
-        return x * self.noise.keep(x, self.p)
+        return x * self.noise.mask(x, self.p) if self.active else x
+
+
+def set_noise(network: nn.Module, noise: Noise) -> None:
+    """Let all seeded dropouts of a network draw from a trial's noise."""
+    for module in network.modules():
+        if isinstance(module, SeededDropout):
+            module.noise = noise
 
 
 class Factor(Packed):
-    """A [S, I, R] or B [S, R, O], zero beyond each slot's rank; a slot's own is a linear's weight: [r, I] or [O, r].
+    """A [S, I, R] or B [S, R, O], zero beyond each slot's rank r; a slot's view has the shape [r, I] or [O, r].
 
     Args:
-        inputs, outputs: I and R, or R and O, R being the rank that all slots are padded to.
-        axis: of R within a slot's matrix.
-        rank: of the first slot.
+        inputs, outputs: I and R, or R and O; R is the padded rank.
+        axis: axis of R within a slot's matrix.
+        rank: rank of the first slot.
     """
 
     def __init__(self, inputs: int, outputs: int, axis: int, rank: int, device: torch.device) -> None:
@@ -91,7 +96,7 @@ class Factor(Packed):
         self.ranks: tuple[int, ...] = (rank,)
         self.weight = nn.Parameter(torch.zeros(1, inputs, outputs, device=device))
 
-    def own(self, values: Tensor, slot: int) -> Tensor:
+    def slot_view(self, values: Tensor, slot: int) -> Tensor:
         return values[slot].narrow(self.axis, 0, self.ranks[slot]).T
 
     def join(self, others: Sequence[Self]) -> None:
@@ -104,15 +109,15 @@ class Factor(Packed):
 
 
 class _Adapted(torch.autograd.Function):
-    """x W' + b + drop(x) A B of every slot, and its gradients. W and b are frozen.
+    """x W' + b + drop(x) A B of every slot, with its gradients; W and b are frozen.
 
-    Autograd by itself would compute the same sums with a copy of the output, another of the input's gradient, and the
-    low-rank products as tall matrices of few columns, which MKL multiplies slower than matrices that lie on their side.
+    Plain autograd would copy the output and the input's gradient, and it would compute the low-rank products as tall
+    matrices, which MKL multiplies more slowly than wide ones.
 
     Args:
         x: [S * B, ..., I].
-        mask: of dropout, shaped as x; None: no slot has any. Ones change no bit of what is computed.
-        weight_OI, bias_O, A_SIR, B_SRO: of x's type; B already scaled.
+        mask: dropout mask of x's shape; None: no slot has dropout. A mask of ones gives the same bits as None.
+        weight_OI, bias_O, A_SIR, B_SRO: weights in x's type; B is already scaled.
     """
 
     @staticmethod
@@ -120,37 +125,37 @@ class _Adapted(torch.autograd.Function):
         ctx: Any, x: Tensor, mask: Tensor | None, weight_OI: Tensor, bias_O: Tensor | None, A_SIR: Tensor, B_SRO: Tensor
     ) -> Tensor:
         S = A_SIR.shape[0]
-        kept_SNI = (x if mask is None else (x * mask).to(x.dtype)).reshape(S, -1, x.shape[-1])
+        masked_SNI = (x if mask is None else (x * mask).to(x.dtype)).reshape(S, -1, x.shape[-1])
         y = linear(x, weight_OI, bias_O)
-        inner_SRN = torch.bmm(A_SIR.mT, kept_SNI.mT)
+        inner_SRN = torch.bmm(A_SIR.mT, masked_SNI.mT)
         y.view(S, -1, y.shape[-1]).baddbmm_(inner_SRN.mT, B_SRO)
-        ctx.save_for_backward(kept_SNI, mask, inner_SRN, weight_OI, A_SIR, B_SRO)
+        ctx.save_for_backward(masked_SNI, mask, inner_SRN, weight_OI, A_SIR, B_SRO)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept_SNI, mask, inner_SRN, weight_OI, A_SIR, B_SRO = ctx.saved_tensors
+        masked_SNI, mask, inner_SRN, weight_OI, A_SIR, B_SRO = ctx.saved_tensors
         grad_SNO = grad.reshape(A_SIR.shape[0], -1, grad.shape[-1])
         inner_grad_SRN = torch.bmm(B_SRO, grad_SNO.mT)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            # One sum here, in one order: a slot without dropout rounds as it does beside one that has some.
-            own = torch.bmm(inner_grad_SRN.mT, A_SIR.mT).view(*grad.shape[:-1], -1)
-            own = own if mask is None else own.mul_(mask)
+            # A single order of the sums, so that a slot without dropout rounds the same beside one with dropout.
+            low_rank = torch.bmm(inner_grad_SRN.mT, A_SIR.mT).view(*grad.shape[:-1], -1)
+            low_rank = low_rank if mask is None else low_rank.mul_(mask)
             grad_NO = grad.reshape(-1, grad.shape[-1])
-            x_grad = torch.mm(filled(grad_NO), weight_OI)[: len(grad_NO)].view(own.shape).add_(own)
-        return x_grad, None, None, None, torch.bmm(inner_grad_SRN, kept_SNI).mT, torch.bmm(inner_SRN, grad_SNO)
+            x_grad = torch.mm(padded_rows(grad_NO), weight_OI)[: len(grad_NO)].view(low_rank.shape).add_(low_rank)
+        return x_grad, None, None, None, torch.bmm(inner_grad_SRN, masked_SNI).mT, torch.bmm(inner_SRN, grad_SNO)
 
 
 class PackedLoRALinear(Packed):
     """A frozen linear with an adapter for each slot; see the top of this file. B starts at zero.
 
     Args:
-        base: the linear; it goes on living here, as `base_layer`.
-        rank, alpha, dropout: of the first slot.
+        base: the linear, kept as `base_layer`.
+        rank, alpha, dropout: options of the first slot.
         noise: the pack's source of dropout masks.
-        padded: the rank that all slots are padded to, 2 at least; None: this one's.
+        padded: the rank to which all slots are padded, at least 2; None: the rank of the first slot.
     """
 
     scale_S11: Tensor
@@ -185,20 +190,20 @@ class PackedLoRALinear(Packed):
 
     @property
     def masks(self) -> bool:
-        """Whether its input is masked now."""
+        """Whether dropout is active in any slot."""
         return bool(self.noise.generators) and max(self.dropouts) > 0.0
 
     def draw_ahead(self, x: Tensor) -> None:
-        """Draw the next call's mask now, for an input like x."""
-        self.drawn, self.mask = True, self.noise.keep(x, self.dropouts) if self.masks else None
+        """Draw the mask of the next call now, for an input of x's shape."""
+        self.drawn, self.mask = True, self.noise.mask(x, self.dropouts) if self.masks else None
 
     def forget(self) -> None:
-        """The next call draws its own mask again."""
+        """Drop the mask of `draw_ahead`; the next call draws its own."""
         self.drawn, self.mask = False, None
 
     def forward(self, x: Tensor) -> Tensor:
         """[S * B, N, I] to [S * B, N, O]."""
-        mask = self.mask if self.drawn else self.noise.keep(x, self.dropouts) if self.masks else None
+        mask = self.mask if self.drawn else self.noise.mask(x, self.dropouts) if self.masks else None
         base, up_SRO = self.base_layer, self.up.weight * self.scale_S11
         weights: list[Tensor | None] = [base.weight, base.bias, self.down.weight, up_SRO]
         kind = x.device.type
@@ -208,10 +213,10 @@ class PackedLoRALinear(Packed):
         return _Adapted.apply(x, mask, *weights)
 
     def set_slot(self, slot: int, rank: int, alpha: float, dropout: float) -> None:
-        """Make a slot's adapter one of another rank, alpha and dropout; its values are zeros until they are set.
+        """Change a slot's rank, alpha and dropout, and set its values to zero.
 
         Raises:
-            ValueError: a rank above what all slots are padded to.
+            ValueError: the rank exceeds the padded rank.
         """
         padded = self.up.weight.shape[1]
         if rank > padded:
@@ -246,15 +251,15 @@ def add_lora(
     linears: Sequence[str] | None = None,
     padded: int | None = None,
 ) -> None:
-    """Adapt a network in place: W x + alpha / rank * B A drop(x) on its attention linears, one slot.
+    """Add adapters with one slot to a network, in place: W x + alpha / rank * B A drop(x) on its attention linears.
 
     Args:
-        encoder: adapted in place; its own weights must be frozen already.
-        linears: full names of the linears within it; None: an Encoder's own `attention_linears()`.
+        encoder: the network; its weights must be frozen already.
+        linears: full names of the linears within it; None: an Encoder's `attention_linears()`.
         rank, alpha, dropout: as in Hu et al. 2022.
         noise: the trial's source of dropout masks.
-        generator: draws the initial A at the true rank (Kaiming uniform, as peft's own start).
-        padded: the largest rank of the pack that this one may join; None: no padding.
+        generator: draws the initial A at the true rank (Kaiming uniform, as in peft).
+        padded: the largest rank in the pack that the trial may join; None: no padding.
     """
     if linears is None:
         assert isinstance(encoder, Encoder)
@@ -268,4 +273,4 @@ def add_lora(
         if base.weight.device.type != "meta":
             start_RI = torch.empty(rank, base.in_features).uniform_(-1, 1, generator=generator)
             with torch.no_grad():
-                layer.down.own(layer.down.weight, 0).copy_(start_RI / math.sqrt(base.in_features))
+                layer.down.slot_view(layer.down.weight, 0).copy_(start_RI / math.sqrt(base.in_features))

@@ -1,12 +1,12 @@
-"""Slots: trials that train side by side in one network, in one pass over what is frozen (DESIGN §4, "Packing").
+"""Slots: trials that train side by side in one network and share the pass through its frozen part (DESIGN §4).
 
-A batch is S * B rows ordered by slot. Only the modules here and in lora.py, and what a method brings of its own, know
-that: each of their trained tensors has a leading slot axis [S, ...], for a single trial too, so there is one way of
-computing. Where a backbone's own tensors are trained they have no such axis, and S is 1.
+A batch has S * B rows ordered by slot. Only the modules here and in lora.py and those of methods know about slots: each
+of their trained tensors has a leading slot axis [S, ...], also for a single trial. Trained tensors of a backbone itself
+have no such axis, and S is then 1.
 
     merge   packs ─► one pack: trained tensors concatenated along the slot axis, frozen ones shared
     select  a pack ─► the pack of some of its slots
-    trained what is trained, by the names that checkpoints use; `own` cuts a slot's part out, as checkpoints hold it
+    trained the trained tensors by the names that checkpoints use; `slot_view` returns one slot's part of a tensor
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 NARROWEST = 2
-"""Columns below which MKL computes one product otherwise than one of several (benchmarks/layer_products.py)."""
+"""MKL rounds products with fewer columns differently, depending on their number (benchmarks/layer_products.py)."""
 
 
 class Packed(nn.Module):
-    """A module whose own parameters have the slot axis. A fresh one has one slot."""
+    """A module whose direct parameters have the slot axis; a new one has one slot."""
 
     def stacked(self) -> Iterator[tuple[nn.Module, str]]:
-        """(module, name) of every parameter here that has the slot axis."""
+        """(module, name) of every parameter with the slot axis."""
         for name in self._parameters:
             if self._parameters[name] is not None:
                 yield self, name
 
-    def own(self, values: Tensor, slot: int) -> Tensor:
-        """A slot's part of a tensor that is shaped as one of the parameters: a view, without axis and padding."""
+    def slot_view(self, values: Tensor, slot: int) -> Tensor:
+        """A slot's part of a tensor that has the shape of a parameter: a view without slot axis and padding."""
         return values[slot]
 
     def join(self, others: Sequence[Self]) -> None:
-        """Take the slots of others in, after one's own.
+        """Append the slots of other modules.
 
         Raises:
-            ValueError: their tensors do not fit.
+            ValueError: their tensors have other shapes.
         """
         for places in zip(self.stacked(), *(o.stacked() for o in others), strict=True):
             parts = [module.get_parameter(name) for module, name in places]
@@ -62,7 +62,7 @@ class Packed(nn.Module):
 
 
 class PackedLinear(Packed):
-    """S linear maps of one shape: rows of slot s are mapped by weight_SOI[s] and bias_SO[s]."""
+    """S linear maps of one shape: weight_SOI[s] and bias_SO[s] map the rows of slot s."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class PackedLinear(Packed):
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Self:
-        """A copy of a linear map, of one slot, that is trained."""
+        """A trainable copy of a linear map, with one slot."""
         packed = cls(linear.in_features, linear.out_features)
         packed.weight = nn.Parameter(linear.weight.detach().clone()[None])
         packed.bias = nn.Parameter(linear.bias.detach().clone()[None])
@@ -81,8 +81,8 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor) -> Tensor:
         """[S * B, ..., I] to [S * B, ..., O]."""
         x_SNI = x.reshape(self.weight.shape[0], -1, self.in_features)
-        more = max(NARROWEST - self.out_features, 0)
-        weight_SOI, bias_SO = F.pad(self.weight, (0, 0, 0, more)), F.pad(self.bias, (0, more))
+        padding = max(NARROWEST - self.out_features, 0)
+        weight_SOI, bias_SO = F.pad(self.weight, (0, 0, 0, padding)), F.pad(self.bias, (0, padding))
         y_SNO = torch.baddbmm(bias_SO[:, None], x_SNI, weight_SOI.transpose(1, 2))
         return y_SNO[..., : self.out_features].reshape(*x.shape[:-1], self.out_features)
 
@@ -92,39 +92,39 @@ class PackedParameters(Packed, nn.ParameterDict):
 
 
 def stack(module: Packed) -> None:
-    """Give parameters without a slot axis one: those of one slot."""
+    """Add the slot axis to parameters without one; the module then has one slot."""
     for inner, name in list(module.stacked()):
         p = inner.get_parameter(name)
         inner.register_parameter(name, nn.Parameter(p.detach()[None], p.requires_grad))
 
 
 def by_slot(values: Tensor, rows: int) -> Tensor:
-    """What S slots hold, one for each of a batch's rows: [S, ...] to [rows, ...]."""
+    """Repeat each slot's values for its rows of a batch: [S, ...] to [rows, ...]."""
     S = values.shape[0]
     return values[:, None].expand(S, rows // S, *values.shape[1:]).flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A parameter that is trained.
+    """A trained parameter.
 
     Args:
-        name: as in checkpoints.
-        parameter: [S, ...], or without that axis where no module here is its owner.
-        owner: the module that knows its slots.
+        name: its name in checkpoints.
+        parameter: [S, ...], or without the slot axis if it has no owner.
+        owner: the `Packed` module that it belongs to.
     """
 
     name: str
     parameter: nn.Parameter
     owner: Packed | None
 
-    def own(self, values: Tensor, slot: int) -> Tensor:
-        """A slot's part of a tensor of the parameter's shape: a view, as a checkpoint holds it."""
-        return values if self.owner is None else self.owner.own(values, slot)
+    def slot_view(self, values: Tensor, slot: int) -> Tensor:
+        """A slot's part of a tensor of the parameter's shape: a view, shaped as in checkpoints."""
+        return values if self.owner is None else self.owner.slot_view(values, slot)
 
 
 def trained(network: nn.Module, *, frozen: bool = False) -> list[Trained]:
-    """Every parameter that is trained; with `frozen` every parameter."""
+    """Every trained parameter; with `frozen`, every parameter."""
     owners = {
         id(inner.get_parameter(name)): module
         for module in network.modules()
@@ -135,12 +135,12 @@ def trained(network: nn.Module, *, frozen: bool = False) -> list[Trained]:
 
 
 def values_of(network: nn.Module, slot: int = 0) -> dict[str, Tensor]:
-    """A slot's trained values by name, as a checkpoint holds them: views, so that writing to them trains the slot."""
-    return {t.name: t.own(t.parameter.detach(), slot) for t in trained(network)}
+    """A slot's trained values by name, shaped as in checkpoints; they are views, and writing to them sets the slot."""
+    return {t.name: t.slot_view(t.parameter.detach(), slot) for t in trained(network)}
 
 
-def alone(network: nn.Module) -> str | None:
-    """Why a network can hold one slot only, or None where it can hold more."""
+def single_slot_reason(network: nn.Module) -> str | None:
+    """Why a network can hold only one slot; None if it can hold more."""
     shared = [t.name for t in trained(network) if t.owner is None]
     if not shared:
         return None
@@ -148,32 +148,32 @@ def alone(network: nn.Module) -> str | None:
 
 
 def merge(packs: Sequence[Network]) -> Network:
-    """One pack of all slots of several, in their order; a single one is given back as it is.
+    """One pack with the slots of all packs, in their order; a single pack is returned itself.
 
     Raises:
-        ValueError: packs of other shapes, or a backbone that is trained.
+        ValueError: packs of different shapes, or a trained backbone.
     """
     if len(packs) == 1:
         return packs[0]
-    if reason := alone(packs[0]):
+    if reason := single_slot_reason(packs[0]):
         raise ValueError(reason)
-    whole = _twin(packs[0])
-    for module, *others in zip(whole.modules(), *(p.modules() for p in packs[1:]), strict=True):
+    merged = _twin(packs[0])
+    for module, *others in zip(merged.modules(), *(p.modules() for p in packs[1:]), strict=True):
         if isinstance(module, Packed):
             module.join(others)
-    return whole
+    return merged
 
 
 def select(pack: Network, slots: Sequence[int]) -> Network:
-    """The pack of some slots of another, over the same frozen tensors."""
-    part = _twin(pack)
-    for module in part.modules():
+    """A pack with some slots of another, over the same frozen tensors."""
+    selected = _twin(pack)
+    for module in selected.modules():
         if isinstance(module, Packed):
             module.keep(slots)
-    return part
+    return selected
 
 
 def _twin(network: Network) -> Network:
-    """A copy of the modules over the very same tensors."""
+    """A copy of the modules that shares all tensors."""
     shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, shared)

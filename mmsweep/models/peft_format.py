@@ -17,14 +17,14 @@ from mmsweep.record.files import apply_umask
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNREAD = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out", "modules_to_save")
-"""Fields of peft's configuration that change what an adapter computes, or bring more than one."""
+"""Fields of peft's configuration that change an adapter's computation or add other weights."""
 
 
 def export_adapter(network: nn.Module, slot: int, folder: Path) -> None:
     """Write a slot's adapters; `PeftModel.from_pretrained(network without adapters, folder)` opens them.
 
     Args:
-        network: what the adapted linears are named within: an encoder's own `network`.
+        network: the network whose submodules are adapted, such as an encoder's `network`.
     """
     from peft import LoraConfig  # seconds to import
 
@@ -37,51 +37,55 @@ def export_adapter(network: nn.Module, slot: int, folder: Path) -> None:
         bias="none",
         inference_mode=True,
     )
-    config.lora_alpha = first.alphas[slot]  # type: ignore[assignment]  # peft says int, its arithmetic takes any number
+    config.lora_alpha = first.alphas[slot]  # type: ignore[assignment]  # peft declares int but accepts any number
     config.save_pretrained(str(folder))
     weights = {}
     for name, layer in layers.items():
         for factor, letter in ((layer.down, "A"), (layer.up, "B")):
-            own = factor.own(factor.weight.detach(), slot)
-            weights[f"{PREFIX}{name}.lora_{letter}.weight"] = own.cpu().clone().contiguous()
+            value = factor.slot_view(factor.weight.detach(), slot)
+            weights[f"{PREFIX}{name}.lora_{letter}.weight"] = value.cpu().clone().contiguous()
     save_file(weights, folder / WEIGHTS)
     apply_umask(folder / WEIGHTS)
 
 
 def import_adapter(network: nn.Module, slot: int, folder: Path) -> None:
-    """Put a peft adapter into a slot, its rank, alpha and dropout too.
+    """Load a peft adapter into a slot, with its rank, alpha and dropout.
 
     Raises:
-        UserError: no adapter of LoRA lies there, or one for other linears, of another shape or a higher rank.
+        UserError: the folder holds no LoRA adapter, or one for other linears, other shapes or a higher rank.
     """
     layers, config, weights = _layers(network), *_read(folder)
     for key in UNREAD:
         if config.get(key):
-            raise UserError("an adapter that computes something else", file=folder / CONFIG, key=key, found=config[key])
-    wanted = {f"{PREFIX}{name}.lora_{letter}.weight" for name in layers for letter in "AB"}
-    if strange := sorted(wanted ^ weights.keys()):
-        side = "lacks" if strange[0] in wanted else "holds an unknown"
-        raise UserError(f"the adapter {side} tensor", file=folder / WEIGHTS, found=strange[0])
+            problem = "the adapter uses an option that mmsweep does not support"
+            raise UserError(problem, file=folder / CONFIG, key=key, found=config[key])
+    expected = {f"{PREFIX}{name}.lora_{letter}.weight" for name in layers for letter in "AB"}
+    if different := sorted(expected ^ weights.keys()):
+        problem = "the adapter lacks a tensor" if different[0] in expected else "the adapter holds an unknown tensor"
+        raise UserError(problem, file=folder / WEIGHTS, found=different[0])
     for name, layer in layers.items():
         try:
             layer.set_slot(slot, int(config["r"]), float(config["lora_alpha"]), float(config["lora_dropout"]))
         except ValueError as error:
             raise UserError(str(error), file=folder / CONFIG, key="r", found=config["r"]) from None
         for factor, letter in ((layer.down, "A"), (layer.up, "B")):
-            own, value = factor.own(factor.weight.detach(), slot), weights[f"{PREFIX}{name}.lora_{letter}.weight"]
-            if own.shape != value.shape:
+            view, value = (
+                factor.slot_view(factor.weight.detach(), slot),
+                weights[f"{PREFIX}{name}.lora_{letter}.weight"],
+            )
+            if view.shape != value.shape:
                 raise UserError(
-                    "an adapter of another shape", file=folder / WEIGHTS, key=name, found=tuple(value.shape),
-                    expected=str(tuple(own.shape)),
+                    "the adapter's tensor has another shape", file=folder / WEIGHTS, key=name,
+                    found=tuple(value.shape), expected=str(tuple(view.shape)),
                 )  # fmt: skip
-            own.copy_(value)
+            view.copy_(value)
 
 
 def _layers(network: nn.Module) -> dict[str, PackedLoRALinear]:
-    found = {name: module for name, module in network.named_modules() if isinstance(module, PackedLoRALinear)}
-    if not found:
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, PackedLoRALinear)}
+    if not layers:
         raise UserError("this network has no adapters", key="model.lora", found=None)
-    return found
+    return layers
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -90,5 +94,5 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return dict(config), load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"no adapter lies here ({error})", file=folder, expected=f"a folder with {CONFIG} and {WEIGHTS}"
+            f"the adapter cannot be read ({error})", file=folder, expected=f"a folder with {CONFIG} and {WEIGHTS}"
         ) from error

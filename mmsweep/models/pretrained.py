@@ -1,4 +1,4 @@
-"""A pretrained transformer as an `Encoder`, whatever its family."""
+"""A pretrained transformer of any family as an `Encoder`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from mmsweep.models.weights import locate
 
 
 class PretrainedEncoder(Encoder):
-    """Drives one network through its family.
+    """An encoder that runs a network through its `Family`.
 
     Args:
-        source, name: where it comes from (models/weights.py).
+        source, name: the network (models/weights.py).
         key: the study's key that names it, for messages.
         inputs: sizes that the study sets.
-        layers: keep the first blocks only.
-        pool: which token stands for the input; auto: the family's own rule (B10 to B12).
-        weights: False builds it with initial values, for counting.
-        files: False needs nothing on disk where the architecture is known by name; default as `weights`.
+        layers: number of blocks to keep, from the first; None keeps all.
+        pool: the token that represents the input; auto: the family's rule (B10 to B12).
+        weights: False builds the network with initial values, for counting.
+        files: False needs no files if the architecture is known by name; the default is `weights`.
     """
 
     network: Any
@@ -57,19 +57,18 @@ class PretrainedEncoder(Encoder):
         self.prefix = self.family.prefix_of(config)
         self.width = self._token_shape[1]
         blocks = self.blocks
-        own = key.removesuffix(".name")
+        section = key.removesuffix(".name")
         if layers is not None and layers > len(blocks):
             raise UserError(
-                "the encoder has fewer layers", key=f"{own}.layers", found=layers, expected=f"at most {len(blocks)}"
+                "the encoder has fewer layers", key=f"{section}.layers", found=layers, expected=f"at most {len(blocks)}"
             )
         if layers is not None:
             del blocks[layers:]
-        classed = self.family.has_class_token(network)
         self._pool = self.family.own_pool(network) if pool == "auto" else pool
         if self._pool == "pooler" and getattr(self.network, "pooler", None) is None:
-            raise UserError("this encoder has no pooler", key=f"{own}.pool", found=pool, expected="cls or mean")
-        if self._pool == "cls" and not classed:
-            raise UserError("this encoder has no class token", key=f"{own}.pool", found=pool, expected="mean")
+            raise UserError("this encoder has no pooler", key=f"{section}.pool", found=pool, expected="cls or mean")
+        if self._pool == "cls" and not self.family.has_class_token(network):
+            raise UserError("this encoder has no class token", key=f"{section}.pool", found=pool, expected="mean")
         self.compiler: BlockCompiler | None = None
         self.eval()
 
@@ -98,11 +97,11 @@ class PretrainedEncoder(Encoder):
                 values_BND, mask = prompt.joined(values_BND, mask)
             elif prompt is not None:
                 learned_BLD = prompt.values_BLD
-            some = wanted if i == len(blocks) - 1 and self.family.parts(block) is not None else None
-            if some is None and learned_BLD is None:
+            computed = wanted if i == len(blocks) - 1 and self.family.parts(block) is not None else None
+            if computed is None and learned_BLD is None:
                 values_BND = self._run(block, values_BND, mask)
             else:
-                values_BND = self._run_split(some, block, values_BND, mask, learned_BLD)
+                values_BND = self._run_split(computed, block, values_BND, mask, learned_BLD)
         if wanted is None:
             values_BND = values_BND[:, :count]
         elif self.family.parts(blocks[-1]) is None:
@@ -126,9 +125,9 @@ class PretrainedEncoder(Encoder):
         split = SplitBlock(block, self.family.parts, wanted)
         if self.compiler is None:
             return split(values_BND, mask, learned_BLD)
-        some = take(values_BND.detach(), split.wanted)  # q and o read these alone
+        taken = take(values_BND.detach(), split.wanted)  # the input of q and o
         linears = tuple(f"block.{name}" for name in self.family.projections)
-        return self.compiler(split, linears, values_BND, mask, learned_BLD, read=(some, values_BND, values_BND, some))
+        return self.compiler(split, linears, values_BND, mask, learned_BLD, read=(taken, values_BND, values_BND, taken))
 
     def prompted_blocks(self, place: PromptPlace) -> int:
         if place == "attention" and self.family.parts(self.blocks[0]) is None:
@@ -164,8 +163,8 @@ class PretrainedEncoder(Encoder):
         return self.family.class_embedding(self.network)
 
     def attention_linears(self) -> list[str]:
-        numbers, family = range(len(self.blocks)), self.family
-        return [f"network.{family.blocks}.{i}.{p}" for i in numbers for p in family.projections]
+        family = self.family
+        return [f"network.{family.blocks}.{i}.{p}" for i in range(len(self.blocks)) for p in family.projections]
 
     def token_shape(self) -> tuple[int, int]:
         return self._token_shape

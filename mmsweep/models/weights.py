@@ -1,7 +1,8 @@
-"""Where pretrained weights come from: a hub name, a folder, a file, an installed package, or what ships with mmsweep.
+"""Finds pretrained weights: by hub name, in a folder, file or installed package, or among those shipped with mmsweep.
 
-Offline is normal: everything is looked for on this machine first, and a missing name is one message that says where it
-was looked for and how to provide it. No file is unpickled: safetensors, or torch's weights-only reader.
+This machine is searched first, since it may be offline. The error for a missing network lists the places that were
+searched and says how to provide it. No file is unpickled: weights are safetensors, or read by torch's weights-only
+reader.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from mmsweep.models.input_formats import Inputs, Preprocessing
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
 
-# What a dry run needs to know of the networks that the papers name, so that it works with nothing on disk.
-# https://huggingface.co/NAME/blob/main/config.json of each.
+# Configurations of the papers' networks, so that a dry run needs no files: https://huggingface.co/NAME/blob/main/config.json
 ARCHITECTURES: dict[str, Any] = {
     "openai/clip-vit-base-patch16": lambda: transformers.CLIPVisionConfig(patch_size=16),
     "openai/clip-vit-base-patch32": lambda: transformers.CLIPVisionConfig(patch_size=32),
@@ -32,7 +32,7 @@ ARCHITECTURES: dict[str, Any] = {
     "facebook/dinov2-base": lambda: transformers.Dinov2Config(image_size=518, patch_size=14),
     "google/vit-base-patch16-224-in21k": lambda: transformers.ViTConfig(),
     "dandelin/vilt-b32-mlm": lambda: transformers.ViltConfig(image_size=384, patch_size=32),
-    # The three that scripts/lift_encoders.py lifts out of packages, by their folders' names.
+    # The three encoders that scripts/lift_encoders.py extracts from packages, by their folders' names.
     "vit_s14": lambda: transformers.Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14),
     "minilm_l6": lambda: transformers.BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
@@ -47,18 +47,18 @@ ARCHITECTURES |= {
 }
 
 NOT_HERE = "no weights found"
-"""The problem of a network that is not on this machine, and may be elsewhere."""
+"""The error text for a network that is not on this machine but may exist elsewhere."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An encoder's shape, with or without weights at hand.
+    """An encoder's architecture, with or without weights on this machine.
 
     Args:
-        family: how to drive it.
         key: the study's key that names it, for messages.
-        config: transformers' configuration; of timm the model's name.
-        folder: where weights, tokenizer and preprocessing lie; None where nothing is on disk.
+        family: the class that runs it.
+        config: transformers' configuration, or the model's name for timm.
+        folder: folder of weights, tokenizer and preprocessing; None if no files are present.
         pooler: whether the checkpoint holds a pooling layer.
     """
 
@@ -69,16 +69,16 @@ class Architecture:
     pooler: bool = True
 
     def format(self, inputs: Inputs, config: Any = None) -> Format:
-        """How its inputs are made. Raises UserError where it does not read what the study wants.
+        """The format of its inputs. Raises UserError if it cannot read the study's inputs.
 
         Args:
-            config: of the network that was built; None: the checkpoint's, of a family that is `described` by it.
+            config: configuration of the built network; None: the checkpoint's, for families that it `described`.
         """
         config = self.family.config(self.config) if config is None else config
         return self.family.format(config, Preprocessing(self.folder), str(self.folder or ""), inputs)
 
     def network(self, weights: bool) -> Any:
-        """The network: loaded, or (for counting, on the current default device) with initial values."""
+        """The network, loaded or with initial values (for counting, on the current default device)."""
         try:
             if weights:
                 return self.family.load(str(self.folder), self.config, self.pooler)
@@ -94,10 +94,10 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
         source: transformers, timm or mmsweep.
         name: as `EncoderOptions.name`.
         key: the study's key, for messages.
-        files: whether its files must be there; without them an architecture that is known by name is enough.
+        files: whether its files must exist; otherwise an architecture that is known by name is enough.
 
     Raises:
-        UserError: not found; says where it was looked for and how to provide it.
+        UserError: it was not found; lists the searched places and how to provide it.
     """
     if source == "timm":
         return Architecture(key, FAMILIES[source], name, None)
@@ -105,7 +105,7 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise UserError(
-            "no encoder of this architecture",
+            "mmsweep has no encoder of this architecture",
             file=folder,
             key=key,
             found=config.model_type,
@@ -115,68 +115,72 @@ def locate(source: str, name: str, key: str, files: bool = True) -> Architecture
 
 
 def find(source: str, name: str, key: str, files: bool = True) -> tuple[Path | None, Any]:
-    """A network's folder (None: nothing is on disk) and transformers' configuration; arguments as `locate`'s.
+    """A network's folder (None without files) and transformers' configuration; arguments as in `locate`.
 
     Raises:
-        UserError: not found; says where it was looked for and how to provide it.
+        UserError: it was not found; lists the searched places and how to provide it.
     """
-    looked: list[str] = []
-    if files and "${" in name:
-        raise UserError(
-            "an environment variable is not set", key=key, found=name, hint="It says where the weights lie."
-        )
-    folder = _shipped(name, key) if source == "mmsweep" else _folder(name, looked)
+    searched: list[str] = []
+    if files:
+        _check_variable(name, key)
+    folder = _shipped(name, key) if source == "mmsweep" else _folder(name, searched)
     known = ARCHITECTURES.get(name) or ARCHITECTURES.get(Path(name).name)
     if folder is None and not files and known is not None:
         return None, known()
     if folder is None:
-        folder = hub_folder(name, looked, key, fetch=files)
+        folder = hub_folder(name, searched, key, fetch=files)
     return folder, _config(folder)
 
 
 def require(source: str, name: str, key: str, fetch: bool) -> None:
-    """See that a network's files are on this machine, and fetch them where they may be fetched.
+    """Make sure that a network's files are on this machine.
 
     Args:
-        source, name, key: as `locate`'s; the source `file` is one file.
-        fetch: False only looks.
+        source, name, key: as in `locate`; the source `file` is a single file.
+        fetch: whether missing files may be fetched from the hub.
 
     Raises:
-        UserError: they are not; says where it was looked for and how to provide them.
+        UserError: they are missing; lists the searched places and how to provide them.
     """
-    if "${" in name:
-        raise UserError("an environment variable is not set", key=key, found=name, hint="It says where weights lie.")
+    _check_variable(name, key)
     if source == "file":
         if not Path(name).is_file():
             raise UserError(NOT_HERE, key=key, found=name, expected="a .safetensors file")
         return
     if source == "timm":
-        if known := hub_name_of_timm(name):
-            hub_folder(known, [], key, fetch)
+        if hub_name := hub_name_of_timm(name):
+            hub_folder(hub_name, [], key, fetch)
         return
-    looked: list[str] = []
-    folder = (
-        _shipped(name, key) if source == "mmsweep" else _folder(name, looked) or hub_folder(name, looked, key, fetch)
-    )
+    if source == "mmsweep":
+        folder = _shipped(name, key)
+    else:
+        searched: list[str] = []
+        folder = _folder(name, searched) or hub_folder(name, searched, key, fetch)
     _config(folder)
-    if not any(path for ending in (".safetensors", ".bin") for path in folder.glob(f"*{ending}")):
-        raise UserError("a network's folder without weights", file=folder, key=key, expected="model.safetensors in it")
+    if not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        raise UserError("the network's folder holds no weights", file=folder, key=key, expected="model.safetensors")
+
+
+def _check_variable(name: str, key: str) -> None:
+    if "${" in name:
+        hint = "It names the folder of the weights."
+        raise UserError("an environment variable is not set", key=key, found=name, hint=hint)
 
 
 def _shipped(name: str, key: str) -> Path:
     folder = SHIPPED / name
     if not (folder / "config.json").exists():
-        there = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json")))
-        raise UserError("no such encoder ships with mmsweep", key=key, found=name, expected=f"one of {there}")
+        shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json")))
+        raise UserError("mmsweep ships no such encoder", key=key, found=name, expected=f"one of {shipped}")
     return folder
 
 
-def _folder(name: str, looked: list[str]) -> Path | None:
+def _folder(name: str, searched: list[str]) -> Path | None:
     if name.startswith("package:"):
         package, _, inner = name.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package.replace("-", "_"))
         if spec is None or not spec.submodule_search_locations:
-            looked.append(f"installed package {package!r} (pip install {package.replace('_', '-')})")
+            searched.append(f"installed package {package!r} (pip install {package.replace('_', '-')})")
             return None
         path = Path(spec.submodule_search_locations[0]) / inner
     else:
@@ -185,43 +189,41 @@ def _folder(name: str, looked: list[str]) -> Path | None:
         path = path.parent
     if (path / "config.json").exists():
         return path.resolve()
-    looked.append(f"folder {path} with a config.json")
+    searched.append(f"folder {path} with a config.json")
     return None
 
 
 def hub_name_of_timm(name: str) -> str | None:
-    """Where timm takes a model's weights from; None: from somewhere else than the hub."""
+    """The hub name of a timm model's weights; None if they are not on the hub."""
     import timm
 
-    known = None if name.startswith("local-dir:") else timm.get_pretrained_cfg(name)
-    return known.hf_hub_id if known is not None else None
+    config = None if name.startswith("local-dir:") else timm.get_pretrained_cfg(name)
+    return config.hf_hub_id if config is not None else None
 
 
-def hub_folder(name: str, looked: list[str], key: str, fetch: bool = True) -> Path:
-    """The folder of a network in the hub's cache, fetched where that is allowed.
+def hub_folder(name: str, searched: list[str], key: str, fetch: bool = True) -> Path:
+    """The folder of a network in the hub's cache; with `fetch` it is downloaded if necessary.
 
     Raises:
-        UserError: it is not there; says where it was `looked` for.
+        UserError: it is missing; lists the places that were `searched`.
     """
     from huggingface_hub import constants, snapshot_download
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     if not name.startswith(("package:", "/", ".", "~")) and name.count("/") <= 1:
         for offline in (True, False) if fetch else (True,):
             try:
-                return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=offline))
-            except (
-                Exception
-            ):  # the hub client raises a dozen kinds for "not there" and "no network"; all mean: not found
+                return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
+            except Exception:  # the hub's client has a dozen exceptions for a missing name or network
                 continue
-        looked.append(f"the hub's cache {constants.HF_HUB_CACHE}")
-        looked += ["the hub itself (no answer, or no such name)"] if fetch else []
+        searched.append(f"the hub's cache {constants.HF_HUB_CACHE}")
+        searched += ["the hub itself (no answer, or no such name)"] if fetch else []
     raise UserError(
         NOT_HERE,
         key=key,
         found=name,
-        expected="a network that lies on this machine or on the hub",
-        hint=f"Looked for: {'; '.join(looked)}. Give a folder that transformers can load (config.json and "
+        expected="a network on this machine or on the hub",
+        hint=f"Searched: {'; '.join(searched)}. Give a folder that transformers can load (config.json and "
         "model.safetensors), `package:NAME/path`, or copy the hub's files into its cache on a machine with network.",
     )
 
@@ -236,12 +238,12 @@ def _config(folder: Path) -> Any:
 
 
 def has_pooler(folder: Path) -> bool:
-    """Whether a checkpoint holds a pooling layer; assumed where it is not one safetensors file."""
+    """Whether a checkpoint holds a pooling layer; assumed unless it is a single safetensors file."""
     file = folder / "model.safetensors"
     if not file.exists():
         return True
     try:
         with safe_open(str(file), framework="pt") as tensors:
-            return any("pooler." in name for name in tensors.keys())  # noqa: SIM118 - no mapping
+            return any("pooler." in name for name in tensors.keys())  # noqa: SIM118 - it is no mapping
     except (OSError, SafetensorError) as error:
         raise UserError(f"the encoder's weights cannot be read ({error})", file=file) from error

@@ -27,7 +27,7 @@ from mmsweep.data.prepared import PreparedData
 from mmsweep.errors import UserError
 from mmsweep.methods.method import Method, Output, Term, Update
 from mmsweep.models.compilation import begin_step
-from mmsweep.models.packing import alone, merge, select, values_of
+from mmsweep.models.packing import merge, select, single_slot_reason, values_of
 from mmsweep.record.trial import Report
 from mmsweep.training.batches import Share, depth, gather_share, made_ahead
 from mmsweep.training.checkpoint import running_statistics
@@ -352,7 +352,7 @@ def _check_pair(one: Member, other: Member) -> None:
     """Raises ValueError where two members cannot share a pack."""
     if one is other:
         return
-    if reason := alone(one.slot.method):
+    if reason := single_slot_reason(one.slot.method):
         raise ValueError(reason)
     a, b = one.slot.train, other.slot.train
     same = (a.batch_size, a.rows_at_once, a.precision) == (b.batch_size, b.rows_at_once, b.precision)

@@ -140,7 +140,7 @@ def start_from(method: Method, source: str) -> None:
     file = weights_file(source)
     weights = {name: value for name, value in _read(source).items() if not name.startswith("task.")}
     tensors = {t.name: t for t in trained(method, frozen=True)}
-    values = {name: t.own(t.parameter.detach(), 0) for name, t in tensors.items()}
+    values = {name: t.slot_view(t.parameter.detach(), 0) for name, t in tensors.items()}
     statistics = running_statistics(method)
     _check(method, dict(method.named_buffers()) | values, weights, file)
     for name, value in weights.items():

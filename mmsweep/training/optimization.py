@@ -53,7 +53,7 @@ class PackedAdamW:
     def __init__(self, tensors: Sequence[Trained], specs: Sequence[Optimizer], undecayed: tuple[str, ...] = ()) -> None:
         def plain(tensor: Trained) -> bool:
             """Whether a tensor has no weight decay."""
-            return tensor.own(tensor.parameter, 0).dim() < 2 or tensor.name.startswith(undecayed)
+            return tensor.slot_view(tensor.parameter, 0).dim() < 2 or tensor.name.startswith(undecayed)
 
         self.tensors = sorted(tensors, key=plain)  # decayed first: checkpoints number their states in this order
         self.specs, S = list(specs), len(specs)
@@ -183,7 +183,7 @@ class PackedAdamW:
             self._own(self.square_SN, tensor, segment, slot).copy_(state[f"{i}.exp_avg_sq"])
 
     def _own(self, values_SN: Tensor, tensor: Trained, segment: slice, slot: int) -> Tensor:
-        return tensor.own(values_SN[:, segment].view(tensor.parameter.shape), slot)
+        return tensor.slot_view(values_SN[:, segment].view(tensor.parameter.shape), slot)
 
 
 ALIGNMENT = 16

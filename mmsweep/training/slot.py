@@ -152,4 +152,4 @@ def make_optimizer(method: Method, trains: Sequence[Train]) -> PackedAdamW:
 def memory_of(method: Method, slot: int = 0) -> dict[str, Tensor]:
     """Views of a slot's parameters that change in training without being trained, by name."""
     tensors = trained(method, frozen=True) if method.memory else ()
-    return {t.name: t.own(t.parameter.detach(), slot) for t in tensors if t.name in method.memory}
+    return {t.name: t.slot_view(t.parameter.detach(), slot) for t in tensors if t.name in method.memory}

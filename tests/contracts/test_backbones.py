@@ -193,7 +193,10 @@ def test_vilt_from_a_configuration_draws_its_own_values(encoder_folders):
     ("change", "message"),
     [
         ({"weights": None}, "model.backbone.weights: vilt needs a checkpoint"),
-        ({"weights": "bert"}, "bert: model.backbone.weights: no checkpoint of ViLT; found 'bert'; expected model_type"),
+        (
+            {"weights": "bert"},
+            "bert: model.backbone.weights: not a checkpoint of ViLT; found 'bert'; expected model",
+        ),
         ({"weights": "wide"}, r"wide: .*another architecture: \S+ is \(.*\), its config.json says \("),
         ({"weights": "lacks"}, r"lacks: .*the checkpoint lacks 1 tensors, for example layernorm.bias"),
         ({"inputs": {"size": 20}}, "data.image.size: .* found 20; expected a multiple of 8"),

@@ -241,7 +241,7 @@ def test_layers_cuts_the_top_off(make):
 @pytest.mark.parametrize(
     ("source", "name", "kwargs", "words"),
     [
-        ("transformers", "nobody/nothing", {}, ["nobody/nothing", "Looked for", "cache", "hub"]),
+        ("transformers", "nobody/nothing", {}, ["nobody/nothing", "Searched", "cache", "hub"]),
         ("transformers", "package:no_such_package/x", {}, ["no_such_package", "pip install"]),
         ("transformers", "/no/such/folder", {}, ["/no/such/folder", "config.json"]),
         ("mmsweep", "clipart_sound", {}, ["clipart_sound", "ships"]),

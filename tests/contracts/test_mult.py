@@ -348,7 +348,7 @@ def test_it_learns_what_stands_in_one_sequence() -> None:
         (
             {"text": SEQUENCES["text"], "image": ImageFormat(8)},
             SMALL,
-            r"data.modalities.image.kind: MulT reads sequences only",
+            r"data.modalities.image.kind: MulT reads only sequences",
         ),
         (SEQUENCES, MulTOptions(width=8, heads=2, kernel=8), r"data.modalities.pulse.length.*found 7.*8 or more"),
     ],

@@ -24,5 +24,5 @@ def packed_method(
     method = METHODS[name](network, METHODS.options(name), noise, g).to(dtype)
     for t in trained(method):
         if "lora_B" in t.name:
-            t.own(t.parameter.detach(), 0).normal_(std=0.3, generator=g)
+            t.slot_view(t.parameter.detach(), 0).normal_(std=0.3, generator=g)
     return method

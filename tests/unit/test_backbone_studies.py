@@ -104,11 +104,11 @@ def test_a_dry_run_of_the_quickstart_counts_the_projector(K):
             {"model.backbone.pretrained": False},
             "model.backbone: a frozen network with initial values; .*trainable: true",
         ),
-        ({"model.encoders": {"image": {"name": "a"}}}, "model.encoders: backbone vilt has no place for encoders"),
+        ({"model.encoders": {"image": {"name": "a"}}}, "model.encoders: backbone vilt takes no encoders"),
         ({"model.backbone.mult": {"levels": 2}}, "model.backbone.mult: unknown key; .* an option of backbone mult."),
         (
             {"model.backbone": {"name": "cmnext", "size": "nano", "trainable": True}},
-            "model.backbone: cmnext's weights lie in a file of yours; .*FILE.safetensors, or pretrained: false",
+            "model.backbone: cmnext needs a file of weights; .*FILE.safetensors, or pretrained: false",
         ),
         (
             {"model.backbone.size": "nano"},
@@ -116,7 +116,7 @@ def test_a_dry_run_of_the_quickstart_counts_the_projector(K):
         ),
         (
             {"model.backbone": {"name": "cmnext"}},
-            r"model.backbone.size: cmnext, which reads rasters, comes in sizes; .*expected nano \(ours\) or b0 to b5",
+            r"model.backbone.size: cmnext, which reads rasters, needs a size; .*expected nano, or b0 to b5",
         ),
         ({"train.init_from": "nowhere"}, "train.init_from: no trained weights lie here; found 'nowhere'"),
         ({"inference.flip": True}, "inference.flip: this option has no effect in this study; found True"),

@@ -328,13 +328,13 @@ def test_weights_that_are_elsewhere_are_a_line_of_the_plan(tiny_study, tmp_path)
     plan = dry_run(elsewhere)
     assert plan["parameters"] is None and len(plan["missing"]) == 1
     assert "model.encoders.image.name: no weights found; found 'no-such/encoder'" in plan["missing"][0]
-    with pytest.raises(UserError, match=r"no weights found.*Looked for: .*the hub itself"):
+    with pytest.raises(UserError, match=r"no weights found.*Searched: .*the hub itself"):
         require_weights(elsewhere)
     assert dry_run(tiny_study)["missing"] == []
 
     folder = tmp_path / "bare"
     transformers.ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_attention_heads=2).save_pretrained(folder)
-    with pytest.raises(UserError, match="a network's folder without weights"):
+    with pytest.raises(UserError, match="the network's folder holds no weights"):
         require_weights(tiny_study.with_values({"model.encoders.image.name": str(folder)}))
     with pytest.raises(UserError, match="timm cannot provide this model"):
         check_sweep(tiny_study.with_values({"model.encoders.image": {"source": "timm", "name": "vit_nothing"}}))

@@ -17,7 +17,7 @@ from mmsweep.models.backbones.cmnext.network import SIZES, CMNeXt
 from mmsweep.models.backbones.cmnext.parts import Fusion, PoolBlock, Rectification, ScorePredictor, SeededDrop
 from mmsweep.models.backbones.cmnext.weights import load_published, published_names
 from mmsweep.models.input_formats import Inputs
-from mmsweep.models.lora import Noise
+from mmsweep.models.lora import Noise, set_noise
 from mmsweep.models.options import ModelOptions
 
 pytestmark = pytest.mark.long
@@ -174,7 +174,7 @@ def test_scores_lie_between_0_and_1() -> None:
 
 def test_dropout_is_the_trials_own() -> None:
     backbone, noise = network(), Noise()
-    backbone.hear(noise)
+    set_noise(backbone, noise)
     batch = batch_of(backbone, 6)
 
     def run(seed: int | None) -> torch.Tensor:

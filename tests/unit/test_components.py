@@ -159,7 +159,7 @@ def test_a_backbone_is_one_file(toy_backbone: type[Any], tiny_values: dict[str, 
         check_sweep(study.with_values({"search": {"model.backbone.width": {"choice": [0, 4]}}}))
     with pytest.raises(UserError, match=r"method.name: method cmpt does not work on backbone toy"):
         check_sweep(study.with_values({"method.name": "cmpt"}))
-    with pytest.raises(UserError, match=r"model.encoders: backbone toy has no place for encoders"):
+    with pytest.raises(UserError, match=r"model.encoders: backbone toy takes no encoders"):
         study.with_values({"model.encoders": tiny_values["model"]["encoders"]})
 
 

@@ -16,7 +16,7 @@ from mmsweep.methods import METHODS
 from mmsweep.models.few_rows import SteadyLinear
 from mmsweep.models.lora import Noise, PackedLoRALinear
 from mmsweep.models.options import BACKBONES
-from mmsweep.models.packing import PackedLinear, alone, merge, select, trained, values_of
+from mmsweep.models.packing import PackedLinear, merge, select, single_slot_reason, trained, values_of
 from mmsweep.study.sections import Optimizer
 from mmsweep.training.optimization import PackedAdamW
 from tests.contracts.test_methods import ROWS, make_batch
@@ -85,7 +85,7 @@ def test_merged_and_selected_packs_say_what_their_slots_say(backbone, name, make
 def test_ranks_that_are_padded_differently_cannot_merge(make):
     with pytest.raises(ValueError, match="differs between the slots"):
         merge([make(padded=4), make(padded=5)])
-    assert alone(make()) is None
+    assert single_slot_reason(make()) is None
 
 
 def test_initial_values_are_those_of_the_true_rank(make):
@@ -229,8 +229,8 @@ def test_dropout_of_each_slot_is_its_own_generator_s():
     def noise(*seeds, rows=slice(0, 4)):
         return Noise([torch.Generator().manual_seed(seed) for seed in seeds], 4, rows)
 
-    mask = noise(1, 2, 3).keep(x, rates).view(3, 4, 50, 20)
+    mask = noise(1, 2, 3).mask(x, rates).view(3, 4, 50, 20)
     assert mask[0].eq(1).all() and math.isclose(mask[2].ne(0).float().mean(), 0.2, abs_tol=0.02)
-    assert torch.equal(mask[1], noise(2).keep(x[:4], 0.3))
-    part = noise(1, 2, 3, rows=slice(1, 3)).keep(x[:6], rates).view(3, 2, 50, 20)
+    assert torch.equal(mask[1], noise(2).mask(x[:4], 0.3))
+    part = noise(1, 2, 3, rows=slice(1, 3)).mask(x[:6], rates).view(3, 2, 50, 20)
     assert torch.equal(part, mask[:, 1:3])

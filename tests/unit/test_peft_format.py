@@ -69,7 +69,7 @@ def test_an_adapter_of_peft_becomes_a_slot(make, encoder_folders, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"r": 6}, "rank 6 does not fit into 5"), ({"use_rslora": True}, "use_rslora: an adapter that computes"),
+    [({"r": 6}, "rank 6 does not fit into 5"), ({"use_rslora": True}, "use_rslora: the adapter uses an option"),
      ({"target_modules": ["query"]}, "lacks tensor")],
 )  # fmt: skip
 def test_adapters_that_do_not_fit_are_refused(options, message, make, encoder_folders, tmp_path):
@@ -78,5 +78,5 @@ def test_adapters_that_do_not_fit_are_refused(options, message, make, encoder_fo
     peft_adapter(encoder_folders, tmp_path, linears, **options)
     with pytest.raises(UserError, match=message):
         import_adapter(network, 0, tmp_path)
-    with pytest.raises(UserError, match="no adapter lies here"):
+    with pytest.raises(UserError, match="the adapter cannot be read"):
         import_adapter(network, 0, tmp_path / "nowhere")

@@ -1,1 +1,1 @@
-"""The backbones, each in the file or folder of its name, with its options."""
+"""The backbones, each in the file or folder of its name with its options."""

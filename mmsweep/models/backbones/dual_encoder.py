@@ -1,4 +1,4 @@
-"""One encoder a modality (two or more), additive fusion of class tokens, a linear head (CMPT, equations 1, 3, 5, 6)."""
+"""One encoder per modality, additive fusion of class tokens, and a linear head (CMPT, equations 1, 3, 5, 6)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from mmsweep.models.weights import locate
 
 @register("dual_encoder")
 class DualEncoder(EncoderBackbone):
-    """Args:
-    encoders: modality -> encoder, in the dataset's order.
-    outputs: C of the prediction.
-    generator: draws the initial values of head and projections; None leaves them to `reset`.
-    clip_frames: modality -> frames of its clips.
+    """The backbone; see the top of this file.
+
+    Args:
+        encoders: modality -> encoder, in the dataset's order; two or more.
+        outputs: C, the width of the prediction.
+        generator: draws the initial values of head and projections; None leaves that to `reset`.
+        clip_frames: modality -> number of frames of its clips.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class DualEncoder(EncoderBackbone):
             self.encoder(modality).compile_blocks(mode)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw head and projections anew."""
+        """Draw new values for head and projections."""
         for module in (self.head, *self.projections.values()):
             if isinstance(module, PackedLinear):
                 draw_linear(module, generator)
@@ -118,36 +120,30 @@ class DualEncoder(EncoderBackbone):
     ) -> tuple[Tensor, Tensor]:
         encoder = self.encoder(modality)
         n, extras = tokens.values_BND.shape[1], 0 if extra_SED is None else extra_SED.shape[1]
-        mask_BN = tokens.mask_BN
+        mask_BN, frames = tokens.mask_BN, tokens.sequences
         if extra_SED is not None:
-            where = cast(Literal["last", "first"], place)
             embedded_SED = encoder.embed_extra(extra_SED).to(tokens.values_BND.dtype)
             extra_BED = by_slot(embedded_SED, tokens.values_BND.shape[0])
-            tokens = tokens.with_extra(extra_BED, where)
+            tokens = tokens.with_extra(extra_BED, cast(Literal["last", "first"], place))
         wanted = wanted_tokens(n, encoder.pooled, extras, place)
-        if tokens.sequences > 1:  # every frame of a clip reads its sample's prompts
-            frames = tokens.sequences
+        if frames > 1:  # every frame of a clip gets its sample's prompts
             prompts = {i: Prompt(p.values_BLD.repeat_interleave(frames, 0), p.place) for i, p in prompts.items()}
         values_BWD = encoder.encode(tokens, wanted, prompts)
-        own = values_BWD.shape[1] - extras
+        count = values_BWD.shape[1] - extras
         start = extras if place == "first" else 0
-        own_BWD = values_BWD[:, start : start + own]
-        extra_out_BED = values_BWD[:, own:] if place == "last" else values_BWD[:, :extras]
-        class_BD = encoder.pool(own_BWD, mask_BN if wanted is None else None)
-        if (
-            tokens.sequences > 1
-        ):  # B13: each frame is a sequence of its own; a clip's tokens are the means over its frames
-            class_BD = class_BD.unflatten(0, (-1, tokens.sequences)).mean(1)
-            extra_out_BED = extra_out_BED.unflatten(0, (-1, tokens.sequences)).mean(1)
+        extra_out_BED = values_BWD[:, count:] if place == "last" else values_BWD[:, :extras]
+        class_BD = encoder.pool(values_BWD[:, start : start + count], mask_BN if wanted is None else None)
+        if frames > 1:  # B13: each frame is encoded separately; a clip's tokens are the means over its frames
+            class_BD = class_BD.unflatten(0, (-1, frames)).mean(1)
+            extra_out_BED = extra_out_BED.unflatten(0, (-1, frames)).mean(1)
         project = self.projections[modality]
         return project(class_BD), project(extra_out_BED)
 
     def predict(
         self, tokens: Mapping[str, Tokens], used_BM: Tensor, prompts: Mapping[str, Prompts] = NO_PART_PROMPTS
     ) -> Tensor:
-        found = [self.classes(m, tokens[m], prompts=prompts.get(m, NO_PROMPTS))[0] for m in self.modalities]
-        class_BMD = torch.stack(found, 1)
-        return self.head(fuse(class_BMD, used_BM))
+        classes = [self.classes(m, tokens[m], prompts=prompts.get(m, NO_PROMPTS))[0] for m in self.modalities]
+        return self.head(fuse(torch.stack(classes, 1), used_BM))
 
 
 def _key(modality: str) -> str:
@@ -155,18 +151,18 @@ def _key(modality: str) -> str:
 
 
 def _encoder(model: ModelOptions, inputs: Inputs, modality: str, load: bool, files: bool) -> PretrainedEncoder:
-    given = model.encoders[modality]
-    return PretrainedEncoder(given.source, given.name, _key(modality), inputs, given.layers, given.pool, load, files)
+    e = model.encoders[modality]
+    return PretrainedEncoder(e.source, e.name, _key(modality), inputs, e.layers, e.pool, load, files)
 
 
 def _format(model: ModelOptions, inputs: Inputs, modality: str) -> Format:
-    """An encoder's format, from its configuration where that tells all: a network's code takes seconds to import.
+    """An encoder's format, from its configuration if possible, because importing a network's code takes seconds.
 
-    Where the study asks for something that the encoder may not have, it is built, without weights.
+    If the study sets layers or pool, which the encoder may refuse, it is built without weights.
     """
-    given = model.encoders[modality]
-    architecture = locate(given.source, given.name, _key(modality))
-    if architecture.family.described and given.layers is None and given.pool == "auto":
+    options = model.encoders[modality]
+    architecture = locate(options.source, options.name, _key(modality))
+    if architecture.family.described and options.layers is None and options.pool == "auto":
         return architecture.format(inputs)
     with torch.device("meta"):
         return _encoder(model, inputs, modality, load=False, files=True).format
@@ -177,5 +173,5 @@ def _clip_frames(inputs: Inputs) -> dict[str, int]:
 
 
 def _clips(formats: Mapping[str, Format], frames: Mapping[str, int]) -> dict[str, Format]:
-    """An encoder of pictures reads a clip frame by frame."""
+    """The formats with those of clips, which an encoder of pictures reads frame by frame."""
     return {m: VideoFormat(cast(ImageFormat, f), frames[m]) if m in frames else f for m, f in formats.items()}

@@ -1,18 +1,18 @@
-"""MulT: the multimodal transformer for unaligned sequences (Tsai et al., ACL 2019), in the shape of MMSA's defaults.
+"""MulT: the multimodal transformer for unaligned sequences (Tsai et al., ACL 2019), with MMSA's default sizes.
 
     x_m [B, T_m, F_m] ─ conv1d, kernel 5, no padding, no bias ─► tokens_m [B, N_m, D]        `embed` ends here (B35)
     for each target t and each other source s:  h_{t←s} = crossmodal transformer, queries of t, keys and values of s
     h_t = concat over s ─► transformer of width (M - 1) D ─► its last valid step
     concat over t ─► residual block ─► linear                                                `predict`
 
-Any M >= 2 (the paper has three). Layers are pre-norm; queries and keys share a layer's first norm; a query at step i
-sees keys up to step i + |N_s - N_t|, as the reference does. Numbers of the defaults: research/methods.md §5.3.
+M may be any number from 2 (the paper has three). Layers are pre-norm; queries and keys share a layer's first norm; a
+query at step i sees keys up to step i + |N_s - N_t|, as in the reference. Default sizes: research/methods.md §5.3.
 
-Where this differs from the reference: padded steps are never attended to and the last *valid* step is read (the
-reference attends to padding and reads the last padded step); dropout masks come from the trial's own generator.
+Differences from the reference: padding is never attended to, and the last *valid* step is read (the reference attends
+to padding and reads the last padded step); dropout masks come from the trial's own generator.
 
-A modality that is not in use is read by nobody: it is no source (its attention adds nothing), and as a target its
-queries are zeros with their positions, which is what a silent input gives in the reference.
+An unused modality has no influence: as a source its attention adds nothing, and as a target its queries are zeros with
+their positions, as for an input of zeros in the reference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.backbone import Backbone, check_modality
 from mmsweep.models.encoder import Tokens, sinusoids
 from mmsweep.models.input_formats import Inputs
-from mmsweep.models.lora import Noise, SeededDropout
+from mmsweep.models.lora import Noise, SeededDropout, set_noise
 from mmsweep.models.options import BackboneOptions, ModelOptions
 from mmsweep.transfer import sent
 
@@ -43,33 +43,29 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MulTOptions(Section):
-    """The shape of `mult`; the defaults are MMSA's for CMU-MOSI (research/methods.md §5.3)."""
+    """Sizes and dropouts of `mult`; the defaults are MMSA's for CMU-MOSI (research/methods.md §5.3)."""
 
     width: int = Field(50, ge=2, description="Width of every modality's tokens (D).")
-    heads: int = Field(10, ge=1, description="Heads of every attention; they divide the width.")
+    heads: int = Field(10, ge=1, description="Heads of every attention; their number divides the width.")
     levels: int = Field(
-        4, ge=1, description="Layers from one modality to another; as many follow in each target, but at least three."
+        4, ge=1, description="Layers of each crossmodal transformer; each target's own transformer has at least three."
     )
     kernel: int = Field(
-        5,
-        ge=1,
-        description="Steps that the convolutions before them see at once: T steps give T - kernel + 1 tokens.",
+        5, ge=1, description="Kernel size of the input convolutions in steps; T steps give T - kernel + 1 tokens."
     )
     attention_dropout: float = Field(
         0.3,
         ge=0,
         lt=1,
-        description="Dropout of attention weights where no key_dropout is given, and in the layers of each target.",
+        description="Dropout of attention weights, in crossmodal layers only for sources without a key_dropout.",
     )
     key_dropout: dict[str, Rate] = Field(
         {"audio": 0.2, "vision": 0.0},
-        description="Dropout of attention weights where the modality of this name is attended to.",
+        description="Dropout of attention weights by source modality, in crossmodal layers.",
     )
-    input_dropout: dict[str, Rate] = Field(
-        {"text": 0.5}, description="Dropout of the inputs of the modality of this name."
-    )
-    embedding_dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of tokens with their positions.")
-    output_dropout: float = Field(0.5, ge=0, lt=1, description="Dropout within the block before the head.")
+    input_dropout: dict[str, Rate] = Field({"text": 0.5}, description="Dropout of inputs by modality.")
+    embedding_dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of tokens after adding positions.")
+    output_dropout: float = Field(0.5, ge=0, lt=1, description="Dropout within the residual block before the head.")
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> MulTOptions:
@@ -80,19 +76,21 @@ class MulTOptions(Section):
 
 @register("mult")
 class MulT(Backbone):
-    """Args:
-        formats: modality -> its sequences, in the dataset's order; two or more.
-        outputs: C of the prediction.
-        options: its shape.
+    """The network; see the top of this file.
+
+    Args:
+        formats: modality -> format of its sequences, in the dataset's order; two or more.
+        outputs: C, the width of the prediction.
+        options: sizes and dropouts.
         noise: the trial's source of dropout masks; None: no dropout.
-        generator: draws the initial values; None leaves them to `reset`.
+        generator: draws the initial values; None leaves that to `reset`.
 
     Raises:
         UserError: fewer than two modalities, sequences shorter than the kernel.
     """
 
     class Options(BackboneOptions):
-        mult: MulTOptions = Field(MulTOptions(), description="Its shape.")
+        mult: MulTOptions = Field(MulTOptions(), description="Sizes and dropouts of the network.")
 
     def __init__(
         self,
@@ -139,11 +137,11 @@ class MulT(Backbone):
 
     @classmethod
     def check(cls, model: ModelOptions, modalities: Sequence[str], task: str) -> None:
-        """As Backbone's. The dropouts' defaults name MOSI's modalities, whatever the dataset's are called."""
+        """As in Backbone. The dropouts' defaults name MOSI's modalities and are not checked."""
         super().check(model, modalities, task)
-        shape = _shape(model).model_dump(include={"key_dropout", "input_dropout"}, exclude_defaults=True)
-        for key, given in shape.items():
-            for name in given:
+        dropouts = _options(model).model_dump(include={"key_dropout", "input_dropout"}, exclude_defaults=True)
+        for key, by_modality in dropouts.items():
+            for name in by_modality:
                 check_modality(name, modalities, "unknown modality", f"model.backbone.mult.{key}")
 
     @classmethod
@@ -151,23 +149,21 @@ class MulT(Backbone):
         for modality, kind in inputs.kinds.items():
             if kind != "sequence":
                 raise UserError(
-                    "MulT reads sequences only",
+                    "MulT reads only sequences",
                     key="model.backbone.name",
                     found=f"mult for {modality}, which is {kind}",
                     expected="modalities of kind sequence, or another backbone",
                 )
-        return cls({modality: inputs.sequences[modality] for modality in inputs.kinds}, outputs, _shape(model))
+        return cls({modality: inputs.sequences[modality] for modality in inputs.kinds}, outputs, _options(model))
 
     def adapt(
         self, model: ModelOptions, noise: Noise, generator: torch.Generator, largest_rank: int | None = None
     ) -> None:
-        """Everything is trained always; what a trial brings of its own is where dropout masks come from."""
-        for module in self.modules():
-            if isinstance(module, SeededDropout):
-                module.noise = noise
+        """Set the trial's source of dropout masks; all weights are always trained."""
+        set_noise(self, noise)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw all values anew, on the CPU: Xavier uniform within transformers, ± 1 / sqrt(inputs) elsewhere."""
+        """Draw new values on the CPU: Xavier uniform within transformers, ± 1 / sqrt(inputs) elsewhere."""
         for name, module in self.named_modules():
             if isinstance(module, nn.LayerNorm):
                 with torch.no_grad():
@@ -176,7 +172,7 @@ class MulT(Backbone):
             elif isinstance(module, nn.Linear | nn.Conv1d):
                 inside = name.startswith(("crossmodal.", "memory."))
                 inputs, outputs = module.weight[0].numel(), module.weight.shape[0]
-                # q, k and v count as one matrix of three times the height, as the reference draws them.
+                # The reference draws q, k and v as one matrix of three times the height.
                 height = 3 * outputs if name.rsplit(".", 1)[-1] in ("query", "key", "value") else outputs
                 _draw(module.weight, math.sqrt(6 / (inputs + height)) if inside else 1 / math.sqrt(inputs), generator)
                 if module.bias is not None:
@@ -190,13 +186,13 @@ class MulT(Backbone):
         for column, modality in enumerate(self.modalities):
             x = batch.inputs[modality]
             assert isinstance(x, dict)
-            there_BT = x["mask"] & batch.present_BM[:, column, None]
-            values_BTF = torch.where(there_BT[..., None], x["values"], torch.zeros_like(x["values"]))
+            valid_BT = x["mask"] & batch.present_BM[:, column, None]
+            values_BTF = torch.where(valid_BT[..., None], x["values"], torch.zeros_like(x["values"]))
             values_BTF = self.input_dropouts[modality](values_BTF)
             values_BND = self.convolutions[modality](values_BTF.transpose(1, 2)).transpose(1, 2)
             n = values_BND.shape[1]
-            # A token begins at its step: the first n steps that are there give the tokens that are.
-            tokens[modality] = Tokens(values_BND, there_BT[:, :n], (n,))
+            # Token i begins at step i, so the mask of tokens is that of the first n steps.
+            tokens[modality] = Tokens(values_BND, valid_BT[:, :n], (n,))
         return tokens
 
     def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
@@ -204,12 +200,12 @@ class MulT(Backbone):
         masks: dict[str, Tensor] = {}
         for column, m in enumerate(self.modalities):
             used_B = used_BM[:, column]
-            own = tokens[m].values_BND
-            values[m] = torch.where(used_B[:, None, None], own, torch.zeros_like(own))
+            values_BND = tokens[m].values_BND
+            values[m] = torch.where(used_B[:, None, None], values_BND, torch.zeros_like(values_BND))
             mask_BN = tokens[m].mask_BN
             if mask_BN is None:
-                mask_BN = torch.ones(own.shape[:2], dtype=torch.bool, device=own.device)
-            # Zeros, and tokens that were restored where there was nothing, fill their whole grid.
+                mask_BN = torch.ones(values_BND.shape[:2], dtype=torch.bool, device=values_BND.device)
+            # Zeros of unused modalities, and restored tokens of absent ones, fill the whole grid.
             masks[m] = mask_BN | ~used_B[:, None] | ~mask_BN.any(1, keepdim=True)
         last_BD = torch.cat([self._target(t, values, masks, used_BM) for t in self.modalities], 1)
         return self.head(self.back(self.output_dropout(F.relu(self.hidden(last_BD)))) + last_BD)
@@ -218,17 +214,16 @@ class MulT(Backbone):
         self, target: str, values: Mapping[str, Tensor], masks: Mapping[str, Tensor], used_BM: Tensor
     ) -> Tensor:
         """One target's last valid step: [B, (M - 1) D]."""
-        own_BND, mask_BN = values[target], masks[target]
+        query_BND, mask_BN = values[target], masks[target]
         columns = {m: column for column, m in enumerate(self.modalities)}
         networks = self.crossmodal[target]
         assert isinstance(networks, nn.ModuleDict)
         parts = [
-            network(own_BND, values[source], masks[source], used_BM[:, columns[source]])
+            network(query_BND, values[source], masks[source], used_BM[:, columns[source]])
             for source, network in networks.items()
         ]
         mixed_BND = torch.cat(parts, -1)
-        everyone_B = torch.ones_like(used_BM[:, 0])
-        out_BND = self.memory[target](mixed_BND, mixed_BND, mask_BN, everyone_B)
+        out_BND = self.memory[target](mixed_BND, mixed_BND, mask_BN, torch.ones_like(used_BM[:, 0]))
         last_B = (mask_BN * torch.arange(1, mask_BN.shape[1] + 1, device=mask_BN.device)).argmax(1)
         return out_BND[torch.arange(len(out_BND), device=out_BND.device), last_B]
 
@@ -244,11 +239,13 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, query_BND: Tensor, key_BSD: Tensor, mask_BS: Tensor, used_B: Tensor) -> Tensor:
-        """Args:
-        query_BND: attends.
-        key_BSD: is attended to; the same tensor as `query_BND` for attention to itself.
-        mask_BS: which keys are there; at least one a row.
-        used_B: rows whose keys may be read; in the others attention adds nothing.
+        """The queries after all layers [B, N, D].
+
+        Args:
+            query_BND: the sequence that attends.
+            key_BSD: the sequence that is attended to; the same tensor as `query_BND` for self-attention.
+            mask_BS: valid keys; at least one per row.
+            used_B: rows whose keys may be read; in other rows attention adds nothing.
         """
         n, s = query_BND.shape[1], key_BSD.shape[1]
         steps_N, steps_S = (torch.arange(count, device=query_BND.device) for count in (n, s))
@@ -266,7 +263,7 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward; one norm serves queries and keys."""
+    """Pre-norm attention and feed-forward; queries and keys share a norm."""
 
     def __init__(self, width: int, heads: int, attention_dropout: float, noise: Noise) -> None:
         super().__init__()
@@ -288,7 +285,7 @@ class Layer(nn.Module):
             for linear, x in ((self.query, query_BND), (self.key, key_BSD), (self.value, key_BSD))
         )
         if self.dropout.active:
-            # torch's own dropout of attention weights draws from the process-wide generator.
+            # torch's dropout of attention weights would draw from the process-wide generator.
             scores_BHNS = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
             weights_BHNS = scores_BHNS.masked_fill(~allowed_B1NS, -math.inf).softmax(-1)
             mixed_BHND = self.dropout(weights_BHNS) @ v
@@ -303,7 +300,7 @@ def _sinusoids_on(steps: int, width: int, device: torch.device, dtype: torch.dty
         return sent(sinusoids(steps, width).to(dtype), device)
 
 
-def _shape(model: ModelOptions) -> MulTOptions:
+def _options(model: ModelOptions) -> MulTOptions:
     assert isinstance(model.backbone, MulT.Options)
     return model.backbone.mult
 
@@ -330,7 +327,7 @@ def _checked(formats: Mapping[str, Format], options: MulTOptions) -> dict[str, S
     for modality, format in formats.items():
         if not isinstance(format, SequenceFormat):
             raise UserError(
-                "MulT reads sequences only",
+                "MulT reads only sequences",
                 key=f"data.modalities.{modality}.kind",
                 found=format.kind,
                 expected="sequence",

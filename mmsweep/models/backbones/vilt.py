@@ -1,15 +1,15 @@
 """ViLT: one transformer over the tokens of a text and a picture (Kim et al. 2021), transformers' ViltModel.
 
-    embed      each modality's embedding layer alone: word or patch, position and modality-type embeddings
+    embed      each modality's embedding layer: word or patch, position and modality-type embeddings
     predict    the blocks over [text tokens, image tokens], final norm, pooler on the text's class token, a linear head
 
-Texts longer than the checkpoint's 40 positions get positions in between those (`data.text.length`).
+For texts longer than the checkpoint's 40 positions (`data.text.length`), positions are interpolated.
 
-Nothing is drawn at random: where transformers' own `visual_embed` takes patches in an order that the process-wide
-generator draws, ours are all there, in order; attention does not see their order, so outputs are equal.
+Unlike transformers' `visual_embed`, which shuffles the patches by the process-wide generator, this file keeps all
+patches in order. Attention does not depend on their order, so the outputs are equal.
 
-An unused modality's tokens are masked from attention. The text's class token stays, because the prediction is read from
-its place, but as the constant that it is: the embedding of [CLS] at position 0, whatever the sample's text.
+An unused modality's tokens are masked from attention. The text's class token stays, because the prediction is read at
+its position; it is a constant, the embedding of [CLS] at position 0, whatever the sample's text.
 """
 
 from __future__ import annotations
@@ -41,18 +41,20 @@ from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import find, has_pooler
 
 _LINEARS = (*(f"attention.attention.{p}" for p in ("query", "key", "value")), "attention.output.dense")
-"""Of a block, what LoRA adapts, in the order in which it is called."""
+"""The linears of a block that LoRA adapts, in the order of their calls."""
 
 
 @register("vilt")
 class ViLT(PromptedBackbone):
-    """Args:
-    network: the whole network; frozen here, thawed by `adapt` (B25).
-    kinds: modality -> `text` or `image`, one of each, in the dataset's order.
-    formats: modality -> its format; sizes give the token counts.
-    outputs: C of the prediction.
-    class_id: the vocabulary's number of [CLS].
-    pretrained: False: `reset` draws the network's values too.
+    """The network; see the top of this file.
+
+    Args:
+        network: transformers' network; it is frozen here, and `adapt` may unfreeze it (B25).
+        kinds: modality -> `text` or `image`, one of each, in the dataset's order.
+        formats: modality -> format; sizes determine the token counts.
+        outputs: C, the width of the prediction.
+        class_id: id of [CLS] in the vocabulary.
+        pretrained: if False, `reset` draws the network's values too.
     """
 
     Options = NetworkOptions
@@ -83,9 +85,9 @@ class ViLT(PromptedBackbone):
 
     @classmethod
     def build(cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True) -> ViLT:
-        """Raises UserError: other modalities than one text and one picture, no checkpoint, impossible sizes."""
-        kinds, given = inputs.kinds, model.backbone
-        assert isinstance(given, NetworkOptions)
+        """Build it. Raises UserError unless there are one text, one picture, a checkpoint and sizes that fit."""
+        kinds, options = inputs.kinds, model.backbone
+        assert isinstance(options, NetworkOptions)
         if sorted(kinds.values()) != ["image", "text"]:
             raise UserError(
                 "vilt reads one text and one picture",
@@ -94,29 +96,29 @@ class ViLT(PromptedBackbone):
                 expected="image, text",
             )
         key = "model.backbone.weights"
-        if given.weights is None:
+        if options.weights is None:
             raise UserError(
                 "vilt needs a checkpoint",
                 key=key,
                 found=None,
                 expected="a folder or a name such as dandelin/vilt-b32-mlm",
             )
-        folder, config = find(given.source, given.weights, key, files)
+        folder, config = find(options.source, options.weights, key, files)
         if config.model_type != "vilt":
             raise UserError(
-                "no checkpoint of ViLT", file=folder, key=key, found=config.model_type, expected="model_type vilt"
+                "not a checkpoint of ViLT", file=folder, key=key, found=config.model_type, expected="model_type vilt"
             )
         formats: dict[str, ImageFormat | TextFormat] = {}
         for modality, kind in kinds.items():
             make = _image_format if kind == "image" else _text_format
             formats[modality] = make(config, folder, inputs)
-        pooler = not given.pretrained or folder is None or has_pooler(folder)
-        if load and given.pretrained and folder is not None:
+        pooler = not options.pretrained or folder is None or has_pooler(folder)
+        if load and options.pretrained and folder is not None:
             network = load_whole(transformers.ViltModel, str(folder), config, add_pooling_layer=pooler)
         else:
             network = transformers.ViltModel(config, add_pooling_layer=pooler)
         class_id = _class_id(folder) if load and folder is not None else 0
-        return cls(network, kinds, formats, outputs, class_id, given.pretrained)
+        return cls(network, kinds, formats, outputs, class_id, options.pretrained)
 
     def parts(self) -> dict[str, nn.Module]:
         return {"backbone": self.network}
@@ -144,7 +146,7 @@ class ViLT(PromptedBackbone):
 
     def train(self, mode: bool = True) -> ViLT:
         super().train(mode)
-        self.network.eval()  # adapters draw their own dropout, from the trial's generator
+        self.network.eval()  # adapters have their own dropout, drawn from the trial's generator
         return self
 
     def token_shapes(self) -> dict[str, tuple[int, int]]:
@@ -179,20 +181,20 @@ class ViLT(PromptedBackbone):
         assert text.mask_BN is not None
         text_mask_BN = text.mask_BN & has_text_B[:, None]
         text_mask_BN[:, 0] = True
-        none_B = torch.ones_like(has_text_B)
-        class_B1D = self._embed_text(torch.full_like(none_B[:, None], self.class_id, dtype=torch.int64)).values_BND
+        class_ids_B1 = torch.full_like(has_text_B[:, None], self.class_id, dtype=torch.int64)
+        class_B1D = self._embed_text(class_ids_B1).values_BND
         first_B1D = torch.where(has_text_B[:, None, None], text.values_BND[:, :1], class_B1D.to(text.values_BND.dtype))
         values_BND = torch.cat([first_B1D, text.values_BND[:, 1:], image.values_BND.to(text.values_BND.dtype)], 1)
         image_mask_BN = has_image_B[:, None].expand(-1, image.values_BND.shape[1])
         mask_BN = torch.cat([text_mask_BN, image_mask_BN], 1)
-        values_BND = torch.where(mask_BN[..., None], values_BND, torch.zeros_like(values_BND))  # weight 0, times NaN
+        values_BND = torch.where(mask_BN[..., None], values_BND, torch.zeros_like(values_BND))  # 0 * NaN is NaN
         bias_BN = torch.zeros_like(mask_BN, dtype=values_BND.dtype).masked_fill(~mask_BN, float("-inf"))
         values_BND = self.network.layernorm(self._encode(values_BND, bias_BN, prompts.get("backbone", NO_PROMPTS)))
         class_BD = values_BND[:, 0] if self.network.pooler is None else self.network.pooler(values_BND)
         return self.head(class_BD)
 
     def _encode(self, values_BND: Tensor, bias_BN: Tensor, prompts: Prompts) -> Tensor:
-        """The blocks over one sequence; input prompts stay at its end, behind the text and the picture."""
+        """The blocks over one sequence; input prompts stay at its end, after text and picture."""
         bias: Tensor | None = bias_BN[:, None, None]
         for i, block in enumerate(self.network.encoder.layer):
             prompt = prompts.get(i)
@@ -203,9 +205,9 @@ class ViLT(PromptedBackbone):
                 out = block(*inputs) if self.compiler is None else self.compiler(block, _LINEARS, *inputs)
                 values_BND = out[0]
                 continue
-            split, given = SplitBlock(block, _parts, None), (values_BND, bias, prompt.values_BLD)
+            split, arguments = SplitBlock(block, _parts, None), (values_BND, bias, prompt.values_BLD)
             linears = tuple(f"block.{name}" for name in _LINEARS)
-            values_BND = split(*given) if self.compiler is None else self.compiler(split, linears, *given)
+            values_BND = split(*arguments) if self.compiler is None else self.compiler(split, linears, *arguments)
         return values_BND
 
     def _embed_text(self, ids_BN: Tensor, mask_BN: Tensor | None = None) -> Tokens:
@@ -218,20 +220,20 @@ class ViLT(PromptedBackbone):
         patches_BDhw = embeddings.patch_embeddings(x_BCHW)
         grid = (patches_BDhw.shape[-2], patches_BDhw.shape[-1])
         side = self.network.config.image_size // self.network.config.patch_size
-        place_1DSS = embeddings.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        if grid != (side, side):  # as transformers does it
-            place_1DSS = F.interpolate(place_1DSS, size=grid, mode="bilinear", align_corners=True)
+        position_1DSS = embeddings.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        if grid != (side, side):  # as in transformers
+            position_1DSS = F.interpolate(position_1DSS, size=grid, mode="bilinear", align_corners=True)
         class_B1D = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(x_BCHW), -1, -1)
-        values_BND = torch.cat([class_B1D, (patches_BDhw + place_1DSS).flatten(2).transpose(1, 2)], 1)
+        values_BND = torch.cat([class_B1D, (patches_BDhw + position_1DSS).flatten(2).transpose(1, 2)], 1)
         return Tokens(values_BND + embeddings.token_type_embeddings.weight[1], None, grid)
 
 
 def _parts(block: Any) -> BlockParts:
     attention = block.attention.attention
 
-    def after(seen_BND: Tensor, own_BND: Tensor) -> Tensor:
-        own_BND = block.attention.output(seen_BND, own_BND) + own_BND
-        return block.output(block.intermediate(block.layernorm_after(own_BND)), own_BND)
+    def after(attended_BND: Tensor, x_BND: Tensor) -> Tensor:
+        x_BND = block.attention.output(attended_BND, x_BND) + x_BND
+        return block.output(block.intermediate(block.layernorm_after(x_BND)), x_BND)
 
     return BlockParts(
         attention.num_attention_heads, block.layernorm_before, attention.query, attention.key, attention.value, after
@@ -255,10 +257,10 @@ def _text_format(config: Any, folder: Path | None, inputs: Inputs) -> TextFormat
 
 
 def _stretch(embeddings: Any, length: int) -> None:
-    """Give ViLT's text embeddings positions for texts of `length` tokens, where that is more than they have.
+    """Interpolate ViLT's text positions if `length` exceeds them.
 
-    Bilinear between those that there are, as the code of Lee et al. (CVPR 2023) does it: its studies read up to 1024
-    tokens with a network that was trained on 40.
+    The interpolation is bilinear, as in the code of Lee et al. (CVPR 2023), whose studies read up to 1024 tokens with a
+    network trained on 40.
     """
     old_ND = embeddings.position_embeddings.weight.detach()
     if length <= len(old_ND):
@@ -276,14 +278,14 @@ def _class_id(folder: Path) -> int:
     try:
         number = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).cls_token_id
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer beside the network ({str(error).splitlines()[0]})", file=folder) from error
+        raise UserError(f"the tokenizer cannot be read ({str(error).splitlines()[0]})", file=folder) from error
     if number is None:
-        raise UserError("the tokenizer has no class token", file=folder, expected="one such as [CLS]")
+        raise UserError("the tokenizer has no class token", file=folder, expected="a class token such as [CLS]")
     return int(number)
 
 
 def _draw(module: nn.Module, name: str, parameter: nn.Parameter, std: float, generator: torch.Generator) -> None:
-    """An initial value as the architecture's authors draw it, from the trial's own generator."""
+    """Draw an initial value as the architecture's authors do, from the trial's generator."""
     if parameter.device.type == "meta":
         return
     with torch.no_grad():

@@ -1,1 +1,1 @@
-"""The families of pretrained encoders: one file each, entered under transformers' model types, or `timm`."""
+"""The families of pretrained encoders, one file each, registered under transformers' model types or `timm`."""

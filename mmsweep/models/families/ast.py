@@ -17,7 +17,7 @@ from mmsweep.models.input_formats import Inputs, Preprocessing
 
 @register("audio-spectrogram-transformer")
 class Ast(PictureFamily):
-    """B12: pooled as the mean of the CLS and distillation tokens."""
+    """Pooling is the mean of the CLS and distillation tokens (B12)."""
 
     model = "ASTModel"
     blocks = "layers"
@@ -30,7 +30,7 @@ class Ast(PictureFamily):
 
     @classmethod
     def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> AudioFormat:
-        if inputs.frames not in (None, config.max_length):  # its positions are learned for this grid
+        if inputs.frames not in (None, config.max_length):  # the positions are learned for one grid
             raise UserError(
                 "the encoder does not read spectrograms of this length",
                 key="data.audio.frames",

@@ -17,7 +17,7 @@ from mmsweep.models.last_block import BlockParts
 
 @register("bert")
 class Bert(Family):
-    """B8: an extra token gets a token type and the embedding norm, no position. B11: last hidden state."""
+    """Extra tokens get a token type and the embedding norm but no position (B8); the last hidden state counts (B11)."""
 
     model = "BertModel"
     pooler = True
@@ -26,11 +26,11 @@ class Bert(Family):
 
     @classmethod
     def parts(cls, block: Any) -> BlockParts:
-        """Norms come after the residual sums here."""
+        """The parts of a post-norm block."""
         query, key, value, _ = (block.get_submodule(name) for name in cls.projections)
 
-        def after(seen: Tensor, own: Tensor) -> Tensor:
-            return block.feed_forward_chunk(block.attention.output(seen, own))
+        def after(attended: Tensor, x: Tensor) -> Tensor:
+            return block.feed_forward_chunk(block.attention.output(attended, x))
 
         return BlockParts(block.attention.self.num_attention_heads, nn.Identity(), query, key, value, after)
 
@@ -48,7 +48,7 @@ class Bert(Family):
 
     @staticmethod
     def class_embedding(model: Any) -> Tensor:
-        return model.embeddings.LayerNorm.bias  # where the embedding norm centres every token
+        return model.embeddings.LayerNorm.bias  # the mean that the embedding norm gives every token
 
     @classmethod
     def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> TextFormat:

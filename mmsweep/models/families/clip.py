@@ -12,7 +12,7 @@ from mmsweep.models.families.family import PictureFamily
 
 @register("clip_vision_model", "clip")
 class Clip(PictureFamily):
-    """B7: extra tokens enter before the pre-LN. B10: pooled after the post-LN, no projection."""
+    """Extra tokens enter before the pre-LN (B7); pooling is after the post-LN, without the projection (B10)."""
 
     model = "CLIPVisionModel"
     blocks = "encoder.layers"

@@ -1,6 +1,6 @@
-"""The contract of a family: what differs between pretrained architectures, such as how their parts are called.
+"""The contract of a family, which holds what differs between pretrained architectures, such as names of their parts.
 
-A family is one class in one file, entered under the `model_type`s of transformers that it drives:
+A family is one class in one file, registered under the transformers `model_type`s that it supports:
 
     @register("vit")
     class Vit(PictureFamily): ...
@@ -26,27 +26,27 @@ from mmsweep.models.input_formats import Inputs, Preprocessing, image_format
 from mmsweep.models.last_block import BlockParts
 
 FAMILIES = Registry("encoder family", "mmsweep.models.families")
-"""The families by the model types that they drive."""
+"""The families by model type."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Family(ABC):
-    """How to build, read and drive one architecture.
+    """Builds, loads and runs the networks of one architecture.
 
-    Where a method takes `config`, it is the configuration of the network; of timm's networks, which have none, it is
-    the network itself.
+    The `config` of a method is the network's configuration, or for timm, whose networks have none, the network itself.
 
     Attributes:
-        model: its network's name within transformers, which imports the code, for seconds, when it is first asked for.
+        model: name of the network's class in transformers; its first use imports the code, which takes seconds.
         pooler: whether the network has an optional pooling layer.
-        described: whether its configuration alone tells how its inputs are made.
-        prefix: tokens before the grid's (CLS, distillation).
-        blocks: the name of the list of its blocks.
+        described: whether the configuration alone determines the input format.
+        prefix: number of tokens before the grid (CLS, distillation).
+        blocks: name of the list of blocks.
         masked: whether a block takes a mask of tokens.
-        projections: the names of q, k, v, o within a block.
-        heads: where a block keeps the number of its heads.
-        norms: the names of what a block applies before attention and before its feed-forward part.
-        scales: the names of what it applies to their results.
+        projections: names of q, k, v and o within a block.
+        heads: name of the number of heads within a block.
+        norms: names of the norms before attention and before the feed-forward part.
+        scales: names of the layer scales after attention and after the feed-forward part; None without them.
+        default_pool: the pooling that the networks were trained with.
     """
 
     registry: ClassVar[Registry] = FAMILIES
@@ -64,17 +64,17 @@ class Family(ABC):
 
     @classmethod
     def network(cls) -> Any:
-        """The class of the network."""
+        """The network's class."""
         return attrgetter(cls.model)(transformers)
 
     @classmethod
     def config(cls, config: Any) -> Any:
-        """The part of a checkpoint's configuration that concerns this network."""
+        """This network's part of a checkpoint's configuration."""
         return config
 
     @classmethod
     def config_of(cls, model: Any) -> Any:
-        """The `config` of a network."""
+        """A network's `config`."""
         return model.config
 
     @classmethod
@@ -84,20 +84,20 @@ class Family(ABC):
 
     @classmethod
     def load(cls, folder: str, config: Any, pooler: bool) -> Any:
-        """The network with a checkpoint's weights. Raises UserError as `load_whole`."""
+        """The network with a checkpoint's weights. Raises as `load_whole`."""
         extra = {"add_pooling_layer": pooler} if cls.pooler else {}
         return load_whole(cls.network(), folder, cls.config(config), **extra)
 
     @classmethod
     def parts(cls, block: Any) -> BlockParts | None:
-        """A block taken apart, as a pre-norm block computes; None: it must be run whole."""
+        """The parts of a pre-norm block; None if the block can only run as a whole."""
         query, key, value, out = (block.get_submodule(name) for name in cls.projections)
         before, between = (block.get_submodule(name) for name in cls.norms)
         scale, scale_fed = map(block.get_submodule, cls.scales) if cls.scales else (nn.Identity(), nn.Identity())
 
-        def after(seen: Tensor, own: Tensor) -> Tensor:
-            own = scale(out(seen)) + own
-            return scale_fed(block.mlp(between(own))) + own
+        def after(attended: Tensor, x: Tensor) -> Tensor:
+            x = scale(out(attended)) + x
+            return scale_fed(block.mlp(between(x))) + x
 
         return BlockParts(attrgetter(cls.heads)(block), before, query, key, value, after)
 
@@ -107,7 +107,7 @@ class Family(ABC):
 
     @staticmethod
     def before(model: Any, values_BND: Tensor) -> Tensor:
-        """What runs between the embeddings and block 1."""
+        """The layers between the embeddings and the first block."""
         return values_BND
 
     @staticmethod
@@ -117,7 +117,7 @@ class Family(ABC):
 
     @staticmethod
     def extra(model: Any, extra_ED: Tensor) -> Tensor:
-        """Tokens that are learned outside the network, brought to where `embed` ends."""
+        """`Encoder.embed_extra` of the network."""
         return extra_ED
 
     @staticmethod
@@ -134,27 +134,27 @@ class Family(ABC):
 
     @classmethod
     def prefix_of(cls, config: Any) -> int:
-        """`prefix` of one network."""
+        """The `prefix` of a network."""
         return cls.prefix
 
     @classmethod
     def has_class_token(cls, model: Any) -> bool:
-        """Whether the first token is one for the whole input; registers are no such tokens."""
+        """Whether the first token represents the whole input; registers do not."""
         return cls.prefix > 0
 
     @classmethod
     def own_pool(cls, model: Any) -> str:
-        """The pooling that a network was trained with."""
+        """The pooling that this network was trained with."""
         return cls.default_pool
 
     @classmethod
     def token_grid(cls, config: Any, fmt: Format) -> tuple[int, ...]:
-        """How the tokens after the prefix lie: (h, w) or (n,)."""
+        """The grid of the tokens after the prefix: (h, w) or (n,)."""
         return (cls.token_shape(config, fmt)[0] - cls.prefix,)
 
 
 class PictureFamily(Family):
-    """Vision transformers: patches of a picture behind a class token; the defaults are those of ViT."""
+    """Vision transformers, with a class token before the patches; the defaults are those of ViT."""
 
     mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
     std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
@@ -191,8 +191,8 @@ class PictureFamily(Family):
 
 
 def load_whole(model: Any, folder: str, config: Any, **options: Any) -> Any:
-    """A model of transformers with a checkpoint's weights. Raises UserError where some are missing or do not fit."""
-    options |= {"ignore_mismatched_sizes": True}  # left alone it refuses them too, but names none
+    """A transformers model with a checkpoint's weights. Raises UserError if tensors are missing or do not fit."""
+    options |= {"ignore_mismatched_sizes": True}  # the error below names the tensor; transformers' own does not
     try:
         network, info = model.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, **options
@@ -204,5 +204,5 @@ def load_whole(model: Any, folder: str, config: Any, **options: Any) -> Any:
             raise ValueError(f"the checkpoint lacks {len(missing)} tensors, for example {missing[0]}")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         problem = f"the network's weights cannot be loaded ({str(error).splitlines()[0]})"
-        raise UserError(problem, file=folder, expected="a whole checkpoint") from error
+        raise UserError(problem, file=folder, expected="a complete checkpoint") from error
     return network

@@ -1,6 +1,6 @@
 """timm's plain vision transformers.
 
-They come without a configuration of transformers: `config` is the network, or, of one that is to be built, its name.
+They have no transformers configuration; `config` is the network, or the name of a network to build.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmsweep.models.weights import hub_folder, hub_name_of_timm
 
 @register("timm")
 class Timm(PictureFamily):
-    """timm's VisionTransformer; `attn.qkv` is split on load."""
+    """timm's VisionTransformer, whose `attn.qkv` is split on loading."""
 
     described = False
     blocks = "blocks"
@@ -45,7 +45,7 @@ class Timm(PictureFamily):
 
     @classmethod
     def parts(cls, block: Any) -> BlockParts | None:
-        """timm has other kinds of blocks and of attention (gated, or with norms of its own): they are run whole."""
+        """The parts of a plain block; None for timm's other blocks and attentions (gated, or with norms)."""
         from timm.layers.attention import Attention
         from timm.models.vision_transformer import Block
 
@@ -65,24 +65,24 @@ class Timm(PictureFamily):
 
     @classmethod
     def own_pool(cls, model: Any) -> str:
-        """timm's `global_pool`: the class token, or a mean; attention pools are left to a mean too."""
+        """timm's `global_pool`: the class token or a mean; a mean also replaces attention pooling."""
         return "cls" if cls.has_class_token(model) and model.global_pool in ("token", "") else "mean"
 
     @classmethod
     def format(cls, config: Any, preprocessing: Preprocessing, folder: str, inputs: Inputs) -> ImageFormat:
-        """How a network's pictures are made. Raises UserError where the study wants another size."""
+        """The format of a network's pictures. Raises UserError if the study sets another size."""
         from timm.data import resolve_data_config
 
-        said = resolve_data_config({}, model=config)
+        data = resolve_data_config({}, model=config)
         size, channels = config.patch_embed.img_size[0], config.patch_embed.proj.in_channels
         if inputs.size not in (None, size):
             raise UserError(
                 "timm encoders run at their own size", key="data.image.size", found=inputs.size, expected=str(size)
             )
         if channels != 3:
-            raise UserError("the encoder reads pictures of another number of channels", found=channels, expected="3")
-        resize = size if said["crop_mode"] == "squash" else int(size / said["crop_pct"])
-        return scaled_format(inputs, size, resize, tuple(said["mean"]), tuple(said["std"]), said["interpolation"])
+            raise UserError("the encoder does not read RGB pictures", key="channels", found=channels, expected="3")
+        resize = size if data["crop_mode"] == "squash" else int(size / data["crop_pct"])
+        return scaled_format(inputs, size, resize, tuple(data["mean"]), tuple(data["std"]), data["interpolation"])
 
     @classmethod
     def token_shape(cls, config: Any, fmt: Format) -> tuple[int, int]:
@@ -94,7 +94,7 @@ class Timm(PictureFamily):
 
     @staticmethod
     def embed(model: Any, x: Tensor) -> Tokens:
-        values_BND = model._pos_embed(model.patch_embed(x))  # timm offers no public step between patches and blocks
+        values_BND = model._pos_embed(model.patch_embed(x))  # timm has no public function between patches and blocks
         return Tokens(values_BND, None, model.patch_embed.grid_size)
 
     @staticmethod
@@ -109,13 +109,12 @@ class Timm(PictureFamily):
     def class_embedding(model: Any) -> Tensor:
         if model.cls_token is not None:
             return model.cls_token[0, 0]
-        places_ND = model.patch_embed.proj.bias[None] if model.pos_embed is None else model.pos_embed[0]
-        return places_ND.mean(0)
+        positions_ND = model.patch_embed.proj.bias[None] if model.pos_embed is None else model.pos_embed[0]
+        return positions_ND.mean(0)
 
 
 class SplitQKV(nn.Module):
-    """timm's fused q, k, v projection as three linears, equal outputs: one adapter over the fused one is not three
-    (B14)."""
+    """timm's fused q, k, v projection as three linears with equal outputs, so that each gets its own adapter (B14)."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -133,23 +132,23 @@ class SplitQKV(nn.Module):
 
 
 def _network(name: str, weights: bool) -> nn.Module:
-    """Raises UserError: timm has no such model, or none that is driven as a plain vision transformer."""
+    """A timm model. Raises UserError if timm has no such model or it is no plain vision transformer."""
     import timm
 
     overlay: dict[str, Any] = {}
     try:
-        if weights and (known := hub_name_of_timm(name)):
-            overlay = {"file": str(hub_folder(known, [], "") / "model.safetensors")}
+        if weights and (hub_name := hub_name_of_timm(name)):
+            overlay = {"file": str(hub_folder(hub_name, [], "") / "model.safetensors")}
         model: Any = timm.create_model(name, pretrained=weights, num_classes=0, pretrained_cfg_overlay=overlay)
     except UserError:
         raise
-    except Exception as error:  # timm passes on whatever its readers raise
+    except Exception as error:  # timm's readers raise many kinds
         raise UserError(
             f"timm cannot provide this model ({str(error).splitlines()[0]})",
             found=name,
             expected="one of timm.list_models('vit_*'), or a folder as local-dir:FOLDER",
         ) from error
-    # Others, with rotary positions or parallel blocks, would fail or mislead in the first forward.
+    # Others, with rotary positions or parallel blocks, would fail or compute something else.
     fused = isinstance(model, timm.models.VisionTransformer) and all(
         isinstance(getattr(getattr(block, "attn", None), "qkv", None), nn.Linear) for block in model.blocks
     )

@@ -19,7 +19,7 @@ from mmsweep.models.input_formats import Inputs, Preprocessing
 
 @register("whisper")
 class Whisper(Family):
-    """No class token, so the mean of its own tokens stands for the input."""
+    """It has no class token; the mean of all tokens represents the input."""
 
     model = "models.whisper.modeling_whisper.WhisperEncoder"
     blocks = "layers"
@@ -29,7 +29,7 @@ class Whisper(Family):
 
     @classmethod
     def parts(cls, block: Any) -> None:
-        """All tokens are read: their mean stands for the input."""
+        """None, since pooling reads all tokens."""
 
     @classmethod
     def load(cls, folder: str, config: Any, pooler: bool) -> Any:

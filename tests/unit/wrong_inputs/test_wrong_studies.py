@@ -259,7 +259,7 @@ def test_no_weights(study: Callable[..., Path], say: Say, monkeypatch: pytest.Mo
     path = study({"model.encoders.image.name": "no-such/encoder"})
     message = say("tune", path)
     assert message.startswith(f"{line_of(path, 'no-such/encoder')}model.encoders.image.name: no weights found; ")
-    assert "found 'no-such/encoder'" in message and "expected a network" in message and "Looked for: " in message
+    assert "found 'no-such/encoder'" in message and "expected a network" in message and "Searched: " in message
     assert "the hub's cache" in message and "Give a folder" in message
 
 

@@ -1,4 +1,4 @@
-"""The backbone of MMP's segmentation: its network, the parts that no library has, and published checkpoints."""
+"""The backbone of MMP's segmentation: the network, its parts, and the import of published checkpoints."""
 
 from mmsweep.models.backbones.cmnext.network import CMNeXt
 

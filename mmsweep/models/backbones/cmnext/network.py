@@ -1,13 +1,13 @@
 """CMNeXt (Zhang et al., CVPR 2023), the backbone of MMP's segmentation: colour as the hub, any number of extras.
 
     embed     stage 1's patch embedding of every modality: the tokens that MMP restores (B33); grid = (h, w)
-    predict   all that follows: four stages of MiT blocks on the hub and MSPA blocks on the merged extras, rectified
-              (FRM) and fused (FFM) stage by stage, then SegFormer's head: logits [B, C, H, W] at the input's size
+    predict   four stages of MiT blocks on the hub and MSPA blocks on the merged extras, rectified (FRM) and fused
+              (FFM) after each stage, then SegFormer's head: logits [B, C, H, W] at the input's size
 
-The extras share one patch-embedding convolution a stage. Where there are several, each is weighted by its score
-predictor and the largest value at each place is what the branch sees (self-query hub). A modality that is not used
-is zeros in place of its stage-1 tokens, and takes no part in that maximum, at any stage; rows of a batch may differ.
-The hub's blocks are transformers' SegFormer layers; `cmnext_parts.py` holds what no library has.
+The extras share one patch-embedding convolution per stage. Several extras are weighted by their score predictors and
+merged by the maximum at each place (self-query hub). The stage-1 tokens of an unused modality are zeros, and it is left
+out of the maximum at every stage; rows of a batch may use different modalities. The hub's blocks are transformers'
+SegFormer layers; `parts.py` holds the other parts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mmsweep.models.backbones.cmnext.parts import (
 from mmsweep.models.backbones.cmnext.weights import HUB_ONLY, load_published
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.input_formats import Inputs
-from mmsweep.models.lora import Noise
+from mmsweep.models.lora import Noise, set_noise
 from mmsweep.models.options import ModelOptions, NetworkOptions
 
 HEADS, REDUCTIONS, POOL_RATIOS = (1, 2, 5, 8), (8, 4, 2, 1), (8, 8, 4, 4)
@@ -50,7 +50,7 @@ DROP_PATH, DROP_HEAD = 0.1, 0.1
 
 @dataclass(frozen=True)
 class Size:
-    """Widths and depths of the four stages, width of the head."""
+    """Widths and depths of the four stages, and the width of the head."""
 
     widths: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
@@ -58,7 +58,7 @@ class Size:
 
 
 SIZES = {
-    "nano": Size((16, 32, 80, 128), (1, 1, 1, 1), 64),  # ours, for CPUs and tests; the others are MiT's
+    "nano": Size((16, 32, 80, 128), (1, 1, 1, 1), 64),  # mmsweep's own, for CPUs and tests; the others are MiT's
     "b0": Size((32, 64, 160, 256), (2, 2, 2, 2), 256),
     "b1": Size((64, 128, 320, 512), (2, 2, 2, 2), 256),
     "b2": Size((64, 128, 320, 512), (3, 4, 6, 3), 512),
@@ -69,7 +69,7 @@ SIZES = {
 
 
 class HubStage(nn.Module):
-    """One stage of the hub: MiT blocks and a norm; from stage 2 on its patch embedding too."""
+    """One stage of the hub: patch embedding, MiT blocks and a norm."""
 
     def __init__(self, size: Size, stage: int, drops: Sequence[float]) -> None:
         from transformers import SegformerConfig  # seconds to import
@@ -85,7 +85,7 @@ class HubStage(nn.Module):
             modeling_segformer.SegformerLayer(config, width, HEADS[stage], 0.0, REDUCTIONS[stage], 4) for _ in drops
         )
         for block, drop in zip(self.blocks, drops, strict=True):
-            block.drop_path = SeededDrop(drop)  # theirs draws from the process-wide generator
+            block.drop_path = SeededDrop(drop)  # transformers' drop path draws from the process-wide generator
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values_BND: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -95,7 +95,7 @@ class HubStage(nn.Module):
 
 
 class ExtraStage(nn.Module):
-    """One stage of the extras: shared patch embedding, scores, MSPA blocks, and the fusion with the hub."""
+    """One stage of the extras: shared patch embedding, scores, MSPA blocks, and fusion with the hub."""
 
     def __init__(self, size: Size, stage: int, extras: int, drops: Sequence[float]) -> None:
         super().__init__()
@@ -109,15 +109,15 @@ class ExtraStage(nn.Module):
         self.fusion = Fusion(width, HEADS[stage])
 
     def merge(self, maps: list[Tensor], used_BE: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(what the branch sees, the extras as the next stage embeds them), both without what is not used."""
-        shown = [without_absent(x, used_BE[:, e]) for e, x in enumerate(maps)]
-        if len(shown) == 1:
-            return shown[0], shown
-        shown = [x + score(x) * x for score, x in zip(self.scores, shown, strict=True)]
-        low = torch.finfo(shown[0].dtype).min
-        candidates = [torch.where(used_BE[:, e, None, None, None], x, low) for e, x in enumerate(shown)]
+        """(the branch's input, the extras for the next stage), with zeros for unused modalities."""
+        used = [without_absent(x, used_BE[:, e]) for e, x in enumerate(maps)]
+        if len(used) == 1:
+            return used[0], used
+        scored = [x + score(x) * x for score, x in zip(self.scores, used, strict=True)]
+        low = torch.finfo(scored[0].dtype).min
+        candidates = [torch.where(used_BE[:, e, None, None, None], x, low) for e, x in enumerate(scored)]
         largest = torch.stack(candidates).amax(0)
-        return without_absent(largest, used_BE.any(1)), [without_absent(x, used_BE[:, e]) for e, x in enumerate(shown)]
+        return without_absent(largest, used_BE.any(1)), [without_absent(x, used_BE[:, e]) for e, x in enumerate(scored)]
 
 
 @register("cmnext")
@@ -125,13 +125,13 @@ class CMNeXt(Backbone):
     """The network; see the top of this file.
 
     Args:
-        formats: modality -> how its raster is read (one channel is shown three times); the first is the hub.
-        outputs: C.
-        picture: (H, W) that training sees.
+        formats: modality -> format of its raster (a single channel is repeated three times); the first is the hub.
+        outputs: C, the number of classes.
+        picture: (H, W) of the training inputs.
         size: a name of SIZES.
-        generator: draws the initial values; None: none are drawn, and the network stays on the meta device.
-        published_order: read the extras between stages in the memory order of the published code, which takes
-            [B, C, H, W] for [B, H, W, C]: what its checkpoints were trained with.
+        generator: draws the initial values; None leaves the network on the meta device.
+        published_order: reinterpret the extras between stages as the published code does, which takes [B, C, H, W] for
+            [B, H, W, C]; its checkpoints were trained in this way.
     """
 
     class Options(NetworkOptions):
@@ -140,23 +140,22 @@ class CMNeXt(Backbone):
         read_with: ClassVar[Mapping[str, tuple[str, Any]]] = {"weights": ("pretrained", True)}
 
         weights: str | None = Field(
-            None, description="A .safetensors file of CMNeXt's weights, or of MiT's for the hub alone."
+            None, description="A .safetensors file of CMNeXt's weights, or of MiT's weights for the hub only."
         )
         size: Literal["nano", "b0", "b1", "b2", "b3", "b4", "b5"] | None = Field(
-            None, description="Its size: b0 to b5 as MiT's, or nano, ours, for CPUs; it has to be given."
+            None, description="Size of the network (required): MiT's b0 to b5, or nano, which is small enough for CPUs."
         )
 
         @model_validator(mode="after")
         def _is_whole(self) -> CMNeXt.Options:
             if self.size is None:
-                raise misfit("cmnext, which reads rasters, comes in sizes", "nano (ours) or b0 to b5 (MiT's)", "size")
+                raise misfit("cmnext, which reads rasters, needs a size", "nano, or b0 to b5 (MiT's sizes)", "size")
             if self.pretrained and self.weights is None:
-                expected = "weights: FILE.safetensors, or pretrained: false"
-                raise misfit("cmnext's weights lie in a file of yours", expected)
+                raise misfit("cmnext needs a file of weights", "weights: FILE.safetensors, or pretrained: false")
             return self
 
     dense: ClassVar[bool] = True
-    smallest: ClassVar[int] = 29  # below it a stage's grid is smaller than the patch that its keys are reduced by
+    smallest: ClassVar[int] = 29  # below it a stage's grid is smaller than the patch that reduces its keys
     hub: Any
     extras: Any
 
@@ -177,7 +176,7 @@ class CMNeXt(Backbone):
                 expected=f"{self.smallest} pixels a side at least",
             )  # fmt: skip
         self.modalities, self.formats = tuple(formats), dict(formats)
-        self.given: tuple[str, ...] = ()
+        self.loaded: tuple[str, ...] = ()  # prefixes of the modules with checkpoint values
         self.outputs, self.picture, self.published_order = outputs, picture, published_order
         self.size = SIZES[size]
         depths, extras = self.size.depths, len(formats) - 1
@@ -195,25 +194,25 @@ class CMNeXt(Backbone):
 
     @classmethod
     def build(cls, model: ModelOptions, inputs: Inputs, outputs: int, load: bool = True, files: bool = True) -> CMNeXt:
-        """Raises UserError: other modalities than rasters, pictures too small, a foreign checkpoint."""
-        given = model.backbone
-        assert isinstance(given, CMNeXt.Options) and given.size is not None
+        """Build it. Raises UserError for other kinds than rasters, small pictures or a checkpoint that does not fit."""
+        options = model.backbone
+        assert isinstance(options, CMNeXt.Options) and options.size is not None
         if set(inputs.kinds.values()) != {"raster"}:
             raise UserError(
-                "cmnext reads rasters that lie pixel on pixel", key="model.backbone.name", found=dict(inputs.kinds),
+                "cmnext reads only aligned rasters", key="model.backbone.name", found=dict(inputs.kinds),
                 expected="modalities of kind raster",
             )  # fmt: skip
         formats = {m: inputs.rasters[m] for m in inputs.kinds}
         picture = inputs.window or next(iter(formats.values())).size
-        weights = given.weights if given.pretrained else None
+        weights = options.weights if options.pretrained else None
         start = torch.Generator().manual_seed(0) if load else None
-        network = cls(formats, outputs, picture, given.size, start, published_order=weights is not None)
+        network = cls(formats, outputs, picture, options.size, start, published_order=weights is not None)
         if weights is not None and load:
-            network.given = load_published(network, Path(weights), "model.backbone.weights")
+            network.loaded = load_published(network, Path(weights), "model.backbone.weights")
         return network
 
     def parts(self) -> dict[str, nn.Module]:
-        """All but the head, which is trained always."""
+        """Hub and extras; the head is always trained."""
         return {"backbone": nn.ModuleList([self.hub, self.extras])}
 
     def attention_linears(self, part: str) -> list[str]:
@@ -224,30 +223,30 @@ class CMNeXt(Backbone):
     def adapt(
         self, model: ModelOptions, noise: Noise, generator: torch.Generator, largest_rank: int | None = None
     ) -> None:
-        """As Backbone's. Raises UserError where what no checkpoint gave would be frozen."""
-        if self.given == HUB_ONLY and len(self.extras) and "backbone" not in model.trainable:
+        """As in Backbone. Raises UserError if weights without checkpoint values would be frozen."""
+        if self.loaded == HUB_ONLY and len(self.extras) and "backbone" not in model.trainable:
             raise UserError(
-                "the checkpoint is of MiT's encoder alone: the extras' branch would be frozen at initial values",
+                "the checkpoint holds only MiT's encoder; the extras' branch would be frozen at its initial values",
                 key="model.backbone.trainable", found=False, expected="true",
             )  # fmt: skip
         super().adapt(model, noise, generator, largest_rank)
-        self.hear(noise)
+        set_noise(self, noise)
 
     def train(self, mode: bool = True) -> CMNeXt:
-        """Parts that are not trained keep their running statistics."""
+        """Set the mode; frozen parts keep their running statistics."""
         super().train(mode)
         for body in self.parts().values():
             body.train(mode and any(p.requires_grad for p in self.hub[0].norm.parameters()))
         return self
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw what no checkpoint gave anew, on the CPU, as the published training does without ImageNet weights.
+        """Draw new values on the CPU for all weights without checkpoint values, as the published training does.
 
-        Linears normal(0, 0.02) cut at two, convolutions normal with variance 2 / fan-out, norms 1 and 0, layer scales
-        0.01.
+        Linears are normal(0, 0.02) truncated at 2, convolutions normal with variance 2 / fan-out, norms 1 and 0, and
+        layer scales 0.01.
         """
         for path, module in self.named_modules():
-            if f"{path}.".startswith(self.given or ("-",)):
+            if f"{path}.".startswith(self.loaded or ("-",)):
                 continue
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.device.type == "meta":
@@ -266,12 +265,6 @@ class CMNeXt(Backbone):
                     parameter.copy_(start)
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
-
-    def hear(self, noise: Noise) -> None:
-        """Draw stochastic depth and dropout from a trial's own noise."""
-        for module in self.modules():
-            if isinstance(module, SeededDrop):
-                module.noise = noise
 
     def token_shapes(self) -> dict[str, tuple[int, int]]:
         high, wide = self._training_grid()
@@ -300,7 +293,7 @@ class CMNeXt(Backbone):
         return tokens
 
     def predict(self, tokens: Mapping[str, Tokens], used_BM: Tensor) -> Tensor:
-        """Logits [B, C, H, W], H and W those of the pictures that were embedded."""
+        """Logits [B, C, H, W] at the size of the embedded pictures."""
         first = tokens[self.modalities[0]]
         grid = _grid(first)
         hub = torch.where(used_BM[:, :1, None], first.values_BND, 0.0)
@@ -324,11 +317,11 @@ class CMNeXt(Backbone):
             stage, merged = part.rectification(stage, part.norm(merged))
             stages.append(part.fusion(stage, merged))
             extras = [merged] if len(extras) == 1 else [self._carried(x) + merged for x in extras]
-            # From stage 2 on a branch carries the merged extras, whose own tokens were taken out above.
+            # From stage 2 on, each extra carries the merged branch; `merge` has removed the unused ones.
         return F.interpolate(self.head(stages), self._picture(tokens), mode="bilinear", align_corners=False)
 
     def _picture(self, tokens: Mapping[str, Tokens]) -> tuple[int, int]:
-        """(H, W) of what was embedded; a method that made all the tokens itself made those of the training grid."""
+        """(H, W) of the embedded pictures, or of the training inputs if a method has restored all tokens."""
         known = [t.picture for t in tokens.values() if t.picture is not None]
         grid = _grid(tokens[self.modalities[0]])
         if known or grid == self._training_grid():

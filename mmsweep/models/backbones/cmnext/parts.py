@@ -1,7 +1,7 @@
-"""The parts of CMNeXt (Zhang et al., CVPR 2023) that no library has: MSPA blocks, score predictor, FRM, FFM, head.
+"""Parts of CMNeXt (Zhang et al., CVPR 2023): MSPA blocks, score predictor, FRM, FFM, and head.
 
-Written from the paper and from the published model's behaviour (methods.md §5.1); the tests hold the arithmetic, and
-`cmnext_weights.py` the names under which the published checkpoints keep these tensors. Feature maps are [B, C, H, W].
+They follow the paper and the published model's behaviour (methods.md §5.1); `weights.py` maps the tensors to those of
+published checkpoints. Feature maps are [B, C, H, W].
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsweep.models.lora import Noise
+from mmsweep.models.lora import Noise, SeededDropout
 
 
-class SeededDrop(nn.Module):
-    """Drops whole samples (`channels=False`: stochastic depth) or channels, by the trial's own `noise`."""
+class SeededDrop(SeededDropout):
+    """Stochastic depth (drops samples) or dropout of channels, with masks from the trial's `noise`."""
 
     def __init__(self, p: float, channels: bool = False) -> None:
-        super().__init__()
-        self.p, self.channels, self.noise = p, channels, Noise()
+        super().__init__(p, Noise())
+        self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.noise.generators or self.p == 0.0:
+        if not self.active:
             return x
         shape = (x.shape[0], x.shape[1] if self.channels else 1, *[1] * (x.dim() - 2))
-        return x * self.noise.keep(x.new_empty(shape), self.p)
+        return x * self.noise.mask(x.new_empty(shape), self.p)
 
 
 class ChannelNorm(nn.Module):
@@ -41,7 +41,7 @@ class ChannelNorm(nn.Module):
 
 
 class SharedEmbedding(nn.Module):
-    """Overlapping patches of the extra modalities: one convolution for all of them, a norm for each."""
+    """Overlapping patch embedding of the extras: a shared convolution, and a norm for each modality."""
 
     def __init__(self, before: int, width: int, patch: int, stride: int, extras: int) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class SharedEmbedding(nn.Module):
         self.norms = nn.ModuleList(ChannelNorm(width) for _ in range(extras))
 
     def forward(self, x: Tensor, extra: int) -> Tensor:
-        out: Tensor = self.norms[extra](self.projection(x))
-        return out
+        normed: Tensor = self.norms[extra](self.projection(x))
+        return normed
 
 
 class ScorePredictor(nn.Module):
-    """How informative each place of an extra modality is: [B, 1, H, W] in 0..1."""
+    """Score of each place of an extra modality: [B, 1, H, W] in 0..1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class ScorePredictor(nn.Module):
 
 
 class PoolAttention(nn.Module):
-    """Multi-scale pooling attention: x (1 + sigmoid(mix of averages over 1, 3, 7 and 11 places))."""
+    """Multi-scale pooling attention: x (1 + sigmoid(mix of averages over windows of 1, 3, 7 and 11))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,13 +74,13 @@ class PoolAttention(nn.Module):
         self.mix = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.depthwise(x)
-        pooled = [F.avg_pool2d(seen, side, 1, side // 2, count_include_pad=False) for side in (3, 7, 11)]
-        return x + self.mix(seen + pooled[0] + pooled[1] + pooled[2]).sigmoid() * x
+        y = self.depthwise(x)
+        pooled = [F.avg_pool2d(y, side, 1, side // 2, count_include_pad=False) for side in (3, 7, 11)]
+        return x + self.mix(y + pooled[0] + pooled[1] + pooled[2]).sigmoid() * x
 
 
 class PoolBlock(nn.Module):
-    """A block of the branch of extra modalities (MSPA): pooling attention, channel mixing, convolutional MLP."""
+    """A block of the extras' branch (MSPA): pooling attention, channel mixing, convolutional MLP."""
 
     def __init__(self, width: int, ratio: int, drop: float) -> None:
         super().__init__()
@@ -99,12 +99,12 @@ class PoolBlock(nn.Module):
         channels_B1C = x.mean((2, 3))[:, None]
         weight_BC = self.channel_mix(channels_B1C).sigmoid()[:, 0]
         hidden = self.contract(F.gelu(self.depthwise(self.expand(self.norm2(x)))))
-        # The published block has no residual beside the mixed channels here.
+        # As in the published block, the mixed channels replace the residual.
         return weight_BC[:, :, None, None] * x + self.drop(self.scale2[:, None, None] * hidden)
 
 
 class Rectification(nn.Module):
-    """FRM (CMX, Zhang et al. 2023): each branch takes from the other what channel and place weights let through."""
+    """FRM (CMX, Zhang et al. 2023): each branch adds the other one, weighted by channel and by place."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Rectification(nn.Module):
 
 
 class Fusion(nn.Module):
-    """FFM (CMX): the branches exchange their contexts by cross-attention that is linear in the tokens, then mix."""
+    """FFM (CMX): the branches exchange contexts by linear cross-attention and are then mixed."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -141,19 +141,19 @@ class Fusion(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         tokens = [x.flatten(2).transpose(1, 2) for x in (a, b)]
-        kept, given = zip(*(F.relu(self.split[i](x)).chunk(2, -1) for i, x in enumerate(tokens)), strict=True)
-        contexts = [self._context(x, i) for i, x in enumerate(given)]
+        local, exchanged = zip(*(F.relu(self.split[i](x)).chunk(2, -1) for i, x in enumerate(tokens)), strict=True)
+        contexts = [self._context(x, i) for i, x in enumerate(exchanged)]
         out = []
         for i, x in enumerate(tokens):
-            queries = given[i].unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            taken = (queries @ contexts[1 - i]).transpose(1, 2).flatten(2)
-            out.append(self.norms[i](x + self.join[i](torch.cat([kept[i], taken], -1))))
+            queries = exchanged[i].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            attended = (queries @ contexts[1 - i]).transpose(1, 2).flatten(2)
+            out.append(self.norms[i](x + self.join[i](torch.cat([local[i], attended], -1))))
         merged = torch.cat(out, -1).transpose(1, 2).unflatten(2, a.shape[2:])
         fused: Tensor = self.norm(self.residual(merged) + self.mix(merged))
         return fused
 
     def _context(self, x: Tensor, i: int) -> Tensor:
-        """[B, heads, D, D]: a summary of a branch whose size does not grow with its tokens."""
+        """A branch's context [B, heads, D, D]; its size does not depend on the number of tokens."""
         keys, values = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.key_value[i](x).chunk(2, -1)
         )
@@ -161,7 +161,7 @@ class Fusion(nn.Module):
 
 
 class SegFormerHead(nn.Module):
-    """All stages brought to one width and to the first stage's grid, fused, classified: [B, C, h, w]."""
+    """Projects all stages to one width and the first stage's grid, fuses and classifies them: [B, C, h, w]."""
 
     def __init__(self, widths: tuple[int, ...], width: int, outputs: int, drop: float) -> None:
         super().__init__()
@@ -173,10 +173,10 @@ class SegFormerHead(nn.Module):
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         size = stages[0].shape[2:]
-        shown = []
-        for projection, x in zip(self.projections, stages, strict=True):
-            own = projection(x.movedim(1, -1)).movedim(-1, 1)
-            shown.append(own if own.shape[2:] == size else F.interpolate(own, size, mode="bilinear"))
-        fused = F.relu(self.norm(self.fuse(torch.cat(shown[::-1], 1))))
+        resized = []
+        for projection, stage in zip(self.projections, stages, strict=True):
+            x = projection(stage.movedim(1, -1)).movedim(-1, 1)
+            resized.append(x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear"))
+        fused = F.relu(self.norm(self.fuse(torch.cat(resized[::-1], 1))))
         logits: Tensor = self.classify(self.drop(fused))
         return logits

@@ -1,9 +1,11 @@
-"""Published CMNeXt checkpoints (github.com/jamycheung/DELIVER) and MiT encoders, read into ours by a table of names.
+"""Loads published CMNeXt checkpoints (github.com/jamycheung/DELIVER) and MiT encoders, by a table of tensor names.
 
-A file must be .safetensors: the published .pth are pickles, which run code when they are opened. To convert one that
-you trust:  python -c "import torch, safetensors.torch as s; d = torch.load('IN.pth', map_location='cpu',
-weights_only=True); d = d.get('model_state_dict', d.get('state_dict', d)); s.save_file({k: v.contiguous() for k, v in
-d.items()}, 'OUT.safetensors')"
+Only .safetensors files are read, because the published .pth files are pickles, which can run code when opened. To
+convert a file that you trust:
+
+    python -c "import torch, safetensors.torch as s; d = torch.load('IN.pth', map_location='cpu', weights_only=True);
+    d = d.get('model_state_dict', d.get('state_dict', d));
+    s.save_file({k: v.contiguous() for k, v in d.items()}, 'OUT.safetensors')"
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from torch import Tensor
 from mmsweep.errors import UserError
 
 HUB_ONLY = ("hub.",)
-"""What a checkpoint of MiT's encoder gives values to."""
+"""Prefixes of the modules in a checkpoint of MiT's encoder."""
 
-# Our name -> theirs, of one module each; {s} is the stage from 0, {n} from 1, {i} a block, {e} an extra modality.
-# "…[0]" and "…[1]" are halves of a tensor along its first axis: their keys and values are one linear.
+# mmsweep's module -> the published one; {s} is the stage from 0, {n} from 1, {i} a block, {e} an extra modality.
+# "…[0]" and "…[1]" are the halves of a tensor along its first axis; published keys and values are one linear.
 HUB = {
     "hub.{s}.embedding.proj": "patch_embed{n}.proj",
     "hub.{s}.embedding.layer_norm": "patch_embed{n}.norm",
@@ -87,41 +89,41 @@ def published_names(network: Any) -> dict[str, str]:
     modules: dict[str, str] = {}
     extras, depths = len(network.modalities) - 1, network.size.depths
     for table, prefix in tables:
-        for own, theirs in table.items():
+        for module, published in table.items():
             for s in range(4):
                 for i in range(depths[s]):
                     for e in range(max(extras, 1)):
-                        place = {"s": s, "n": s + 1, "i": i, "e": e}
-                        modules[own.format(**place)] = prefix + theirs.format(**place)
+                        numbers = {"s": s, "n": s + 1, "i": i, "e": e}
+                        modules[module.format(**numbers)] = prefix + published.format(**numbers)
     names: dict[str, str] = {}
     for name in network.state_dict():
         module, _, leaf = name.rpartition(".")
-        if name in modules:  # a parameter of its own (layer scales)
+        if name in modules:  # a parameter outside a module (layer scales)
             names[name] = modules[name]
         else:
-            theirs, bracket, half = modules[module].partition("[")
-            names[name] = f"{theirs}.{leaf}" + (f"[{half}" if bracket else "")
+            published, bracket, half = modules[module].partition("[")
+            names[name] = f"{published}.{leaf}" + (f"[{half}" if bracket else "")
     return names
 
 
 def load_published(network: Any, path: Path, key: str) -> tuple[str, ...]:
-    """Put a published checkpoint into a network; a file of MiT's encoder alone (no `backbone.`) into the hub only.
+    """Load a published checkpoint into a network; a file of MiT's encoder (without `backbone.`) into the hub only.
 
     Args:
         network: a CMNeXt.
         path: a .safetensors file.
-        key: of the study, for messages.
+        key: the study's key, for messages.
 
     Returns:
-        Prefixes of the modules that the file gave values to.
+        Prefixes of the modules that the file holds.
 
     Raises:
-        UserError: no such file, a pickle, or a checkpoint of another architecture (naming the first tensor that it
-            lacks, has in another shape, or has too many).
+        UserError: the file is missing, a pickle, or from another architecture (the error names the first tensor that is
+            missing, unknown or of another shape).
     """
     if path.suffix != ".safetensors":
         raise UserError(
-            "only .safetensors files are read: others run code when they are opened", key=key, file=path,
+            "only .safetensors files are read, since others can run code when opened", key=key, file=path,
             expected="a .safetensors file", hint=f"The top of {__file__} says how to convert one that you trust.",
         )  # fmt: skip
     try:
@@ -131,17 +133,17 @@ def load_published(network: Any, path: Path, key: str) -> tuple[str, ...]:
         raise UserError(f"the weights cannot be read ({error})", key=key, file=path) from None
     hub_only = not any(name.startswith("backbone.") for name in tensors)
     state = network.state_dict()
-    wanted = published_names(network)
+    names = published_names(network)
     if hub_only:
-        wanted = {own: n.removeprefix("backbone.") for own, n in wanted.items() if own.startswith("hub.")}
+        names = {target: n.removeprefix("backbone.") for target, n in names.items() if target.startswith("hub.")}
     expected = f"CMNeXt's tensors of this size, for {', '.join(network.modalities)}"
-    # A deeper network, or one of more modalities, has all of a smaller one's tensors. MiT's head of classes may go.
-    known = {theirs.partition("[")[0] for theirs in wanted.values()}
+    # A deeper network, or one with more modalities, has all tensors of a smaller one. MiT's classifier is ignored.
+    known = {published.partition("[")[0] for published in names.values()}
     if extra := sorted(n for n in tensors.keys() - known if not (hub_only and n.startswith("head."))):
         problem = f"a checkpoint of another architecture: {len(extra)} tensors too many"
         raise UserError(problem, key=key, file=path, found=extra[0], expected=expected)
-    for own, theirs in wanted.items():
-        name, bracket, half = theirs.partition("[")
+    for target, published in names.items():
+        name, bracket, half = published.partition("[")
         if name not in tensors:
             if name.endswith("num_batches_tracked"):
                 continue
@@ -150,9 +152,9 @@ def load_published(network: Any, path: Path, key: str) -> tuple[str, ...]:
         value = tensors[name]
         if bracket:
             value = value.chunk(2)[int(half[0])]
-        if value.shape != state[own].shape:
+        if value.shape != state[target].shape:
             raise UserError(f"a checkpoint of another architecture: {name}", key=key, file=path,
-                            found=tuple(value.shape), expected=str(tuple(state[own].shape)))  # fmt: skip
+                            found=tuple(value.shape), expected=str(tuple(state[target].shape)))  # fmt: skip
         with torch.no_grad():
-            state[own].copy_(value)
+            state[target].copy_(value)
     return HUB_ONLY if hub_only else ("hub.", "extras.", "head.")

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 
-from mmsweep.ending import exit_code, raise_on_signals, say_interrupted
+from mmsweep.ending import exit_code, print_interrupted, raise_on_signals
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     try:
         from mmsweep import cli
     except KeyboardInterrupt as end:
-        say_interrupted(sys.argv[1:])
+        print_interrupted(sys.argv[1:])
         sys.exit(exit_code(end))
     cli.main()
 

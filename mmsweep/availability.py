@@ -2,10 +2,10 @@
 
 A *pattern* is a non-empty set of modalities. A *scenario* is a named distribution over patterns. It becomes an
 *availability table* (bool, rows x modalities) with exact counts, which depends only on the scenario, the number of rows
-and `scenarios.seed`. *Masking* removes modalities at random at every training step.
+and `scenarios.seed`. *Masking* removes modalities at random in every training step.
 
-Counts follow Lee et al. (CVPR 2023, "missing-aware prompts"): of n rows, k = `floor(n * rate)` lose something; the last
-pattern gets `floor(k * its share)` of these and the first the remainder.
+Counts follow Lee et al. (CVPR 2023, "missing-aware prompts"): of n rows, k = `floor(n * rate)` lose a modality; each
+pattern gets `floor(k * its share)` of these, and the first one the remainder too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BoolArray = NDArray[np.bool_]
 
 
 def patterns(modalities: Sequence[str]) -> list[Pattern]:
-    """All P = 2^M - 1 patterns, by decreasing size and then in modality order; the complete one comes first."""
+    """All P = 2^M - 1 patterns by decreasing size, then in modality order; the complete one comes first."""
     return [frozenset(c) for size in range(len(modalities), 0, -1) for c in combinations(modalities, size)]
 
 
@@ -69,9 +69,9 @@ class Scenario:
         """Read any notation of a study file (DESIGN §5).
 
         `complete` · `missing-text` · `only-audio` · `{missing: text}` · `{missing: [audio, text]}` · `{only: audio}` ·
-        `{available: {image: 1.0, text: 0.3}}` (share of rows that *have* it) · `{rate: 0.7, type: both}` (share of rows
-        that *lose* something; type: `both`, or one modality; `both_ratio` as Lee et al.) ·
-        `{shares: {image+text: 0.5, image: 0.5}}`. A mapping may carry its own `name`.
+        `{available: {image: 1.0, text: 0.3}}` (share of rows that *have* the modality) · `{rate: 0.7, type: both}`
+        (share of rows that *lose* one; type: `both`, or a modality; `both_ratio` as in Lee et al.) ·
+        `{shares: {image+text: 0.5, image: 0.5}}`. A mapping may have a `name`.
 
         Raises:
             UserError: an unknown notation or modality, or shares that leave a row without modalities.
@@ -80,9 +80,8 @@ class Scenario:
             spec = _named(spec, modalities)
         name = str(spec["name"]) if "name" in spec else None
         body = {k: v for k, v in spec.items() if k != "name"}
-        extra = {"rate": {"type", "both_ratio"}}
         kind = next((k for k in ("missing", "only", "available", "rate", "shares") if k in body), None)
-        if kind is None or set(body) - {kind} - extra.get(kind, set()):
+        if kind is None or set(body) - {kind} - ({"type", "both_ratio"} if kind == "rate" else set()):
             raise UserError(
                 "unknown scenario",
                 key="scenarios",
@@ -111,16 +110,16 @@ class Scenario:
         for key, share in _mapping(value, "available").items():
             (modality,) = _modalities(key, modalities)
             available[modality] = _share(share, f"available.{key}")
-        # Each row lacks at most one modality, as "65 % / 65 %" means in Lee et al. and both papers.
+        # Each row lacks at most one modality, as in Lee et al. and both papers ("65 % / 65 %").
         shares = {frozenset(modalities) - {m}: 1.0 - s for m, s in available.items()}
         complete = 1.0 - sum(shares.values())
         if complete < -1e-9:
             raise UserError(
-                "these shares leave rows with too little: each row lacks at most one modality",
+                "a row can lack only one modality in this notation, and these shares leave too many gaps",
                 key="scenarios.available",
                 found=dict(value),
                 expected=f"shares whose gaps sum to at most 1 (here {sum(shares.values()):.3g})",
-                hint="For rows that lack several modalities name the patterns: {shares: {A+B: 0.5, A: 0.5}}.",
+                hint="For rows that lack several modalities, list the patterns: {shares: {A+B: 0.5, A: 0.5}}.",
             )
         shares[frozenset(modalities)] = max(complete, 0.0)
         if name is None:
@@ -155,25 +154,25 @@ class Scenario:
             )
         if any(not pattern and share > 0 for pattern, share in shares.items()):
             raise UserError(
-                "this scenario leaves a row with no modality at all", key="scenarios", expected="at least one left"
+                "this scenario leaves rows without any modality", key="scenarios", expected="at least one modality"
             )
-        kept = tuple((p, shares[p]) for p in patterns(modalities) if shares.get(p, 0.0) > 1e-12)
-        taken = {pattern_name(p, modalities): p for p in patterns(modalities)}
-        if name is not None and (not _NAME.fullmatch(name) or (name in taken and kept != ((taken[name], 1.0),))):
+        positive = tuple((p, shares[p]) for p in patterns(modalities) if shares.get(p, 0.0) > 1e-12)
+        reserved = {pattern_name(p, modalities): ((p, 1.0),) for p in patterns(modalities)}
+        if name is not None and (not _NAME.fullmatch(name) or reserved.get(name, positive) != positive):
             raise UserError(
                 "a scenario cannot have this name",
                 key="scenarios.name",
                 found=name,
                 expected="letters, digits, - _ . + and not the name of another pattern",
             )
-        if name is None and len(kept) == 1:
-            (pattern,) = (p for p, _ in kept)
+        if name is None and len(positive) == 1:
+            ((pattern, _),) = positive
             name = (
                 "only-" + "-".join(m for m in modalities if m in pattern) if only else pattern_name(pattern, modalities)
             )
         if name is None:
-            name = "_".join(f"{'+'.join(m for m in modalities if m in p)}-{_percent(s)}" for p, s in kept)
-        return cls(name, kept)
+            name = "_".join(f"{'+'.join(m for m in modalities if m in p)}-{_percent(s)}" for p, s in positive)
+        return cls(name, positive)
 
 
 def availability_table(
@@ -181,12 +180,12 @@ def availability_table(
 ) -> BoolArray:
     """Which modalities of n rows may be read: bool [n, M].
 
-    The counts are exact before natural gaps are removed. A row without any modality left is all False and not
+    The counts are exact before natural gaps are removed. A row without any modality left is all False and is not
     *eligible* for the scenario.
 
     Args:
         scenario: the distribution.
-        n: rows of the split.
+        n: number of rows of the split.
         modalities: order of the columns.
         seed: `scenarios.seed`.
         natural: which modalities the data has, bool [n, M].
@@ -219,8 +218,8 @@ class Masking:
     """Random removal of modalities at every training step (modality dropout).
 
     Args:
-        probability: probability that something is removed.
-        granularity: each `sample` draws its own pattern, or the whole `batch` shares one (research B1).
+        probability: probability of removing modalities.
+        granularity: `sample` draws a pattern for each sample, `batch` one for the whole batch (research B1).
         distribution: `uniform` over the proper subsets of present modalities, or `one` modality removed (research B27).
     """
 

@@ -1,6 +1,6 @@
-"""Components: the methods, backbones, datasets … that a study chooses by name, each with its own options.
+"""Components: the methods, backbones, datasets and so on that a study chooses by name, each with its own options.
 
-A component is one class in one file, which also declares its options; no other file changes when one is added:
+A component is one class in one file, which also declares its options. Adding one changes no other file:
 
     @register("qmf")
     class QMF(Method):
@@ -44,14 +44,14 @@ LARGEST = 2**31 - 1
 
 
 class Fusible:
-    """Marks an option that may differ between the trials of a pack: `rate: Annotated[float, FUSIBLE] = Field(…)`."""
+    """Annotates options that may differ between the trials of a pack: `rate: Annotated[float, FUSIBLE] = Field(…)`."""
 
 
 FUSIBLE = Fusible()
 
 
 class Section(BaseModel):
-    """Base class of all parts of a study file: unknown keys are refused, values are frozen, defaults are validated."""
+    """Base class of all sections of a study: unknown keys are refused, values are frozen, defaults are validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -75,12 +75,12 @@ class Section(BaseModel):
         return value
 
     def in_force(self, option: str) -> Any:
-        """The effective value of an option, if its own value is a placeholder such as null for the paper's value."""
+        """The effective value of an option, for options whose value may be a placeholder such as null."""
         return getattr(self, option)
 
 
 def misfit(problem: str, expected: str, key: str | None = None, found: Any = None, hint: str = "") -> Exception:
-    """The error that a validator raises, with the parts of its message; `key` is the wrong key in a section."""
+    """The error of a validator, with the parts of its message; `key` is the wrong key within the section."""
     return PydanticCustomError(
         MISFIT, "{problem}", {"problem": problem, "expected": expected, "key": key, "found": found, "hint": hint}
     )
@@ -94,11 +94,11 @@ class Options(Section):
     """The options of a component, validated by the class of the component that the option `Registry.key` names."""
 
     read_with: ClassVar[Mapping[str, tuple[str, Any]]] = {}
-    """Option -> (another option, the value that it must have for the first to be read)."""
+    """Option -> (other option, value of the other one with which the option has an effect)."""
     _shared: dict[str, Any] = PrivateAttr(default_factory=dict)  # options of other choices of a searched name
 
     def drop_shared(self) -> None:
-        """Remove the options that only other components read, once a trial's component is chosen."""
+        """Remove the options that only other components have, once a trial's component is chosen."""
         self._shared.clear()
 
     @model_serializer(mode="wrap")
@@ -107,7 +107,7 @@ class Options(Section):
 
 
 REGISTRIES: list[Registry] = []
-"""One registry for each kind of component imported so far."""
+"""The registries imported so far, one for each kind of component."""
 
 
 class Registry(Mapping[str, Any]):
@@ -115,8 +115,8 @@ class Registry(Mapping[str, Any]):
 
     Args:
         noun: what a component is called in messages.
-        package: package whose modules hold the components. The module of a component's name is tried first, so reading
-            a study imports only the components that it names; listing imports all.
+        package: package with the components' modules. A module with the component's name is tried first, so reading a
+            study imports only the components that it names; listing imports all.
         key: the option that holds a component's name.
     """
 
@@ -127,10 +127,10 @@ class Registry(Mapping[str, Any]):
         REGISTRIES.append(self)
 
     def add(self, name: str, component: Any) -> None:
-        """Register a component. Raises ValueError if another one has the name."""
+        """Register a component. Raises ValueError if another one has the same name."""
         known = self._components.setdefault(name, component)
         if (known.__module__, known.__qualname__) != (component.__module__, component.__qualname__):
-            raise ValueError(f"two components of one name: {self.noun} {name}")
+            raise ValueError(f"two components have the same name: {self.noun} {name}")
         self._components[name] = component
 
     def __getitem__(self, name: str) -> Any:
@@ -164,11 +164,11 @@ class Registry(Mapping[str, Any]):
         return section(**{self.key: name, **values})
 
     def with_option(self, key: str) -> list[str]:
-        """The components that have an option; `text.field` is one within a section."""
+        """The components that have an option; `text.field` is an option within a section."""
         return [name for name in self if _field_at(self.section(name), key) is not None]
 
     def about(self, name: str) -> dict[str, Any]:
-        """A component's name, description and options; it is described by its file, or by its class outside mmsweep."""
+        """A component's name, description (of its file, or of its class outside mmsweep) and options."""
         component, options = self[name], {}
         section = self.section(name) if hasattr(component, "Options") else None
         fields = section.model_fields if section else {}
@@ -193,7 +193,7 @@ class Registry(Mapping[str, Any]):
 
 
 def register(*names: str) -> Callable[[C], C]:
-    """Class decorator: register a component under the name that studies use; an architecture may have several."""
+    """Class decorator that registers a component under one name or several."""
 
     def decorate(component: C) -> C:
         for name in names:
@@ -205,18 +205,18 @@ def register(*names: str) -> Callable[[C], C]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Annotates a field of `Options` in which a name chooses the component, which then validates it with its class.
+    """Annotates a field of `Options` in which a name chooses the component; its class then validates the section.
 
     >>> method: Annotated[SerializeAsAny[MethodOptions], Choice(METHODS, "method")]  # doctest: +SKIP
 
-    The section holds only the chosen component's options, with two exceptions. If the name is searched, options of the
-    other choices are kept for them. An option of another component is dropped if it has its default value (null, if it
-    is required), because studies written by older versions list the options of all components.
+    The section holds only the chosen component's options, with two exceptions. If the name is searched, the options of
+    the other choices are kept. Another component's option is dropped if it has its default value (null for a required
+    one), because studies written by older versions list the options of all components.
 
     Args:
         registry: the components to choose from.
-        place: the section's dotted key in the study; `data.modalities.<modality>` of one of several in a mapping.
-        default: the component of a section that names none; None: it must name one.
+        place: the section's dotted key in the study, such as `data.modalities.<modality>` in a mapping.
+        default: the component of a section without a name; None makes the name required.
     """
 
     registry: Registry
@@ -233,17 +233,17 @@ class Choice:
 
     def section(self, study: Any) -> Options:
         """The section of a study."""
-        found: Options = attrgetter(self.place)(study)
-        return found
+        section: Options = attrgetter(self.place)(study)
+        return section
 
     def searched(self, search: Mapping[str, Any]) -> list[str]:
-        """The names that a search space puts into the section."""
+        """The names of components in a search space."""
         dimension = search.get(self.key)
         choices = dimension.get("choice") if isinstance(dimension, Mapping) else getattr(dimension, "choice", None)
         return [name for name in choices or () if isinstance(name, str)] if isinstance(choices, list) else []
 
     def knows(self, key: str, names: Sequence[str]) -> bool:
-        """Whether one of these components has the option of a dotted key; always true for keys outside the section."""
+        """Whether one of these components has a dotted key's option; true for all keys outside the section."""
         if not key.startswith(f"{self.place}."):
             return True
         option = key.removeprefix(f"{self.place}.").split(".")[0]
@@ -251,7 +251,7 @@ class Choice:
 
     def _read(self, values: Any, info: core_schema.ValidationInfo) -> Any:
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-            return values  # an instance, or something that the schema refuses
+            return values  # an instance, or a value that the schema refuses
         key = self.registry.key
         if self.default is not None:
             values = {key: self.default, **values}
@@ -262,39 +262,39 @@ class Choice:
         name = values[key]
         others = [self._known(other) for other in (info.context or {}).get(self.place, ()) if other in self.registry]
         section, shared = self._known(name, key), {}
-        own = {
-            option: self._own(option, values[option], name, section)
-            for option in values
+        selected = {
+            option: self._select(option, value, name, section)
+            for option, value in values.items()
             if option in section.model_fields
         }
-        for option in [option for option in values if option not in own]:
-            if self._is_a_default(option, values[option]):
-                continue  # whoever reads it has this value anyway
+        for option, value in values.items():
+            if option in selected or self._is_a_default(option, value):
+                continue
             if not any(option in other.model_fields for other in others):
                 raise self._unknown(option, name, (section, *others))
-            shared[option] = values[option]
+            shared[option] = value
         for other in others:
             known = {option: value for option, value in values.items() if option in other.model_fields}
             other.model_validate({**known, key: name})
-        options = section.model_validate(own)
+        options = section.model_validate(selected)
         options._shared.update(shared)
         return options
 
-    def _own(self, option: str, value: Any, name: str, owner: type[Section]) -> Any:
-        """The value of a component's option; of one that is itself a section what belongs to this component."""
+    def _select(self, option: str, value: Any, name: str, owner: type[Section]) -> Any:
+        """The value of a component's option; from a section, only the keys of this component."""
         section = _section_in(owner.model_fields[option.rpartition(".")[2]].annotation)
         if section is None or not isinstance(value, Mapping):
             return value
-        found = {}
+        selected = {}
         for key, inner in value.items():
             if key in section.model_fields:
-                found[key] = self._own(f"{option}.{key}", inner, name, section)
+                selected[key] = self._select(f"{option}.{key}", inner, name, section)
             elif not self._is_a_default(f"{option}.{key}", inner):
                 raise self._unknown(f"{option}.{key}", name, (section,))
-        return found
+        return selected
 
     def _known(self, name: str, key: str | None = None) -> type[Options]:
-        """The class of a component's options. Raises `misfit` where there is no such component."""
+        """The class of a component's options. Raises `misfit` if there is no such component."""
         section = self.registry.section(name) if name in self.registry else None
         if section is None:
             known = self.registry.choices()
@@ -317,34 +317,34 @@ class Choice:
         if owners:
             noun = self.registry.noun
             hint = f"It is an option of {noun} {', '.join(owners)}."
-            if "<" not in self.place:  # not one of several
+            if "<" not in self.place:  # a section in a mapping has no fixed key
                 change = f"'{self.place}={{{self.registry.key}: {name}}}' 'search={{}}'"
                 hint += f" To try another {noun} on the command line: {change}"
         return misfit(UNKNOWN_KEY, f"one of {', '.join(allowed)}", option, key, hint)
 
 
 def choice_of(field: FieldInfo) -> Choice | None:
-    """What chooses the component that a field holds, or each value of a mapping in it; None where nothing does."""
-    annotations, found = [field.annotation], [m for m in field.metadata if isinstance(m, Choice)]
-    while annotations and not found:
+    """The `Choice` of a field, or of the values of a mapping in it; None without one."""
+    annotations, choices = [field.annotation], [m for m in field.metadata if isinstance(m, Choice)]
+    while annotations and not choices:
         arguments = get_args(annotations.pop())
         annotations += arguments
-        found = [argument for argument in arguments if isinstance(argument, Choice)]
-    return found[0] if found else None
+        choices = [argument for argument in arguments if isinstance(argument, Choice)]
+    return choices[0] if choices else None
 
 
 def _section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, or may hold; None where it holds something else, or several of them."""
+    """The section that a field may hold; None if it holds something else or one of several sections."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if get_origin(annotation) not in (Union, UnionType):
         return None
-    found = [section for argument in get_args(annotation) if (section := _section_in(argument)) is not None]
-    return found[0] if len(found) == 1 else None
+    sections = [section for argument in get_args(annotation) if (section := _section_in(argument)) is not None]
+    return sections[0] if len(sections) == 1 else None
 
 
 def _field_at(section: type[Section] | None, key: str) -> FieldInfo | None:
-    """The field of a dotted key within a section; None where there is none."""
+    """The field of a dotted key within a section; None if it has no such key."""
     *parents, last = key.split(".")
     for parent in parents:
         field = section.model_fields.get(parent) if section is not None else None
@@ -353,7 +353,7 @@ def _field_at(section: type[Section] | None, key: str) -> FieldInfo | None:
 
 
 def _agrees(value: Any, default: Any) -> bool:
-    """Whether plain values say what a default says; of a section they may say a part."""
+    """Whether plain values equal a default; for a section, a part of its values is enough."""
     if isinstance(default, Section):
         fields = {info.alias or name: getattr(default, name) for name, info in type(default).model_fields.items()}
         return isinstance(value, Mapping) and all(

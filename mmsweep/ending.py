@@ -36,31 +36,31 @@ def exit_code(end: BaseException) -> int:
     return 128 + (end.number if isinstance(end, Interrupted) else signal.SIGINT)
 
 
-def resume_command(words: Sequence[str]) -> str:
+def resume_command(arguments: Sequence[str]) -> str:
     """The command that resumes a sweep or a training.
 
     Args:
-        words: command line without `mmsweep`, such as `tune study.yaml train.epochs=2`.
+        arguments: command line without `mmsweep`, such as `tune study.yaml train.epochs=2`.
     """
-    kept, skip = [], False
-    for word in words:
-        if not skip and word != "--resume" and not word.startswith("--extend"):
-            kept.append(word)
-        skip = word == "--extend"  # its number follows
-    return shlex.join(["mmsweep", *kept, "--resume"])
+    repeated, skip = [], False
+    for argument in arguments:
+        if not skip and argument != "--resume" and not argument.startswith("--extend"):
+            repeated.append(argument)
+        skip = argument == "--extend"  # its number follows
+    return shlex.join(["mmsweep", *repeated, "--resume"])
 
 
-def say_interrupted(words: Sequence[str], reason: str | None = None) -> None:
+def print_interrupted(arguments: Sequence[str], reason: str | None = None) -> None:
     """Print to stderr that a command was interrupted and how to resume it.
 
     Args:
-        words: command line without `mmsweep`.
-        reason: what interrupted it, if it was no signal.
+        arguments: command line without `mmsweep`.
+        reason: what interrupted it, unless it was a signal.
     """
     text = "mmsweep: interrupted"
-    if words and words[0] in ("tune", "train") and "--dry-run" not in words:
+    if arguments and arguments[0] in ("tune", "train") and "--dry-run" not in arguments:
         why = f" ({reason})" if reason else ""
-        text = f"The sweep was interrupted{why}; nothing is lost. Go on with: {resume_command(words)}"
+        text = f"The sweep was interrupted{why}; nothing is lost. Resume it with: {resume_command(arguments)}"
     with contextlib.suppress(OSError):  # the terminal is gone
         print(text, file=sys.stderr, flush=True)
 
@@ -68,16 +68,16 @@ def say_interrupted(words: Sequence[str], reason: str | None = None) -> None:
 def raise_on_signals() -> None:
     """Make each of the signals raise `Interrupted` in the main thread. Under `nohup`, SIGHUP stays ignored."""
 
-    def caught(number: int, frame: FrameType | None) -> None:
-        _received(number)
+    def handle(number: int, frame: FrameType | None) -> None:
+        _prepare(number)
         raise Interrupted(number)
 
     for number in SIGNALS:
-        _install(number, caught)
+        _install(number, handle)
 
 
 class Interrupt:
-    """The first signal asks for a clean stop, the second one raises `Interrupted`.
+    """The first signal requests a clean stop, the second one raises `Interrupted`.
 
     Attributes:
         number: number of the first signal; None before it.
@@ -87,10 +87,11 @@ class Interrupt:
     def __init__(self) -> None:
         self.number: int | None = None
         self.at_once = False
-        self._patient = True
+        self._raise_first = False
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
+        """Whether a signal has requested a stop."""
         return self.number is not None
 
     @contextlib.contextmanager
@@ -111,21 +112,21 @@ class Interrupt:
         """Install the handlers again: Ray installs its own for SIGTERM when it starts."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                _install(number, self._caught)
+                _install(number, self._handle)
 
     @contextlib.contextmanager
-    def impatient(self) -> Iterator[None]:
+    def raising(self) -> Iterator[None]:
         """Within the context, the first signal raises too."""
-        self._patient = False
+        self._raise_first = True
         try:
             yield
         finally:
-            self._patient = True
+            self._raise_first = False
 
-    def _caught(self, number: int, frame: FrameType | None) -> None:
-        _received(number)
-        again, self.number = self.asked, self.number or number
-        if again or not self._patient:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        _prepare(number)
+        again, self.number = self.requested, self.number or number
+        if again or self._raise_first:
             self.at_once = True
             raise Interrupted(self.number)
 
@@ -135,12 +136,13 @@ def _install(number: int, handler: object) -> None:
         signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def _received(number: int) -> None:
-    # Ray's own SIGTERM handler may have run first; it sets an alarm that aborts this process after three seconds.
+def _prepare(number: int) -> None:
+    """Cancel what would break the cleanup after a signal: Ray's alarm, and a closed terminal."""
+    # Ray's SIGTERM handler may have run first; it sets an alarm that aborts this process after three seconds.
     signal.alarm(0)
     if number != signal.SIGHUP:
         return
-    for descriptor in range(64):  # writing to a closed terminal fails, which must not stop the cleanup
+    for descriptor in range(64):  # writing to a closed terminal would fail and stop the cleanup
         with contextlib.suppress(OSError):
             if os.major(os.fstat(descriptor).st_rdev) in TERMINALS and not os.isatty(descriptor):
                 os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)

@@ -1,4 +1,4 @@
-"""The exception shown to users: what is wrong, where, and what was expected."""
+"""The exception shown to users: what is wrong, where, and what is expected."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-_PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """A reference to an environment variable in a study's text."""
+MASK = "***"
+"""Replaces passwords in addresses that are shown or written."""
+LONGEST_QUOTE = 200
+_PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
 _SECRET_OPTION = re.compile(r"([?&](?:password|passwd|pwd|token|secret|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
 
 
 class _Unset:
-    """Marks that no value is quoted; None and "" are values that can be quoted."""
+    """The type of UNSET, which means that there is no value to quote; None and "" are values."""
 
 
 UNSET = _Unset()
-LONGEST_QUOTE = 200
-MASK = "***"
-"""Replaces a password where an address is shown or written."""
 
 
 def masked(text: str) -> str:
@@ -83,16 +83,16 @@ class UserError(Exception):
         return masked(text + (f". {self.hint}" if self.hint else ""))
 
     def placed(self, **fields: Any) -> UserError:
-        """A copy with some fields set, such as the file, that were unknown where the error was raised."""
+        """A copy with more fields, such as the file, which are unknown where the error is raised."""
         return UserError(self.problem, **{**{name: getattr(self, name) for name in _FIELDS}, **fields})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Ray pickles exceptions; keyword-only arguments have to be passed explicitly.
+        # Ray pickles exceptions, which loses keyword-only arguments by default.
         return _rebuild, (self.problem, {name: getattr(self, name) for name in _FIELDS})
 
 
 def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """A hint with the most similar known name; None if none is similar."""
+    """A hint that names the most similar known name; None if there is none."""
     near = get_close_matches(str(name), list(known), 1, cutoff)
     return f"Did you mean {near[0]!r}?" if near else None
 
@@ -101,7 +101,7 @@ def _quoted(value: Any) -> str:
     """A value as shown in a message, shortened if it is long."""
     try:
         text = repr(value)
-    except Exception:  # an integer of too many digits, an object of a library
+    except Exception:  # an integer with too many digits, or an object of a library
         return f"a {type(value).__name__}"
     return text if len(text) <= LONGEST_QUOTE else f"{text[:60]} … (a {type(value).__name__}, cut)"
 

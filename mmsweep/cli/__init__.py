@@ -1,4 +1,4 @@
-"""The command line: each verb parses, calls one function, prints. The only place that catches errors for people."""
+"""The command line: each verb parses its arguments, calls one function and prints. Errors are caught here only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 from typer.core import TyperGroup
 
 from mmsweep.cli import inputs, results, train
-from mmsweep.ending import exit_code, say_interrupted
+from mmsweep.ending import exit_code, print_interrupted
 from mmsweep.errors import UserError
 
 
 class _Carried(Exception):
-    """Carries to `main` what Typer would turn into an end of its own: Ctrl-C, and EOFError, which it takes for that."""
+    """Carries KeyboardInterrupt and EOFError to `main`; Typer would turn both into its own exit."""
 
 
 class _Verbs(TyperGroup):
@@ -43,7 +43,7 @@ app.add_typer(inputs.data, name="data")
 
 
 def main() -> None:
-    """Run the command line; exits with 0, 1 (something failed), 2 (wrong input), 130, 143 or 129 (by a signal)."""
+    """Run the command line; exits with 0, 1 (a failure), 2 (wrong input), or 130, 143 or 129 (a signal)."""
     try:
         code = app(standalone_mode=False)
     except UserError as problem:
@@ -54,16 +54,16 @@ def main() -> None:
     except (_Carried, KeyboardInterrupt, typer.Abort) as end:
         if isinstance(end.__cause__, EOFError):
             sys.exit(_unexpected(end.__cause__))
-        say_interrupted(sys.argv[1:])
+        print_interrupted(sys.argv[1:])
         sys.exit(exit_code(end.__cause__ or end))
-    except OSError as problem:  # a disk that is full or gone, a path that cannot be
-        named = f"{problem.filename}: " if problem.filename is not None else ""
-        print(f"mmsweep: {named}{problem.strerror or problem}", file=sys.stderr)
+    except OSError as problem:  # a full or missing disk, or an impossible path
+        file = f"{problem.filename}: " if problem.filename is not None else ""
+        print(f"mmsweep: {file}{problem.strerror or problem}", file=sys.stderr)
         sys.exit(1)
     except Exception as problem:
         if not hasattr(problem, "format_message"):
             sys.exit(_unexpected(problem))
-        if not problem.format_message():  # no verb: the help was printed
+        if not problem.format_message():  # without a verb, the help was printed
             sys.exit(2)
         print(f"mmsweep: {problem.format_message()}", file=sys.stderr)
         sys.exit(2)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _unexpected(problem: Exception) -> int:
-    """Say in one line what no check foresaw, and where its traceback lies; $MMSWEEP_DEBUG raises it instead."""
+    """Print an unexpected error in one line with the path of its traceback; with $MMSWEEP_DEBUG, raise it."""
     if os.environ.get("MMSWEEP_DEBUG"):
         raise problem
     reason = " ".join(str(problem).split())[:300]

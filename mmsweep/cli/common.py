@@ -1,4 +1,4 @@
-"""What verbs share: their arguments, and what stands behind them."""
+"""Arguments that several verbs share, and functions that read them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="The sweep's folder; def
 
 @contextmanager
 def studying(file: Path, overrides: list[str] | None) -> Iterator[Study]:
-    """Read a study; what is refused of it within, by a floor that knows keys but no files, gets file and line."""
+    """Read a study; errors within the context that name a key but no file get the study's file and line."""
     study = Study.load(file, overrides or [])
     try:
         yield study
@@ -37,13 +37,13 @@ def studying(file: Path, overrides: list[str] | None) -> Iterator[Study]:
             raise
         if problem.key is None:
             raise problem.placed(file=file) from problem
-        if problem.key.split(".")[0] not in Study.model_fields:  # an option, or a variable of the environment
+        if problem.key.split(".")[0] not in Study.model_fields:  # an option of the command, or an environment variable
             raise
         raise problem.placed(**Source.read(file, overrides or []).place(problem.key)) from problem
 
 
 def sweep_folder(path: Path) -> Path:
-    """A sweep's folder from a path or a name under ./sweeps; one that an older mmsweep began gets its summary."""
+    """A sweep's folder, from a path or a name under ./sweeps; sweeps of older versions get their summary."""
     from mmsweep.record.summary import lacks_summary
 
     folder = path if path.exists() or not (Path("sweeps") / path).exists() else Path("sweeps") / path
@@ -55,6 +55,7 @@ def sweep_folder(path: Path) -> Path:
 
 
 def record_of(path: Path) -> SweepRecord:
+    """The record of a sweep, from a path or a name under ./sweeps."""
     from mmsweep.record.sweep import SweepRecord
 
     return SweepRecord.load(sweep_folder(path))

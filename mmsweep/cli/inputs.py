@@ -1,4 +1,4 @@
-"""The verbs that look at what goes in: validate, list, data."""
+"""The verbs for a study's inputs: validate, list, data."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mmsweep.components import REGISTRIES
 from mmsweep.errors import UserError
 from mmsweep.record.files import json_text
 
-data = typer.Typer(no_args_is_help=True, help="Datasets: what there is, what is found, prepare once.")
+data = typer.Typer(no_args_is_help=True, help="List, check and prepare datasets.")
 
 
 def validate(
     files: Annotated[list[Path], typer.Argument(help="Study files.", metavar="FILE...")], as_json: AsJson = False
 ) -> None:
-    """Check study files without starting anything; every problem is named with its file, line and key."""
+    """Check study files; every problem is printed with its file, line and key. Nothing is started."""
     problems = {}
     for file in files:
         try:
@@ -50,17 +50,17 @@ def list_components(
     name: Annotated[str | None, typer.Argument(help="Show this component's options.", metavar="[NAME]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what a study may choose by name (methods, datasets, backbones and so on), or show the options of one."""
-    found = {  # a kind whose file another kind's components import joins the registries while they are listed
+    """List the components that a study may choose (methods, datasets, backbones and so on), or one's options."""
+    kinds = {  # importing components may add to REGISTRIES while it is listed
         registry.noun: [registry.about(component) for component in registry if name in (None, component)]
         for registry in REGISTRIES
     }
-    if not any(found.values()):
+    if not any(kinds.values()):
         raise UserError("no component has this name", key="NAME", found=name, expected="a name of `mmsweep list`")
     if as_json:
-        print(json_text(found))
+        print(json_text(kinds))
         return
-    for noun, components in found.items():
+    for noun, components in kinds.items():
         for about in components:
             out.print(f"[bold]{noun} {about['name']}[/bold]: {escape(about['what'])}")
             for key, option in about["options"].items() if name else ():
@@ -69,7 +69,7 @@ def list_components(
 
 @data.command("list")
 def data_list(as_json: AsJson = False) -> None:
-    """The datasets that studies may name."""
+    """List the datasets that a study may choose."""
     from mmsweep.data.options import DATASETS
 
     cards = [dataset.card() for dataset in DATASETS.values()]
@@ -85,7 +85,7 @@ def data_list(as_json: AsJson = False) -> None:
 
 @data.command("check")
 def data_check(study_file: StudyOrDataset, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Read a study's dataset (or one by its name: tuxpaint data.root=…) and say what was found and what is missing."""
+    """Read a study's dataset, or one by its name (tuxpaint data.root=…), and print what is present and missing."""
     from mmsweep.assembly.build import make_builder
     from mmsweep.data.check import check, named_builder
 
@@ -101,29 +101,22 @@ def data_check(study_file: StudyOrDataset, overrides: Overrides = None, as_json:
 
 @data.command("prepare")
 def data_prepare(study_file: StudyOrDataset, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Decode a study's dataset once, into the cache that training maps."""
+    """Decode a study's dataset once, into the cache that training reads."""
     from mmsweep.assembly.build import prepare_data
     from mmsweep.data.check import named_builder
 
     if (builder := named_builder(str(study_file), overrides or [])) is not None:
         raise UserError(
-            "the data is here; how its rows are prepared depends on a study's encoders",
+            "preparing rows depends on a study's encoders",
             found=builder.name,
             expected=f"a study whose data.dataset is {builder.name}",
         )
     with studying(study_file, overrides) as study:
-        found = prepare_data(study)
-    rows = {name: len(split) for name, split in found.splits.items()}
+        prepared = prepare_data(study)
+    rows = {name: len(split) for name, split in prepared.splits.items()}
+    skipped, folder = len(prepared.skipped), str(prepared.folder)
     if as_json:
-        print(
-            json_text(
-                {
-                    "rows": rows,
-                    "fingerprint": found.fingerprint,
-                    "skipped": len(found.skipped),
-                    "folder": str(found.folder),
-                }
-            )
-        )
+        facts = {"rows": rows, "fingerprint": prepared.fingerprint, "skipped": skipped, "folder": folder}
+        print(json_text(facts))
     else:
-        print(f"{', '.join(f'{n} {s}' for s, n in rows.items())} rows in {found.folder} ({len(found.skipped)} skipped)")
+        print(f"{', '.join(f'{n} {s}' for s, n in rows.items())} rows in {folder} ({skipped} skipped)")

@@ -1,4 +1,4 @@
-"""What verbs print for people: the plan of a study, the record of a sweep."""
+"""Prints the plan of a study and the record of a sweep."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-# A file or a pipe has no width of its own; 80 columns would cut the tables.
+# Files and pipes have no width; the default of 80 columns would cut tables.
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:
-    """Print what `plan.dry_run` gives."""
+    """Print the plan of `assembly/plan.dry_run`."""
     from rich.table import Table
 
     steps = plan["steps_per_trial"] or "?"
@@ -44,7 +44,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
 
 
 def print_record(record: Any) -> None:
-    """Print a SweepRecord: its best trials, and the test scores of its final runs."""
+    """Print a SweepRecord: the best trials and the final runs' test scores."""
     from mmsweep.readers.report.sentences import shortfall
     from mmsweep.readers.tables import groups_table, scenario_table, trials_table
 
@@ -64,5 +64,5 @@ def print_record(record: Any) -> None:
 
 
 def failed_finals(record: Any) -> list[tuple[str, Any]]:
-    """(group, run) of the final runs that failed."""
+    """The failed final runs as (group, run)."""
     return [(group.name, run) for group in record.groups for run in group.runs if run.state == "failed"]

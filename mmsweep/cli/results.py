@@ -1,4 +1,4 @@
-"""The verbs that look at what was trained: evaluate, report, show, best."""
+"""The verbs for results: evaluate, report, show, best."""
 
 from __future__ import annotations
 
@@ -36,16 +36,14 @@ def evaluate(
     table = Table(title=f"{run}: {split}, epoch {record['epoch']}")
     for column in ("scenario", "n", *(text for m in metrics for text in (m, "constant"))):
         table.add_column(column, justify="left" if column == "scenario" else "right")
-    constant = record["constant"]
-    for name, entry in {
-        **record["scenarios"],
-        **{k: v for k, v in record["patterns"].items() if k not in record["scenarios"]},
-    }.items():
-        same = {**constant["patterns"], **constant["scenarios"]}[name]
-        table.add_row(name, str(entry["rows"]), *(f"{v[m]:.4f}" for m in metrics for v in (entry["metrics"], same)))
+    constant = {**record["constant"]["patterns"], **record["constant"]["scenarios"]}
+    for name, entry in {**record["scenarios"], **record["patterns"], **record["scenarios"]}.items():
+        scores = (entry["metrics"], constant[name])
+        table.add_row(name, str(entry["rows"]), *(f"{score[m]:.4f}" for m in metrics for score in scores))
     for name in ("mean_missing", "worst_missing"):
-        table.add_row(name, "", *(f"{v[m]:.4f}" for m in metrics for v in (record[name], constant[name])))
-    table.caption = f"constant: a predictor that always says {constant_words(record['task'])}, on the same rows"
+        scores = (record[name], record["constant"][name])
+        table.add_row(name, "", *(f"{score[m]:.4f}" for m in metrics for score in scores))
+    table.caption = f"constant: a predictor that always predicts {constant_words(record['task'])}, on the same rows"
     out.print(table)
 
 
@@ -53,18 +51,18 @@ def report(
     sweep: SweepPath,
     over: Annotated[str, typer.Option(help="What intervals resample: some of rows, groups and seeds.")] = "",
 ) -> None:
-    """Write a sweep's report again: report/index.html, pictures and tables."""
+    """Write a sweep's report again: report/index.html, figures and tables."""
     from mmsweep.readers.report.bootstrap import OVER
     from mmsweep.readers.report.page import write_report
 
-    wanted = [name.strip() for name in over.split(",")] if over else []
-    if not set(wanted) <= set(OVER):
+    names = [name.strip() for name in over.split(",")] if over else []
+    if not set(names) <= set(OVER):
         raise UserError("this cannot be resampled", key="--over", found=over, expected=f"some of {', '.join(OVER)}")
-    print(write_report(sweep_folder(sweep), wanted))
+    print(write_report(sweep_folder(sweep), names))
 
 
 def show(sweep: SweepPath, as_json: AsJson = False) -> None:
-    """Show a sweep's trials and test scores; starts nothing."""
+    """Show a sweep's trials and test scores."""
     record = record_of(sweep)
     if as_json:
         print(json_text(record.to_json()))
@@ -73,7 +71,7 @@ def show(sweep: SweepPath, as_json: AsJson = False) -> None:
 
 
 def best(sweep: SweepPath, as_json: AsJson = False) -> None:
-    """Print the best configuration as a study file; `mmsweep train` re-runs it to the same score."""
+    """Print the best configuration as a study file, which `mmsweep train` trains to the same score."""
     record = record_of(sweep)
     text = record.best_study_yaml()
     if text is None or record.best is None:
@@ -83,8 +81,5 @@ def best(sweep: SweepPath, as_json: AsJson = False) -> None:
 
         print(json_text({"trial": record.best.to_json(), "study": yaml.safe_load(text)}))
     else:
-        value = record.best.objective
-        print(
-            f"# trial {record.best.id} of {record.name}: {record.objective.metric} = {value} (validation)\n{text}",
-            end="",
-        )
+        score = f"{record.objective.metric} = {record.best.objective} (validation)"
+        print(f"# trial {record.best.id} of {record.name}: {score}\n{text}", end="")

@@ -12,7 +12,7 @@ import typer
 
 from mmsweep.cli.common import AsJson, Out, Overrides, StudyFile, studying
 from mmsweep.cli.printing import failed_finals, print_plan, print_record
-from mmsweep.ending import resume_command, say_interrupted
+from mmsweep.ending import print_interrupted, resume_command
 from mmsweep.errors import UserError
 from mmsweep.record.files import json_text
 from mmsweep.study import Study
@@ -23,17 +23,17 @@ def tune(
     overrides: Overrides = None,
     out_folder: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; load and start nothing.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in its folder.")] = False,
-    extend: Annotated[int, typer.Option("--extend", min=0, help="Go on, with N trials more.", metavar="N")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the sweep in its folder.")] = False,
+    extend: Annotated[int, typer.Option("--extend", min=0, help="Resume with N more trials.", metavar="N")] = 0,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With --resume: train failed trials again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Sweep a study's search space, re-train the winner over seeds, evaluate it on test, write the report."""
+    """Sweep a study's search space, train the winner with several seeds, evaluate it on test, write the report."""
     if retry_failed and not (resume or extend):
         raise UserError(
-            "a new sweep has no failed trials", key="--retry-failed", expected="--resume or --extend N with it"
+            "a new sweep has no failed trials", key="--retry-failed", expected="also --resume or --extend N"
         )
     with studying(study_file, overrides) as study:
         if dry_run:
@@ -65,10 +65,10 @@ def train(
     study_file: StudyFile,
     overrides: Overrides = None,
     out_folder: Out = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a study's own configuration once and evaluate it on test."""
+    """Train a study's configuration once, without its search space, and evaluate it on test."""
     from mmsweep.assembly.checks import check_training, require_weights
     from mmsweep.sweep.start import train_one
 
@@ -86,10 +86,10 @@ def submit(
     study_file: StudyFile,
     overrides: Overrides = None,
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
-    out_folder: Annotated[Path | None, typer.Option("--out", help="An absolute folder that outlives the job.")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="An absolute path that outlives the job.")] = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the command only.")] = False,
 ) -> None:
-    """Print and run the `ray job submit` that tunes this study on a cluster."""
+    """Print and run the `ray job submit` command that tunes this study on a cluster."""
     with studying(study_file, overrides) as study:
         from mmsweep.assembly.checks import check_sweep
 
@@ -109,7 +109,7 @@ def submit(
 
 
 def _shared(study: Study, overrides: list[str] | None, as_json: bool) -> dict[str, Any]:
-    """The arguments that a sweep and a single training have in common."""
+    """The arguments common to a sweep and a single training."""
     from mmsweep.assembly.build import prepare_data
     from mmsweep.assembly.host import facts
 
@@ -123,14 +123,14 @@ def _shared(study: Study, overrides: list[str] | None, as_json: bool) -> dict[st
 def _as_it_began(study: Study, folder: Path, overrides: list[str] | None) -> Study:
     from mmsweep.sweep.folder import as_it_began
 
-    own, kept = as_it_began(study, folder.absolute(), overrides or [])
-    if kept:
-        print(f"The sweep goes on as it began: {', '.join(kept)}", file=sys.stderr)
-    return own
+    resumed, values = as_it_began(study, folder.absolute(), overrides or [])
+    if values:
+        print(f"The sweep keeps its first values: {', '.join(values)}", file=sys.stderr)
+    return resumed
 
 
 def conclude(outcome: Any, retry: str, as_json: bool) -> None:
-    """Say how a sweep ended, and how to go on; `retry` is what the command needs to try again what failed."""
+    """Print a sweep's results and how to resume it; `retry` is the option that retries failed finals."""
     record = outcome.record
     if as_json:
         print(json_text(record.to_json()))
@@ -143,8 +143,8 @@ def conclude(outcome: Any, retry: str, as_json: bool) -> None:
             print(f"report: {index}")
         print(f"runs:   {outcome.ui_command}")
     if outcome.state != "finished":
-        say_interrupted(sys.argv[1:], outcome.reason)
+        print_interrupted(sys.argv[1:], outcome.reason)
         raise typer.Exit(128 + outcome.signal if outcome.signal else 1)
     if failed_finals(record):
-        print(f"Final runs failed. To try them again: {resume_command(sys.argv[1:])}{retry}", file=sys.stderr)
+        print(f"Final runs failed. Retry them with: {resume_command(sys.argv[1:])}{retry}", file=sys.stderr)
         raise typer.Exit(1)

@@ -251,7 +251,7 @@ def attended(work: Callable[[], T], interrupt: Interrupt, gone: Callable[[], str
     try:
         while not wait([done], 0.2).done and time.monotonic() < until:
             reason = reason or gone()
-            if reason or interrupt.asked:
+            if reason or interrupt.requested:
                 until = min(until, time.monotonic() + (GONE_SECONDS if reason else STOP_SECONDS))
     finally:
         if not done.done():

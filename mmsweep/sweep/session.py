@@ -75,7 +75,7 @@ def starting_hosts(
             yield pool
         finally:
             with contextlib.suppress(ClusterGoneError, Interrupted):
-                attended(lambda: pool.close(1.0 if interrupt.asked else 5.0), interrupt, pool.gone)
+                attended(lambda: pool.close(1.0 if interrupt.requested else 5.0), interrupt, pool.gone)
 
 
 class Session:
@@ -164,7 +164,7 @@ class Session:
 
     def must_end(self) -> bool:
         """Whether a signal came or the hosts cannot go on (`problem`). Cheap."""
-        if self.interrupt.asked:  # the hosts may have got the signal, too: what they are like does not matter any more
+        if self.interrupt.requested:  # the hosts may have got the signal too, so their state does not matter any more
             self.progress.phase("stopping cleanly, what is unfinished goes on with --resume (Ctrl-C again: at once)")
             return True
         try:

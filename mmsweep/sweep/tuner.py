@@ -106,8 +106,8 @@ class Sweep:
                     if hosts is None:
                         ending.state = "finished"
                         progress.phase("completing the MLflow runs")
-                        tracker.agree("finished")
-                    elif interrupt.asked:
+                        tracker.sync("finished")
+                    elif interrupt.requested:
                         ending.state = "interrupted"
                     else:
                         with tracker.following():
@@ -155,8 +155,8 @@ class Sweep:
         self._note_state(ending.state)
         report = None
         try:
-            if not (interrupt.at_once or (interrupt.asked and ending.state == "finished")):
-                with interrupt.impatient():
+            if not (interrupt.at_once or (interrupt.requested and ending.state == "finished")):
+                with interrupt.raising():
                     report = self._report(progress)
                 ending.complete = ending.state == "finished"
         finally:
@@ -197,7 +197,7 @@ class Sweep:
             self._tune(session, optuna_study)
             if session.problem:
                 raise session.problem
-            if session.interrupt.asked:
+            if session.interrupt.requested:
                 return "interrupted"
         jobs = self._final_jobs(session, searched)
         if retry_failed:

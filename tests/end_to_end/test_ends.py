@@ -24,7 +24,7 @@ from sleeping import held
 
 HERE = Path(__file__).parent
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
-WORDS = "nothing is lost. Go on with: mmsweep tune s.yaml --resume"
+WORDS = "nothing is lost. Resume it with: mmsweep tune s.yaml --resume"
 
 DRIVER = """
 import os, signal, sys
@@ -32,7 +32,7 @@ from pathlib import Path
 import typer
 from mmsweep import __main__ as process, cli
 from mmsweep.cli.train import conclude
-from mmsweep.ending import exit_code, say_interrupted
+from mmsweep.ending import exit_code, print_interrupted
 from mmsweep.study import Study
 from mmsweep.sweep.start import run_sweep
 
@@ -51,7 +51,7 @@ def main():
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except KeyboardInterrupt as end:
-        say_interrupted(["tune", "s.yaml"])
+        print_interrupted(["tune", "s.yaml"])
         sys.exit(exit_code(end))
 
 process.main = main

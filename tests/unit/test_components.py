@@ -333,7 +333,7 @@ def test_defaults_of_other_choices_change_no_study(tiny_study: Study) -> None:
 
 
 def test_two_components_cannot_share_a_name(toy_method: type[Any]) -> None:
-    with pytest.raises(ValueError, match="two components of one name: method cmpt"):
+    with pytest.raises(ValueError, match="two components have the same name: method cmpt"):
         register("cmpt")(toy_method)
 
 

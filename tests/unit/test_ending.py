@@ -20,7 +20,7 @@ def test_the_first_signal_asks_and_the_second_raises(number: signal.Signals, cod
     before = signal.getsignal(number)
     with Interrupt().listening() as interrupt:
         os.kill(os.getpid(), number)
-        assert interrupt.asked and interrupt.number == number and not interrupt.at_once
+        assert interrupt.requested and interrupt.number == number and not interrupt.at_once
         with pytest.raises(Interrupted) as end:
             os.kill(os.getpid(), signal.SIGTERM)
         assert exit_code(end.value) == code and interrupt.at_once  # what came first says how it ended
@@ -29,7 +29,7 @@ def test_the_first_signal_asks_and_the_second_raises(number: signal.Signals, cod
 
 def test_what_need_not_be_finished_ends_with_the_first_signal() -> None:
     with Interrupt().listening() as interrupt:
-        with pytest.raises(Interrupted), interrupt.impatient():
+        with pytest.raises(Interrupted), interrupt.raising():
             os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.number == signal.SIGTERM
 
@@ -74,7 +74,9 @@ def test_a_signal_in_the_first_moments_is_told_in_the_same_words(number: signal.
     command = [sys.executable, "-c", WORKING, "tune", "s.yaml", str(int(number))]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ended.returncode == code
-    assert ended.stderr == ("The sweep was interrupted; nothing is lost. Go on with: mmsweep tune s.yaml --resume\n")
+    assert ended.stderr == (
+        "The sweep was interrupted; nothing is lost. Resume it with: mmsweep tune s.yaml --resume\n"
+    )
 
 
 def test_nohup_keeps_the_hangup_away() -> None:
@@ -87,14 +89,14 @@ def test_nohup_keeps_the_hangup_away() -> None:
 def test_a_terminal_that_is_gone_does_not_break_off_the_end() -> None:
     code = """
 import os, pty, signal, sys
-from mmsweep.ending import Interrupt, say_interrupted
+from mmsweep.ending import Interrupt, print_interrupted
 near, far = pty.openpty()
 os.dup2(far, 2)
 with Interrupt().listening() as interrupt:
     os.close(near)
     os.kill(os.getpid(), signal.SIGHUP)
     os.write(2, b"for nobody")
-    say_interrupted(["tune"])
+    print_interrupted(["tune"])
 print(interrupt.number)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)

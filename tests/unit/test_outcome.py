@@ -52,7 +52,7 @@ def test_a_signal_reaches_the_boundary_past_the_parser_of_arguments(
         cli.main()
     assert end.value.code == code
     assert capsys.readouterr().err == (
-        "The sweep was interrupted; nothing is lost. Go on with: mmsweep tune s.yaml --resume\n"
+        "The sweep was interrupted; nothing is lost. Resume it with: mmsweep tune s.yaml --resume\n"
     )
 
 
@@ -65,5 +65,7 @@ def test_a_cluster_that_is_gone_is_told_with_the_command_that_goes_on(
     with pytest.raises(typer.Exit) as end:
         conclude(outcome, "", False)
     assert end.value.exit_code == 1
-    line = "The sweep was interrupted (Ray's process raylet ended); nothing is lost. Go on with: mmsweep tune s.yaml"
+    line = (
+        "The sweep was interrupted (Ray's process raylet ended); nothing is lost. Resume it with: mmsweep tune s.yaml"
+    )
     assert line in capsys.readouterr().err

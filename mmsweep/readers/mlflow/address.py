@@ -20,18 +20,18 @@ def expanded(uri: str) -> str:
     """The address with the environment's values in place of `${VARIABLE}`.
 
     Raises:
-        UserError: a variable is not set, or a masked password was taken over from a sweep's files.
+        UserError: a variable is not set, or the address holds a masked password from a sweep's files.
     """
-    gap = next((name for name in VARIABLE.findall(uri) if name not in os.environ), None)
-    if gap:
+    unset = next((name for name in VARIABLE.findall(uri) if name not in os.environ), None)
+    if unset:
         raise UserError(
-            "an environment variable is not set", key=KEY, found=uri, expected=f"{gap} in the environment",
-            hint=f"export {gap}=…",
+            "an environment variable is not set", key=KEY, found=uri, expected=f"{unset} in the environment",
+            hint=f"export {unset}=…",
         )  # fmt: skip
     if f":{MASK}@" in uri or f"={MASK}" in uri:
         raise UserError(
-            "the password of this address is not kept in the sweep's files", key=KEY, found=uri,
-            hint="Give tracking.uri again, with the password as ${VARIABLE}",
+            "the sweep's files do not hold the password of this address", key=KEY, found=uri,
+            hint="Set tracking.uri again, with the password as ${VARIABLE}",
         )  # fmt: skip
     return VARIABLE.sub(lambda match: os.environ[match.group(1)], uri)
 
@@ -45,64 +45,64 @@ def check_store(uri: str | None, root: Path) -> None:
     """Refuse an invalid store address, or a server that does not answer.
 
     Args:
-        uri: as `Tracker`'s.
-        root: where relative paths start.
+        uri: as in `Tracker`.
+        root: folder from which relative paths start.
 
     Raises:
-        UserError: naming the URI and `tracking.uri`.
+        UserError: names the URI and `tracking.uri`.
     """
     check_reachable(resolve_uri(uri, root))
 
 
 def resolve_uri(uri: str | None, root: Path) -> str:
-    """The URI with an absolute path, since Ray and MLflow both work from other folders than the command.
+    """The URI with an absolute path, since Ray and MLflow work in other folders than the command.
 
     Args:
         uri: None: `$MLFLOW_TRACKING_URI`, else `./mlflow.db`.
 
     Raises:
-        UserError: a file store (mlflow refuses them), a database in memory, or a scheme that mlflow does not know.
+        UserError: a file store (refused by mlflow), a database in memory, or an unknown scheme.
     """
     uri = expanded(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
     scheme = uri.split(":", 1)[0].split("+")[0].lower() if ":" in uri else ""
     if scheme in ("", "file"):
-        beside = Path(uri.removeprefix("file:")).parent / "mlflow.db"
-        hint = f"Write sqlite:///{beside} instead; `mlflow migrate-filestore` keeps old runs"
+        database = Path(uri.removeprefix("file:")).parent / "mlflow.db"
+        hint = f"Write sqlite:///{database} instead; `mlflow migrate-filestore` keeps old runs"
         raise UserError("MLflow no longer writes to folders", key=KEY, found=uri, expected=EXPECTED, hint=hint)
     if scheme not in _SCHEMES:
-        raise UserError("no MLflow store is addressed like this", key=KEY, found=uri, expected=EXPECTED)
+        raise UserError("this is no address of an MLflow store", key=KEY, found=uri, expected=EXPECTED)
     if scheme != "sqlite":
         return uri.rstrip("/")
     path, mark, query = uri.removeprefix("sqlite:///").partition("?")
     if not uri.startswith("sqlite:///") or path in ("", ":memory:"):
-        raise UserError("a database in memory is gone with the command", key=KEY, found=uri, expected=EXPECTED)
+        raise UserError("a database in memory would be lost at the end", key=KEY, found=uri, expected=EXPECTED)
     return f"sqlite:///{(Path(root).absolute() / Path(path).expanduser())}{mark}{query}"
 
 
 def check_reachable(uri: str) -> None:
-    """Refuse a server that does not answer (within five seconds). Raises UserError."""
+    """Raise UserError if a server does not answer within five seconds."""
     if not uri.startswith(("http://", "https://")):
         return
-    parts = urllib.parse.urlsplit(uri)  # urllib takes a user and a password for a part of the host's name
+    parts = urllib.parse.urlsplit(uri)  # urllib would treat user and password as part of the host's name
     health = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path + "/health").geturl()
     try:
         urllib.request.urlopen(health, timeout=5).close()
     except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is said by the first call
+        return  # it answers; the first call shows whether it accepts us
     except (OSError, ValueError) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLError):
-            return  # certificates are mlflow's business (MLFLOW_TRACKING_INSECURE_TLS, …_SERVER_CERT_PATH)
+            return  # mlflow handles certificates (MLFLOW_TRACKING_INSECURE_TLS, …_SERVER_CERT_PATH)
         raise unreachable(uri, reason) from error
 
 
 def unreachable(uri: str, error: object) -> UserError:
-    """Why a store cannot be used, for people."""
+    """The error of a store that cannot be used, with its reason."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if uri.startswith("sqlite:"):
-        hint = "Give a folder that can be written to"
+        hint = "Use a folder that can be written to"
         if "schema" in reason:  # a database of another mlflow version
-            hint = f"`mlflow db upgrade {uri}` brings it up to this version"
+            hint = f"`mlflow db upgrade {uri}` upgrades it to this version"
     else:
         hint = "Start it (`mlflow server`), correct the address, or set tracking.uri: null to write to ./mlflow.db"
     return UserError(f"the tracking store cannot be used ({reason})", key=KEY, found=uri, hint=hint)

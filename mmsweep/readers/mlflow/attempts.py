@@ -1,4 +1,4 @@
-"""Calls to a store that may fail without stopping the sweep; each kind of failure is reported once."""
+"""Calls to a store; a failure does not stop the sweep, and each kind of failure is reported once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mmsweep.errors import masked
 log = logging.getLogger("mmsweep.mlflow")
 
 T = TypeVar("T")
-_PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # trying again cannot help
+_PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}  # a retry cannot help
 _VARYING = re.compile(r"/api/\S+|\b[0-9a-f]{32}\b|\b0x[0-9a-f]+\b")  # the call's path, a run's id, an object's address
 
 
-class AwayError(Exception):
+class UnavailableError(Exception):
     """The store does not answer."""
 
 
@@ -28,44 +28,44 @@ class Attempts:
     """Makes calls to one store.
 
     Args:
-        where: the store's URI, for the warnings.
+        uri: the store's URI, for the warnings.
 
     Attributes:
         warnings: failures so far, each kind once; passwords are masked.
-        until: no call is made after this moment (`time.monotonic`).
+        until: time (`time.monotonic`) after which no call is made.
     """
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
         self.warnings: list[str] = []
         self.until = math.inf
         self._warned: set[str] = set()
 
-    def do(self, what: str, operation: Callable[[], T]) -> T | None:
-        """The operation's result; None if MLflow refuses it permanently. Raises AwayError if the store is away."""
+    def call(self, what: str, operation: Callable[[], T]) -> T | None:
+        """The operation's result; None if MLflow refuses it permanently. Raises UnavailableError if it fails."""
         if time.monotonic() > self.until:
-            raise AwayError
+            raise UnavailableError
         try:
             return operation()
         except Exception as error:  # whatever MLflow, a database driver or the network raises
             refused = isinstance(error, MlflowException) and error.error_code in _PERMANENT
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            verdict = "was refused" if refused else "will be tried again"
-            self.warn(f"MLflow at {self.where}: {what} {verdict}: {reason[:200]}", _VARYING.sub("", reason))
+            verdict = "was refused" if refused else "will be retried"
+            self.warn(f"MLflow at {self.uri}: {what} {verdict}: {reason[:200]}", _VARYING.sub("", reason))
             if refused:
                 return None
-            raise AwayError from error
+            raise UnavailableError from error
 
-    def done(self, what: str, operation: Callable[[], object]) -> bool:
-        """Whether the operation succeeded; for artifacts, whose failure must not delay other calls."""
+    def succeeds(self, what: str, operation: Callable[[], object]) -> bool:
+        """Whether the operation succeeds; for artifacts, whose failure must not delay other calls."""
         try:
-            self.do(what, operation)
-        except AwayError:
+            self.call(what, operation)
+        except UnavailableError:
             return False
         return True
 
     def warn(self, message: str, kind: str | None = None) -> None:
-        """Keep and log one message of each kind."""
+        """Record and log the first message of each kind."""
         if (kind or message) not in self._warned:
             self._warned.add(kind or message)
             self.warnings.append(masked(message))

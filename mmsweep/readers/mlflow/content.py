@@ -18,18 +18,18 @@ from mmsweep.record.trial import Report, TrialFolder, deciding_report
 
 
 def epoch_metrics(new: Sequence[Report], reports: Sequence[Report], objectives: Sequence[Objective]) -> list[Metric]:
-    """The metrics of new reports and the scores so far. "epoch" comes last and shows that an epoch is complete.
+    """The metrics and scores of new reports. "epoch" comes last and marks an epoch as complete.
 
     Args:
         reports: all reports of the trial.
     """
-    now, found = int(time.time() * 1000), []
+    now, metrics = int(time.time() * 1000), []
     for report in new:
         values = {name: float(value) for name, value in report.metrics.items() if name != "epoch"}
         values |= _scores(objectives, [other for other in reports if other.epoch <= report.epoch])
         values["epoch"] = float(report.epoch)
-        found += [Metric(metric_name(name), value, now, report.epoch) for name, value in values.items()]
-    return found
+        metrics += [Metric(metric_name(name), value, now, report.epoch) for name, value in values.items()]
+    return metrics
 
 
 def scores_on_test(evaluation: Evaluation) -> dict[str, float]:
@@ -45,23 +45,23 @@ def scores_on_test(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _scores(objectives: Sequence[Objective], reports: Sequence[Report]) -> dict[str, float]:
-    """`objective` (with several: `objective/<metric>`) after the last report, if that has a score."""
-    found: dict[str, float] = {}
+    """`objective` (or `objective/<metric>` for several) after the last report, if it has a score."""
+    scores: dict[str, float] = {}
     for objective in objectives:
         if not math.isnan(reports[-1].metrics.get(objective.metric, math.nan)):
             epochs = [report.metrics for report in reports if objective.metric in report.metrics]
-            found["objective" if len(objectives) == 1 else f"objective/{objective.metric}"] = objective.score(epochs)
-    return found
+            scores["objective" if len(objectives) == 1 else f"objective/{objective.metric}"] = objective.score(epochs)
+    return scores
 
 
 def best_weights(folder: TrialFolder, objective: Objective) -> Path:
-    """The trained weights (adapters, tokens, head) of the deciding epoch; the file does not exist without an epoch."""
+    """Path of the trained weights (adapters, tokens, head) of the deciding epoch; without an epoch there is no file."""
     decided = deciding_report(folder.reports(), objective)
     return folder.path / (decided.checkpoint if decided and decided.checkpoint else "") / WEIGHTS
 
 
 def run_name(folder: TrialFolder) -> str:
-    """The trial's id; for a superseded final run, `superseded/<trial that it repeats>/<its id>`."""
+    """The trial's id; for a superseded final run, `superseded/<repeated trial>/<its id>`."""
     about = folder.trial()
-    put_aside = folder.path.parents[1].name == SUPERSEDED
-    return f"{SUPERSEDED}/{about.get('from')}/{about['id']}" if put_aside else str(about["id"])
+    superseded = folder.path.parents[1].name == SUPERSEDED
+    return f"{SUPERSEDED}/{about.get('from')}/{about['id']}" if superseded else str(about["id"])

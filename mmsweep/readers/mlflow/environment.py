@@ -1,4 +1,4 @@
-"""Code version, packages and machine, on which a result depends besides its study, as MLflow tags."""
+"""MLflow tags of the code version, packages and machine, on which a result depends beside its study."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "timm", "peft", 
 
 
 def environment_tags(device: str | None = None) -> dict[str, str]:
-    """Tags for `Tracker.start_sweep` and `start_trial`.
+    """Tags for `Tracker.start`.
 
-    `mmsweep.version`, `mmsweep.git_commit` (where mmsweep runs from a checkout), `mlflow.source.git.commit` (of the
-    working directory), `mmsweep.python`, `mmsweep.<package>`, `mmsweep.device`, `mmsweep.platform`.
+    `mmsweep.version`, `mmsweep.git_commit` (of mmsweep's checkout, if any), `mlflow.source.git.commit` (of the working
+    directory), `mmsweep.python`, `mmsweep.<package>`, `mmsweep.device`, `mmsweep.platform`.
 
     Args:
-        device: what the trials run on; None asks torch on this machine.
+        device: the trials' device; None asks torch on this machine.
     """
     tags = {
         "mmsweep.version": metadata.version("mmsweep") if _installed("mmsweep") else "0",
@@ -28,7 +28,7 @@ def environment_tags(device: str | None = None) -> dict[str, str]:
     }
     tags |= {f"mmsweep.{name}": metadata.version(name) for name in PACKAGES if _installed(name)}
     package = Path(__file__).resolve().parents[2]
-    # A checkout only if it tracks our file: an environment inside somebody's repository is not that repository's code.
+    # mmsweep may be installed in an environment inside another repository, which does not track its files.
     if _git(package, "ls-files", "--error-unmatch", str(package / "__init__.py")):
         tags["mmsweep.git_commit"] = _commit(package)
     if commit := _commit(Path.cwd()):
@@ -56,9 +56,9 @@ def _commit(folder: Path) -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """The output of git, or "" without git, a repository or an answer."""
+    """The output of git; "" if it fails."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""

@@ -16,10 +16,10 @@ _NOTE_LIMIT = 7500  # MLflow keeps 8,000 characters of a tag
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow accepts: letters, digits and `_ - . space : /`.
+    """A name that MLflow accepts (letters, digits and `_ - . space : /`).
 
-    Our names are unchanged. In others, forbidden characters become `_` and a digest of the original is appended, so
-    that different names stay different.
+    Valid names are unchanged. In others, forbidden characters become `_`, and a digest of the original keeps different
+    names different.
     """
     clean = re.sub(r"[^/\w.\- :]", "_", name)
     clean = "/".join(part for part in clean.split("/") if part not in ("", ".", ".."))[:230]
@@ -27,7 +27,7 @@ def metric_name(name: str) -> str:
 
 
 def prefixed(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags with the prefix of mmsweep: "split_digest" becomes `mmsweep.split_digest`."""
+    """Tags with mmsweep's prefix: "split_digest" becomes `mmsweep.split_digest`."""
     ours = ("mmsweep.", "mlflow.")
     return {name if name.startswith(ours) else f"mmsweep.{name}": str(value) for name, value in tags.items()}
 
@@ -37,11 +37,11 @@ def param_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def children_table(children: Sequence[Run], wanted: Sequence[Objective], experiment_id: str) -> str:
-    """Markdown for the parent's description, since MLflow shows no way from a parent to its children: trials by
-    objective, then finals by the same metric on test."""
-    scores = {"objective" if len(wanted) == 1 else f"objective/{o.metric}": o for o in wanted}
-    tests = {"test/" + o.metric.removeprefix("val/"): o for o in wanted}
+def children_table(children: Sequence[Run], objectives: Sequence[Objective], experiment_id: str) -> str:
+    """Markdown for the parent's description, since MLflow does not link a parent to its children: finals by their test
+    metric, then trials by objective."""
+    scores = {"objective" if len(objectives) == 1 else f"objective/{o.metric}": o for o in objectives}
+    tests = {"test/" + o.metric.removeprefix("val/"): o for o in objectives}
     finals = _table("final", children, tests, {name: name for name in tests}, experiment_id, 1500)
     titles = {name: o.metric for name, o in scores.items()}
     trials = _table("trial", children, scores, titles, experiment_id, _NOTE_LIMIT - 1600)
@@ -79,7 +79,7 @@ def _table(
 
 
 def _short(text: str) -> str:
-    """Four digits of a number, forty characters of anything else."""
+    """A number with four digits, or the first forty characters."""
     try:
         return f"{float(text):.4g}"
     except ValueError:

@@ -1,4 +1,4 @@
-"""Opens an MLflow store and the experiment in it; every failure is one message for people."""
+"""Opens an MLflow store and the experiment in it; failures become a `UserError`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mmsweep.readers.mlflow.address import KEY, check_reachable, resolve_uri, un
 from mmsweep.readers.mlflow.naming import metric_name
 from mmsweep.record.lock import HeldError, held
 
-LOCK_SECONDS = 60.0  # for another process to make a fresh database
+LOCK_SECONDS = 60.0  # wait for another process that creates the database
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open store with the id of our experiment in it."""
+    """An open store and the id of the experiment in it."""
 
     uri: str
     client: MlflowClient
@@ -32,26 +32,20 @@ class Store:
 
     @classmethod
     def open(cls, uri: str | None, experiment: str, root: Path) -> Store:
-        """See `Tracker`; `root` is where relative paths start."""
+        """Open it; arguments as in `Tracker`."""
         absolute = resolve_uri(uri, root)
         database = _database_path(absolute)
-        with _as_user_errors(absolute):
+        with as_user_errors(absolute):
             if database is None:
                 check_reachable(absolute)
                 client = MlflowClient(tracking_uri=absolute, registry_uri=absolute)
                 return cls(absolute, client, _experiment(client, experiment, None))
             database.parent.mkdir(parents=True, exist_ok=True)
-            # Several processes that open one fresh database at the same time break each other's migrations.
+            # Processes that create the same database at once would break each other's migrations.
             with held(Path(f"{database}.lock"), LOCK_SECONDS):
                 client = MlflowClient(tracking_uri=absolute, registry_uri=absolute)
                 folder = database.parent / "mlartifacts" / re.sub(r"[^\w.\-]+", "-", experiment)
                 return cls(absolute, client, _experiment(client, experiment, folder))
-
-    @contextmanager
-    def as_user_errors(self) -> Iterator[None]:
-        """What the store raises inside becomes a `UserError` that names it."""
-        with _as_user_errors(self.uri):
-            yield
 
     # ------------------------------------------------------------------ calls; each may raise
 
@@ -62,18 +56,18 @@ class Store:
         return str(self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id)
 
     def search(self, query: str) -> list[Run]:
-        """All runs of the experiment that a query finds."""
-        found: list[Run] = []
+        """All runs of the experiment that match a query."""
+        runs: list[Run] = []
         token = None
         while True:
             page = self.client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
-            found += page
+            runs += page
             token = page.token
             if not token:
-                return found
+                return runs
 
     def send(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Attach a file, or a folder's content, to a run."""
+        """Attach a file, or the content of a folder, to a run."""
         send = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
         send(run_id, str(path), folder)
 
@@ -84,16 +78,16 @@ class Store:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """`log_batch` within MLflow's limits: 1,000 metrics, 100 params, 100 tags a request."""
+        """`log_batch` within MLflow's limits of 1,000 metrics, 100 params and 100 tags per request."""
         all_params = [Param(k, v) for k, v in (params or {}).items()]
         all_tags = [RunTag(metric_name(k), str(v)) for k, v in (tags or {}).items()]
         chunks = max(-(-len(metrics) // 800), -(-len(all_params) // 90), -(-len(all_tags) // 90))
         for i in range(chunks):
-            some_params, some_tags = all_params[i * 90 : (i + 1) * 90], all_tags[i * 90 : (i + 1) * 90]
-            self.client.log_batch(run_id, metrics[i * 800 : (i + 1) * 800], some_params, some_tags)
+            chunk = slice(i * 90, (i + 1) * 90)
+            self.client.log_batch(run_id, metrics[i * 800 : (i + 1) * 800], all_params[chunk], all_tags[chunk])
 
     def log_dataset(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Log the dataset that tags name as an MLflow dataset."""
+        """Log the dataset in the tags as an MLflow dataset."""
         if "mmsweep.dataset" in tags and "mmsweep.dataset_fingerprint" in tags:
             name, digest = tags["mmsweep.dataset"], tags["mmsweep.dataset_fingerprint"][:36]  # the column's width
             dataset = Dataset(name, digest, source_type="mmsweep", source=json.dumps({"dataset": name}))
@@ -105,30 +99,30 @@ def _database_path(uri: str) -> Path | None:
 
 
 def _experiment(client: MlflowClient, name: str, folder: Path | None) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    known = client.get_experiment_by_name(name)
+    if known is None:
+        # Without the tag, the UI may open on its pages for chat models. Without a location, the artifacts' path would
+        # be relative to the creating process.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
-            # MLflow's own default is a path relative to whoever creates the experiment.
-            kind = {
-                "mlflow.experimentKind": "custom_model_development"
-            }  # else the UI may open on its pages for chat models
-            return str(client.create_experiment(name, artifact_location=folder.as_uri() if folder else None, tags=kind))
+            return str(client.create_experiment(name, artifact_location=folder.as_uri() if folder else None, tags=tags))
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or (found := client.get_experiment_by_name(name)) is None:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or (known := client.get_experiment_by_name(name)) is None:
                 raise
-    if found.lifecycle_stage != "active":
-        hint = f"Choose another name, or `mlflow experiments restore --experiment-id {found.experiment_id}`"
+    if known.lifecycle_stage != "active":
+        hint = f"Choose another name, or `mlflow experiments restore --experiment-id {known.experiment_id}`"
         raise UserError("the experiment was deleted in MLflow", key="tracking.experiment", found=name, hint=hint)
-    return str(found.experiment_id)
+    return str(known.experiment_id)
 
 
 @contextmanager
-def _as_user_errors(uri: str) -> Iterator[None]:
+def as_user_errors(uri: str) -> Iterator[None]:
+    """Turn what a store raises into a `UserError` that names it."""
     try:
         yield
     except UserError:
         raise
     except HeldError as error:
         raise UserError(f"{error} for longer than {LOCK_SECONDS:.0f} s", key=KEY, found=uri) from error
-    except Exception as error:  # mlflow passes on whatever its database driver or the network raises
+    except Exception as error:  # mlflow passes on all exceptions of database drivers and the network
         raise unreachable(uri, error) from error

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from mmsweep.readers.mlflow import tracker as module
-from mmsweep.readers.mlflow.attempts import Attempts, AwayError
+from mmsweep.readers.mlflow.attempts import Attempts, UnavailableError
 from mmsweep.readers.mlflow.environment import environment_tags
 from mmsweep.readers.mlflow.tracker import Tracker
 from mmsweep.record.trial import TrialFolder
@@ -74,12 +74,12 @@ def test_one_sweep_as_mlflow_shows_it(sweep: Path, tmp_path: Path, monkeypatch: 
     train(TrialFolder(final), 0.5)
     (sweep / "report").mkdir()
     (sweep / "report" / "index.html").write_text("report")
-    assert writer.agree() == []
+    assert writer.sync() == []
     running = children(writer)["0003"]
     assert running.info.status == "RUNNING" and "mmsweep.state" not in running.data.tags
     with monkeypatch.context() as counting:
         made = calls(writer, counting)
-        assert writer.agree() == [] and made == []  # nothing has changed
+        assert writer.sync() == [] and made == []  # nothing has changed
     writer.end("interrupted", sweep / "report")
 
     assert writer.warnings == []
@@ -149,7 +149,7 @@ def test_a_slow_store_does_not_hold_up_the_end(sweep: Path, monkeypatch: pytest.
         assert time.monotonic() - began < 10
     assert "never reached MLflow" in writer.warnings[-1] and "trials/0019" in writer.warnings[-1]
     again = started(sweep)
-    assert again.agree("finished") == []
+    assert again.sync("finished") == []
     again.end("finished")
     assert len(children(again)) == 20 and again.warnings == []
 
@@ -172,7 +172,7 @@ def test_a_resumed_sweep_goes_on_in_the_same_runs(sweep: Path) -> None:
     assert children(first)["0000"].data.tags["mmsweep.state"] == "interrupted"
 
     second = started(sweep)
-    second.agree()
+    second.sync()
     assert children(second)["0000"].info.status == "RUNNING"
     train(folder, 0.5, first=3, done="finished")
     second.end("finished")
@@ -188,10 +188,10 @@ def test_a_resumed_sweep_goes_on_in_the_same_runs(sweep: Path) -> None:
 def test_a_failed_final_that_is_trained_again_has_its_new_weights(sweep: Path) -> None:
     writer, id = started(sweep), "final/best/seed-101"
     folder = train(trial(sweep, id, kind="final"), 0.5, done="failed")
-    writer.agree()
+    writer.sync()
     assert children(writer)[id].info.status == "FAILED"
     folder.clear_done()
-    writer.agree()
+    writer.sync()
     assert children(writer)[id].info.status == "RUNNING"
     train(folder, 0.6, first=2, done="finished")
     writer.end("finished")
@@ -202,13 +202,13 @@ def test_a_failed_final_that_is_trained_again_has_its_new_weights(sweep: Path) -
 def test_finals_that_were_put_aside_keep_their_runs(sweep: Path) -> None:
     writer, id = started(sweep), "final/best/seed-101"
     train(trial(sweep, id, {"lr": 0.1}, kind="final", **{"from": "0000"}), 0.5, done="finished")
-    writer.agree()
+    writer.sync()
     old = children(writer)[id].info.run_id
     _put_aside(sweep / "final" / "best", "best", "0000")
     train(trial(sweep, id, {"lr": 0.2}, kind="final", **{"from": "0001"}), 0.7, done="finished")
     writer.end("finished")
     for reader in (writer, started(sweep)):
-        reader.agree("finished")
+        reader.sync("finished")
         runs = children(reader)
         assert set(runs) == {id, f"superseded/0000/{id}"} and reader.warnings == []
         assert runs[f"superseded/0000/{id}"].info.run_id == old
@@ -229,11 +229,11 @@ def test_a_driver_killed_while_it_closes_a_run_closes_it_when_resumed(
 
     first = started(sweep)
     folder = train(trial(sweep, "0000"), 0.5)
-    first.agree()
+    first.sync()
     folder.mark_done("finished")
     monkeypatch.setattr(first._store.client, call, die)
     with pytest.raises(Killed):
-        first.agree()
+        first.sync()
     second = started(sweep)
     second.end("finished")
     run = children(second)["0000"]
@@ -256,14 +256,14 @@ def test_a_folder_made_anew_is_a_new_sweep(sweep: Path) -> None:
 def test_a_store_that_fails_in_mid_sweep_costs_nothing(sweep: Path, tmp_path: Path) -> None:
     writer = started(sweep)
     folder = train(trial(sweep, "0000", {"lr": 0.1}), 0.5)
-    writer.agree()
+    writer.sync()
     database, away = tmp_path / "mlflow.db", tmp_path / "away.db"
     database.rename(away)
     database.mkdir()  # what SQLite cannot open
     writer._store.client._tracking_client.store.engine.dispose()
     train(folder, 0.6, 0.7, first=2, done="finished")
     other = train(trial(sweep, "0001", {"lr": 0.2}), 0.5)
-    assert writer.agree() == writer.agree() == ["trials/0000", "trials/0001"]
+    assert writer.sync() == writer.sync() == ["trials/0000", "trials/0001"]
     assert len(writer.warnings) == 1  # one of each kind
     database.rmdir()
     away.rename(database)
@@ -282,8 +282,8 @@ def test_an_outage_is_said_once_whichever_call_it_meets() -> None:
         def away(call: str = call, id: str = id) -> None:
             raise ConnectionError(f"API request to http://host/api/2.0/mlflow/{call} failed: {id} at 0x{id[:9]}")
 
-        with pytest.raises(AwayError):
-            attempts.do("a call", away)
+        with pytest.raises(UnavailableError):
+            attempts.call("a call", away)
     assert len(attempts.warnings) == 1 and "runs/create failed" in attempts.warnings[0]
 
 
@@ -300,7 +300,7 @@ def test_a_run_that_was_made_though_the_answer_was_lost_is_not_made_twice(
     train(trial(sweep, "0000"), 0.5, done="finished")
     with monkeypatch.context() as bad:
         bad.setattr(writer._store.client, "create_run", lost)
-        assert writer.agree() == ["trials/0000"]
+        assert writer.sync() == ["trials/0000"]
     writer.end("finished")
     assert {id: run.info.status for id, run in children(writer).items()} == {"0000": "FINISHED"}
 
@@ -341,13 +341,13 @@ def test_a_damaged_file_holds_up_no_other_trial(sweep: Path) -> None:
 def test_a_lost_tracking_json_is_made_again_from_the_runs(sweep: Path) -> None:
     writer, notes = started(sweep), sweep / "tracking.json"
     trial(sweep, "0000", {"a": 1})
-    writer.agree()
+    writer.sync()
     child, parent = children(writer)["0000"].info.run_id, json.loads(notes.read_text())["run_id"]
     (sweep / "sweep.json").write_text(json.dumps({"mlflow": {"uri": writer.uri, "run_id": parent}}))
     notes.unlink()
     again = tracker(sweep.parents[1])
     assert again.start(sweep, {}) == parent
-    again.agree()
+    again.sync()
     assert {run.info.run_id for run in children(again).values()} == {child}
 
     (sweep / "sweep.json").write_text(json.dumps({"mlflow": {"uri": writer.uri, "run_id": "f" * 32}}))

@@ -147,13 +147,13 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         {"scenarios.evaluate": [{"missing": ["image", "text"]}]},
         "missing:",
         "scenarios.evaluate.0",
-        ["no modality at all", "found {'missing': ['image', 'text']}", "expected at least one left"],
+        ["without any modality", "found {'missing': ['image', 'text']}", "expected at least one modality"],
     ),
     "shares that leave rows with too little": (
         {"scenarios.evaluate": [{"available": {"image": 0.3, "text": 0.3}}]},
         "available:",
         "scenarios.evaluate.0.available",
-        ["too little", "found {'image': 0.3, 'text': 0.3}", "gaps sum to at most 1"],
+        ["too many gaps", "found {'image': 0.3, 'text': 0.3}", "gaps sum to at most 1"],
     ),
     "crop upside down": (
         {"data.augmentation": {"crop": [0.9, 0.5]}},

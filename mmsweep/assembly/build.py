@@ -18,7 +18,7 @@ from mmsweep.data.dataset import DatasetBuilder, DatasetCard
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.kinds.sequence import SequenceFormat
-from mmsweep.data.options import DATASETS
+from mmsweep.data.options import DATASETS, AugmentationOptions
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.errors import UNSET, UserError
 from mmsweep.methods.method import METHODS, Method
@@ -134,21 +134,12 @@ def make_scenarios(study: Study, modalities: Sequence[str]) -> list[Scenario]:
 
 
 def make_augmentation(study: Study) -> Augmentation | None:
-    """The augmentation of a study; None if it has none. Raises UserError if the crop is impossible."""
+    """The augmentation of a study; None if it has none."""
     options = study.data.augmentation
-    if not (options.crop or options.flip or options.random_frames or options.window or options.scale):
+    if options == AugmentationOptions():
         return None
-    try:
-        return Augmentation(
-            options.crop,
-            flip=0.5 if options.flip else 0.0,
-            random_frames=options.random_frames,
-            window=raster_window(study),
-            scale=options.scale,
-        )
-    except UserError as problem:
-        key = "scale" if problem.key == "scale" else "crop"
-        raise problem.placed(key=f"data.augmentation.{key}") from None
+    flip = 0.5 if options.flip else 0.0
+    return Augmentation(options.crop, flip, options.random_frames, raster_window(study), options.scale)
 
 
 def kept_formats(study: Study, formats: Mapping[str, Format]) -> dict[str, Format]:

@@ -11,7 +11,6 @@ import torch
 
 from mmsweep.assembly.build import (
     card_of,
-    make_augmentation,
     make_backbone,
     make_builder,
     make_method,
@@ -85,7 +84,6 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
     parse_scenario(study.scenarios.train, modalities, "scenarios.train")
     for number, spec in enumerate(study.search["scenarios.train"].choices if "scenarios.train" in study.search else []):
         parse_scenario(spec, modalities, f"search.scenarios.train.choice.{number}")
-    make_augmentation(study)
     check_first_stage(study)
     _check_warmup(study, card.rows.get("train"))
     sizes = study.search["train.batch_size"].edges() if "train.batch_size" in study.search else []

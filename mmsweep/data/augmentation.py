@@ -1,8 +1,8 @@
-"""Random crops, flips, colours and frames: on the batch, on its device, from a generator that is handed in.
+"""Random crops, flips, scales and frames of training batches, on the batch's device, from an explicit generator.
 
-All random numbers of a batch are drawn on the CPU for the *whole* global batch and then cut to a rank's rows, so that
-a trial sees the same pictures on one rank or on four, on a CPU or on a GPU. One draw serves all pictures of a row, so
-that aligned modalities (colour and depth) stay aligned. Never used in evaluation.
+All random numbers are drawn on the CPU for the *whole* global batch, of which each rank takes its rows, so a trial sees
+the same pictures on one rank or four, on a CPU or a GPU. All pictures of a row share one draw, so aligned modalities
+(colour and depth) stay aligned.
 """
 
 from __future__ import annotations
@@ -16,129 +16,92 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsweep.errors import UserError
-from mmsweep.transfer import Resident, sent
+from mmsweep.transfer import sent
+
+_LOG_RATIOS = (math.log(3 / 4), math.log(4 / 3))
+"""Limits of a crop's log(width / height)."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is varied while training. All off by default.
+    """Random changes of training batches (`data.augmentation`); all are off by default.
 
     Args:
-        crop_scale: area of a random crop as a share of the whole picture, [low, high]; None: no crop.
-        crop_ratio: its width / height, [low, high] around 1. A picture that is too narrow or too flat for a crop of
-            that area and ratio gives the largest crop of the ratio.
+        crop: smallest and largest area of a random crop as shares of the whole picture; None: no crop. Its width /
+            height is between 3/4 and 4/3. A picture too narrow or too flat for this gives the largest such crop.
         flip: probability of a horizontal flip.
-        brightness, contrast, saturation: each factor is drawn from [1 - x, 1 + x].
-        random_frames: clips show kept frames drawn at random (in order) instead of uniform ones.
-        window: (height, width) that training sees of rasters and their label map; None: all of them.
-        scale: rasters are enlarged by a factor drawn from [low, high] before the window is cut; below 1 the window may
-            reach beyond them: there inputs are 0 and pixels have no class.
+        random_frames: whether clips show random frames (in order) instead of uniform ones.
+        window: (height, width) of the window cut from rasters and their label map; None: no window.
+        scale: smallest and largest factor by which rasters are enlarged before the window is cut. Below 1 the window
+            may reach beyond them; inputs are 0 and pixels have no class there.
     """
 
-    crop_scale: tuple[float, float] | None = None
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop: tuple[float, float] | None = None
     flip: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
     random_frames: bool = False
     window: tuple[int, int] | None = None
     scale: tuple[float, float] | None = None
 
-    def __post_init__(self) -> None:
-        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise UserError("crop_scale must rise within (0, 1]", key="crop_scale", found=self.crop_scale)
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise UserError("crop_ratio must rise and be positive", key="crop_ratio", found=self.crop_ratio)
-        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
-            raise UserError("scale must rise and be positive", key="scale", found=self.scale)
-        if self.scale is not None and self.crop_scale is not None:
-            raise UserError(
-                "crop and scale both choose what is seen", key="scale", found=self.scale, expected="one of them"
-            )
-        if self.window is not None and min(self.window) < 1:
-            raise UserError("the window must be positive", key="window", found=self.window)
-        if not 0 <= self.flip <= 1:
-            raise UserError("flip is a probability", key="flip", found=self.flip, expected="0 to 1")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError("the strength must lie within 0 and 1", key=name, found=getattr(self, name))
-
     def kept_formats(self, formats: Mapping[str, Any]) -> dict[str, Any]:
-        """The formats with room for what is drawn: whole pictures for crops, more frames for random ones.
+        """The formats enlarged for random draws: whole pictures for crops, more frames for random ones.
 
-        Training pictures are then kept twice: as evaluation shows them, and with twice as many pixels for crops. How
-        much is kept does not depend on the options' values, so configurations that differ in them share the columns.
+        Training pictures are then prepared twice: as in evaluation, and with twice as many pixels for crops. The size
+        does not depend on the options' values, so configurations that differ in them share the prepared columns.
         """
         return {name: format.kept(self) for name, format in formats.items()}
 
     @property
     def changes_pictures(self) -> bool:
-        return self.crop_scale is not None or self.flip > 0 or self._colours
-
-    @property
-    def _colours(self) -> bool:
-        return max(self.brightness, self.contrast, self.saturation) > 0
+        return self.crop is not None or self.flip > 0
 
     def draw(self, rows: int, generator: torch.Generator, kept_frames: Mapping[str, int] | None = None) -> Draws:
-        """Random numbers for `rows` rows. How far the generator moves depends on `rows` and the formats only.
+        """Random numbers for `rows` rows; the generator advances by an amount that depends on `rows` and formats only.
 
         Args:
-            kept_frames: modality -> random numbers of its own (of a clip: the most frames that are kept).
+            kept_frames: modality -> number of random numbers per row (the largest number of kept frames of a clip).
         """
         uniform_BK = torch.rand(rows, _COLUMNS, generator=generator)
         frames = {name: torch.rand(rows, count, generator=generator) for name, count in (kept_frames or {}).items()}
         return Draws(uniform_BK, frames)
 
     def pictures(self, pictures: Tensor, draws: Draws, size: int, aspect_B: Tensor | None = None) -> Tensor:
-        """uint8 [B,3,H,W] or [B,F,3,H,W] -> [..., size, size], uint8, or float in 0..255 after a crop or colours.
+        """uint8 [B,3,H,W] or [B,F,3,H,W] -> [..., size, size], uint8, or float in 0..255 after a crop.
 
         Args:
-            aspect_B: log(width / height) that pictures had before they were stretched to a square; None: they were not.
+            aspect_B: log(width / height) of pictures before they were stretched to a square; None if they were not.
         """
         frames = pictures.shape[1] if pictures.ndim == 5 else 1
         host_BK = draws.uniform_BK.repeat_interleave(frames, 0)
-        uniform_BK = sent(host_BK, pictures.device)
         flat = pictures.reshape(-1, *pictures.shape[-3:])
-        if self.crop_scale is not None:
-            flat = F.grid_sample(
-                flat.float(),
-                self._grid(uniform_BK, (size, size), None if aspect_B is None else aspect_B.repeat_interleave(frames)),
-                mode="bilinear",
-                padding_mode="border",
-                align_corners=False,
-            )
+        if self.crop is not None:
+            aspect_B = None if aspect_B is None else aspect_B.repeat_interleave(frames)
+            grid = self._grid(sent(host_BK, pictures.device), (size, size), aspect_B)
+            flat = F.grid_sample(flat.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
         elif self.flip > 0:
             flipped = self._flipped(host_BK, flat.device)
             flat = flat.index_copy(0, flipped, flat[flipped].flip(-1))
-        if self._colours:
-            flat = self._recolour(flat.float(), uniform_BK)
         return flat.reshape(*pictures.shape[:-3], *flat.shape[-3:])
 
     def rasters(self, values: Tensor, draws: Draws) -> Tensor:
-        """Normalised rasters [B,C,H,W] -> [B,C,h,w]; one draw serves all rasters of a row and its label map."""
-        return self._seen(values, draws, "bilinear")
+        """Normalised rasters [B,C,H,W] -> [B,C,h,w]; all rasters of a row and its label map share one draw."""
+        return self._sample(values, draws, "bilinear")
 
     def labels(self, labels: Tensor, draws: Draws, outside: int) -> Tensor:
-        """Label maps [B,H,W] -> [B,h,w], int64: the nearest pixel's class, `outside` beyond the map."""
-        seen = self._seen(labels[:, None].float() - outside, draws, "nearest") + outside
-        return seen[:, 0].round().long()
+        """Label maps [B,H,W] -> [B,h,w], int64: the nearest pixel's class, or `outside` beyond the map."""
+        sampled = self._sample(labels[:, None].float() - outside, draws, "nearest") + outside
+        return sampled[:, 0].round().long()
 
-    def _seen(self, values: Tensor, draws: Draws, mode: str) -> Tensor:
+    def _sample(self, values: Tensor, draws: Draws, mode: str) -> Tensor:
         size = self.window or (values.shape[-2], values.shape[-1])
-        if self.crop_scale is None and self.scale is None and size == tuple(values.shape[-2:]):
+        if self.crop is None and self.scale is None and size == tuple(values.shape[-2:]):
             flipped = self._flipped(draws.uniform_BK, values.device)
             return values.index_copy(0, flipped, values[flipped].flip(-1))
         uniform_BK = sent(draws.uniform_BK, values.device)
-        if self.crop_scale is not None:
-            grid = self._grid(uniform_BK, size)
-        else:
-            grid = self._window_grid(uniform_BK, values, size)
+        grid = self._window_grid(uniform_BK, values, size) if self.crop is None else self._grid(uniform_BK, size)
         return F.grid_sample(values, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
     def _flipped(self, host_BK: Tensor, device: torch.device) -> Tensor:
-        """Which rows are mirrored; decided on the host, since how many they are decides a shape."""
+        """Indices of the rows to mirror; selected on the host, since their number determines a shape."""
         return sent((host_BK[:, _FLIP] < self.flip).nonzero()[:, 0], device)
 
     def _window_grid(self, uniform_BK: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -147,32 +110,32 @@ class Augmentation:
         sides: list[tuple[Tensor, Tensor]] = []
         for length, shown, column in zip(values.shape[-2:], size, (_TOP, _LEFT), strict=True):
             visible_B = shown / factor_B  # pixels of the raster that the window covers
-            start_B = ((length - visible_B) * uniform_BK[:, column]).round()  # whole pixels: scale 1 copies values
+            start_B = ((length - visible_B) * uniform_BK[:, column]).round()  # whole pixels, so scale 1 copies values
             sides.append((visible_B / length, (2 * start_B + visible_B) / length - 1))
         (height_B, y_B), (width_B, x_B) = sides
         return self._affine(uniform_BK, width_B, height_B, x_B, y_B, size)
 
     def frames(self, modality: str, wanted: int, draws: Draws, kept_B: Tensor) -> Tensor:
-        """int64 [B, wanted]: which of the kept frames to show, in order of time; some twice where there are too few.
+        """Indices of the kept frames to show, int64 [B, wanted], in order of time; short clips repeat frames.
 
         Args:
-            kept_B: how many distinct frames a clip has.
+            kept_B: number of distinct frames of each clip.
         """
         order_BF = draws.frames[modality]
         order_BF = order_BF.masked_fill(torch.arange(order_BF.shape[1]) >= kept_B[:, None], 2.0)  # above every draw
         drawn_BF = order_BF.argsort(dim=1, stable=True)[:, :wanted].sort(dim=1).values
-        # As `uniform_frames`, in whole numbers.
+        # `uniform_frames` in integers.
         uniform_BF = (2 * torch.arange(wanted) + 1) * kept_B[:, None].long() // (2 * wanted)
         return torch.where((kept_B >= wanted)[:, None], drawn_BF, uniform_BF)
 
     def _grid(self, uniform_BK: Tensor, size: tuple[int, int], aspect_B: Tensor | None = None) -> Tensor:
-        assert self.crop_scale is not None
-        low, high = self.crop_scale
+        assert self.crop is not None
+        low, high = self.crop
         area_B = low + (high - low) * uniform_BK[:, _AREA]
-        log_low, log_high = math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1])
-        # Logarithms of width / height, relative to the picture's own: a square crop of a wide picture is a narrow part.
+        log_low, log_high = _LOG_RATIOS
+        # Logarithms of width / height, relative to the picture's: a square crop of a wide picture is a narrow part.
         shape_B = torch.zeros_like(area_B) if aspect_B is None else aspect_B
-        fits_B = -area_B.log()  # beyond it a crop of this area is wider or higher than the picture
+        fits_B = -area_B.log()  # the ratio beyond which a crop of this area exceeds the picture
         ratio_B = log_low + (log_high - log_low) * uniform_BK[:, _RATIO]
         ratio_B = ratio_B.clamp(shape_B - fits_B, shape_B + fits_B).clamp(log_low, log_high) - shape_B
         width_B, height_B = (area_B * ratio_B.exp()).sqrt(), (area_B / ratio_B.exp()).sqrt()
@@ -193,25 +156,13 @@ class Augmentation:
         )
         return F.affine_grid(theta, [len(theta), 3, *size], align_corners=False)
 
-    def _recolour(self, flat: Tensor, uniform_BK: Tensor) -> Tensor:
-        def factor(strength: float, column: int) -> Tensor:
-            return (1 + strength * (2 * uniform_BK[:, column] - 1))[:, None, None, None]
-
-        grey_weights = _GREY.on(flat.device)
-        flat = flat * factor(self.brightness, _BRIGHTNESS)
-        mean = (flat * grey_weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-        flat = mean + (flat - mean) * factor(self.contrast, _CONTRAST)
-        grey = (flat * grey_weights).sum(1, keepdim=True)
-        flat = grey + (flat - grey) * factor(self.saturation, _SATURATION)
-        return flat.clamp(0, 255)
-
 
 @dataclass(frozen=True)
 class Draws:
     """The random numbers of a batch.
 
     Args:
-        uniform_BK: float [B, K], one column a decision.
+        uniform_BK: float [B, K], a column for each decision.
         frames: modality -> float [B, F].
     """
 
@@ -220,16 +171,16 @@ class Draws:
 
     @classmethod
     def together(cls, parts: Sequence[Draws]) -> Draws:
-        """The numbers of several batches, one after the other."""
+        """The numbers of several batches in one."""
         frames = {name: torch.cat([p.frames[name] for p in parts]) for name in parts[0].frames}
         return cls(torch.cat([p.uniform_BK for p in parts]), frames)
 
     def rows(self, rows: slice | Tensor) -> Draws:
-        """The numbers of some rows (a rank's)."""
+        """The numbers of a rank's rows."""
         return Draws(self.uniform_BK[rows], {name: values[rows] for name, values in self.frames.items()})
 
 
-# A column for every decision, used or not: switching one on leaves the others' numbers as they were.
-_AREA, _RATIO, _LEFT, _TOP, _FLIP, _BRIGHTNESS, _CONTRAST, _SATURATION = range(8)
+# All columns are always drawn, so that switching an option on leaves the numbers of the others as they were. The last
+# three are unused; they keep the numbers of older studies.
+_AREA, _RATIO, _LEFT, _TOP, _FLIP = range(5)
 _COLUMNS = 8
-_GREY = Resident(torch.tensor([0.299, 0.587, 0.114])[None, :, None, None])

@@ -1,37 +1,53 @@
-"""What a study says of its data: options that datasets share. A dataset's own stand in its file. Needs no torch."""
+"""The options of `data` that datasets share; each dataset's own are in its file. It needs no torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
-from mmsweep.components import Options, Registry, Section
+from mmsweep.components import Options, Registry, Section, misfit
 
 
 class AugmentationOptions(Section):
-    """What is varied while training."""
+    """Random changes of training data."""
 
     crop: tuple[float, float] | None = Field(
         None,
-        description="Smallest and largest area of a random crop, as shares of the whole picture, for example "
-        "[0.5, 1.0]; the crop is resized to what the encoder sees. null crops nothing. Prepared training pictures and "
-        "frames are then also kept whole, at twice the encoder's pixels, and take three times the disk space",
+        description="Smallest and largest area of a random crop as shares of the whole picture, for example "
+        "[0.5, 1.0]; the crop is resized to the encoder's size. null disables cropping. With crops, prepared training "
+        "pictures and frames are also stored whole at twice the encoder's pixels, which takes three times the disk "
+        "space.",
     )
-    flip: bool = Field(False, description="Mirror half of the pictures, clips and rasters, chosen at random")
+    flip: bool = Field(False, description="Whether a random half of pictures, clips and rasters is mirrored.")
     random_frames: bool = Field(
         False,
-        description="Show random frames of each training clip instead of uniform ones. They are drawn from all of its "
-        "frames, or from 8 × `data.video.frames` uniform ones of a longer clip: so many are prepared and kept on disk",
+        description="Whether training clips show random frames instead of uniform ones. They are drawn from all "
+        "frames, or from 8 × `data.video.frames` uniform ones of a longer clip; these are all stored on disk.",
     )
     window: int | None = Field(
-        None, ge=8, description="Side in pixels of the part of rasters that a training step sees; null: all of them"
+        None, ge=8, description="Side in pixels of the window that training cuts from rasters; null uses whole rasters."
     )
     scale: tuple[float, float] | None = Field(
-        None, description="Smallest and largest factor by which rasters are enlarged at random; null enlarges nothing"
+        None, description="Smallest and largest factor by which rasters are enlarged at random; null disables this."
     )
+
+    @field_validator("crop", "scale")
+    @classmethod
+    def _check_limits(cls, limits: tuple[float, float] | None, info: ValidationInfo) -> tuple[float, float] | None:
+        largest, words = (1.0, "within (0, 1]") if info.field_name == "crop" else (math.inf, "above 0")
+        if limits is not None and not 0 < limits[0] <= limits[1] <= largest:
+            raise misfit(f"the two numbers must rise {words}", "the smaller number first")
+        return limits
+
+    @model_validator(mode="after")
+    def _check_exclusive(self) -> AugmentationOptions:
+        if self.crop and self.scale:
+            raise misfit("crop and scale both select a part of rasters", "one of them")
+        return self
 
 
 KINDS = Registry("kind of modality", "mmsweep.data.kinds", key="kind")
@@ -47,14 +63,14 @@ class Datasets(Registry):
 
 
 def readings(kinds: Iterable[str]) -> tuple[tuple[str, type[Section]], ...]:
-    """Sections of `data` that say how modalities of some kinds are read, by their keys."""
+    """The sections of `data` on how modalities of these kinds are read, by key."""
     keys = {key for kind in kinds for key in (kind, *KINDS[kind].also_read_by)}
     return tuple((key, KINDS[key].Reading) for key in sorted(keys) if KINDS[key].Reading is not None)
 
 
 @cache
 def _with_readings(options: type[Options], sections: tuple[tuple[str, type[Section]], ...]) -> type[Options]:
-    """Options with the section of each kind that they do not declare themselves."""
+    """Options with the sections of kinds that they do not declare themselves."""
     added: dict[str, Any] = {
         key: (section, Field(section(), description=section.__doc__))
         for key, section in sections
@@ -72,31 +88,31 @@ class DatasetOptions(Options):
 
     dataset: str = Field(description="Name of the dataset (`mmsweep data list` lists them); manifest is your own file.")
     task: str | None = Field(
-        None, description="What is predicted, for a dataset with several tasks; null takes the dataset's default."
+        None, description="Target of the prediction, for a dataset with several; null takes the dataset's default."
     )
     fill: Literal["zeros", "ones", "black", "mean", "nan"] = Field(
         "zeros",
-        description="Placeholder of an absent input, which the network reads where method.absent is placeholder (B19). "
+        description="Placeholder of an absent input, which the network reads if method.absent is placeholder (B19). "
         "zeros (after normalisation) is both papers' choice, ones that of Lee et al.'s code; black is a black picture, "
         "mean the mean of the training rows, nan is for tests. An absent text is always the empty text.",
     )
     on_bad: Literal["refuse", "skip"] = Field(
-        "refuse", description="What happens where rows cannot be read. refuse stops, skip leaves these rows out."
+        "refuse", description="What to do if rows cannot be read: refuse stops with an error, skip leaves them out."
     )
-    augmentation: AugmentationOptions = Field(AugmentationOptions(), description="What is varied while training.")
+    augmentation: AugmentationOptions = Field(AugmentationOptions(), description="Random changes of training data.")
 
     def reading(self, kind: str) -> Any:
-        """The section about a kind; its defaults where the dataset has no modality of it."""
+        """The section of a kind, or its defaults if the dataset has no modality of this kind."""
         return getattr(self, kind, None) or KINDS[kind].Reading()
 
 
 class FolderOptions(DatasetOptions):
-    """Of a dataset that is read from a folder."""
+    """Options of a dataset that is read from a folder."""
 
     root: str | None = Field(None, description="Folder of the raw data.")
 
 
 class CarvedOptions(FolderOptions):
-    """Of a dataset that is read from a folder and (partly) split here."""
+    """Options of a dataset in a folder that does not define all of its splits."""
 
-    split_seed: int = Field(0, ge=0, description="Seed of the splits that are carved here.")
+    split_seed: int = Field(0, ge=0, description="Seed of the splits that the dataset does not define itself.")

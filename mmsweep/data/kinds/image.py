@@ -118,7 +118,7 @@ class ImageFormat(Format):
         return [(".varied", np.uint8, (3, self.whole, self.whole)), (".aspect", np.float32, ())]
 
     def kept(self, augmentation: Augmentation) -> ImageFormat:
-        return replace(self, whole=None if augmentation.crop_scale is None else math.ceil(self.size * math.sqrt(2)))
+        return replace(self, whole=None if augmentation.crop is None else math.ceil(self.size * math.sqrt(2)))
 
     def decoder(self, varied: bool) -> Callable[[Any], Parts]:
         def decode(value: Any) -> Parts:

@@ -159,7 +159,7 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         {"data.augmentation": {"crop": [0.9, 0.5]}},
         "crop:",
         "data.augmentation.crop",
-        ["must rise within (0, 1]", "found (0.9, 0.5)"],
+        ["must rise within (0, 1]", "found [0.9, 0.5]"],
     ),
     "a split rule for a dataset with splits of its own": (
         {"data": {"dataset": "openclipart", "split": {"train": 0.5}}},

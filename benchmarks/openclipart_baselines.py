@@ -107,7 +107,8 @@ def run(task: str, extra: dict[str, Path]) -> dict[str, Any]:
     """All baselines' figures: {"task", "rows", "baselines": {name: {"C", "val": {...}, "test": {...}}}}."""
     builder = OpenClipart(DATASETS.options("openclipart", task=task))
     splits = builder.splits()
-    target = {part: builder.target.encode_all([s.target for s in splits[part]]) for part in PARTS}
+    encode = builder.target.encode
+    target = {part: builder.target.array([encode(s.target) for s in splits[part]]) for part in PARTS}
     if task == "multi_label":
         target = {part: y.astype(int) for part, y in target.items()}
     groups = [str(s.group) for s in splits["train"]]

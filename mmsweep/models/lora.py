@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmsweep.models.encoder import Encoder
 from mmsweep.models.few_rows import linear, padded_rows
 from mmsweep.models.packing import NARROWEST, Packed
 
@@ -242,34 +241,31 @@ class PackedLoRALinear(Packed):
 
 
 def add_lora(
-    encoder: nn.Module,
+    network: nn.Module,
     rank: int,
     alpha: float,
     dropout: float,
     noise: Noise,
     generator: torch.Generator,
-    linears: Sequence[str] | None = None,
+    linears: Sequence[str],
     padded: int | None = None,
 ) -> None:
     """Add adapters with one slot to a network, in place: W x + alpha / rank * B A drop(x) on its attention linears.
 
     Args:
-        encoder: the network; its weights must be frozen already.
-        linears: full names of the linears within it; None: an Encoder's `attention_linears()`.
+        network: the network; its weights must be frozen already.
+        linears: full names of the linears within it.
         rank, alpha, dropout: as in Hu et al. 2022.
         noise: the trial's source of dropout masks.
         generator: draws the initial A at the true rank (Kaiming uniform, as in peft).
         padded: the largest rank in the pack that the trial may join; None: no padding.
     """
-    if linears is None:
-        assert isinstance(encoder, Encoder)
-        linears = encoder.attention_linears()
     for name in sorted(linears):
         parent, _, last = name.rpartition(".")
-        base = encoder.get_submodule(name)
+        base = network.get_submodule(name)
         assert isinstance(base, nn.Linear)
         layer = PackedLoRALinear(base, rank, alpha, dropout, noise, padded)
-        setattr(encoder.get_submodule(parent), last, layer)
+        setattr(network.get_submodule(parent), last, layer)
         if base.weight.device.type != "meta":
             start_RI = torch.empty(rank, base.in_features).uniform_(-1, 1, generator=generator)
             with torch.no_grad():

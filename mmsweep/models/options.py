@@ -47,7 +47,7 @@ class NetworkOptions(BackboneOptions):
     )
 
     @model_validator(mode="after")
-    def _learns(self) -> NetworkOptions:
+    def _check_trained(self) -> NetworkOptions:
         if not self.pretrained and not self.trainable:
             raise misfit("a frozen network with initial values", "trainable: true")
         return self
@@ -89,7 +89,7 @@ class LoraOptions(Section):
 
     @field_validator("alpha", mode="before")
     @classmethod
-    def _some_scale(cls, alpha: Any) -> Any:
+    def _check_alpha(cls, alpha: Any) -> Any:
         number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and 0 < alpha < math.inf
         if alpha != "rank" and not number:
             raise misfit("this cannot scale the adapters", "rank, or a number above 0")
@@ -117,7 +117,7 @@ class ModelOptions(Section):
 
     @field_validator("encoders")
     @classmethod
-    def _where_they_belong(cls, encoders: dict[str, EncoderOptions], info: ValidationInfo) -> dict[str, EncoderOptions]:
+    def _check_encoders(cls, encoders: dict[str, EncoderOptions], info: ValidationInfo) -> dict[str, EncoderOptions]:
         backbone = info.data.get("backbone")
         if backbone is not None and BACKBONES[backbone.name].encoded != bool(encoders):
             encoded = ", ".join(name for name, other in BACKBONES.items() if other.encoded)

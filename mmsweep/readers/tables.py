@@ -97,10 +97,9 @@ def trials_table(record: SweepRecord, limit: int | None = None) -> Table:
     )
 
 
-def scenario_table(group: FinalGroup, metrics: Sequence[str] | None = None) -> Table:
+def scenario_table(group: FinalGroup) -> Table:
     """Scenario x metric on test, mean ± SD over seeds; with a column of row counts if these differ."""
-    names = list(metrics or group.metrics())
-    scenarios = group.scenarios()
+    names, scenarios = group.metrics(), group.scenarios()
     cells = {s: [group.cell(s, m) for m in names] for s in scenarios}
     counts = {s: next((c.rows for c in cells[s] if c), 0) for s in scenarios}
     differ = len(set(counts.values())) > 1
@@ -126,9 +125,9 @@ def scenario_table(group: FinalGroup, metrics: Sequence[str] | None = None) -> T
     return Table(f"{prefix}test scores, {spread}{n}", columns, rows)
 
 
-def groups_table(record: SweepRecord, metric: str | None = None) -> Table:
-    """Scenario x group on test for one metric."""
-    name = metric or record.metric
+def groups_table(record: SweepRecord) -> Table:
+    """Scenario x group on test for the sweep's metric."""
+    name = record.metric
     groups = [group for group in record.groups if group.evaluations]
     scenarios = groups[0].scenarios() if groups else []
     cells = {s: [group.cell(s, name) for group in groups] for s in scenarios}

@@ -123,10 +123,6 @@ class Target:
         shape = (len(encoded), len(self.classes)) if self.kind == "labels" else (len(encoded),)
         return np.array(encoded, np.int64 if self.kind == "class" else np.float32).reshape(shape)
 
-    def encode_all(self, values: list[Any]) -> np.ndarray:
-        """Raw values, encoded: int64 [N], float32 [N, C] or float32 [N]."""
-        return self.array([self.encode(value) for value in values])
-
     def _index(self, label: Any) -> int:
         indices = _class_indices(self.classes)
         if not isinstance(label, str) or label not in indices:

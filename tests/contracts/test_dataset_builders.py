@@ -147,7 +147,8 @@ def test_prepared_rows_are_the_builders(builder: DatasetBuilder, data: PreparedD
         assert split.groups == [sample.group for sample in rows]
         natural = [[sample.values[m] is not None for m in builder.modalities] for sample in rows]
         assert (split.natural_NM == np.array(natural)).all()
-        assert (split.targets == builder.target.encode_all([sample.target for sample in rows])).all()
+        encoded = [builder.target.encode(sample.target) for sample in rows]
+        assert (split.targets == builder.target.array(encoded)).all()
     assert not data.skipped and list(data.modalities) == list(builder.modalities)
 
 

@@ -141,7 +141,7 @@ def test_extra_tokens_keep_the_others_in_place(name, place, make):
 def test_some_tokens_are_those_of_all(name, make, generator):
     """Values and gradients, of adapters and tokens; the last block's other queries are not computed."""
     encoder, read = make(name), []
-    add_lora(encoder, 3, 3.0, 0.0, Noise(), generator)
+    add_lora(encoder, 3, 3.0, 0.0, Noise(), generator, encoder.attention_linears())
     for parameter_name, parameter in encoder.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, generator=generator)
@@ -192,7 +192,7 @@ def test_which_tokens_are_computed():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_lora_hits_q_k_v_o_of_attention_only(name, make, generator):
     encoder = make(name)
-    add_lora(encoder, 3, 3.0, 0.0, Noise(), generator)
+    add_lora(encoder, 3, 3.0, 0.0, Noise(), generator, encoder.attention_linears())
     layers = {n: m for n, m in encoder.named_modules() if isinstance(m, PackedLoRALinear)}
     assert len(layers) == 2 * 4 and sorted(layers) == sorted(encoder.attention_linears())
     assert not any(part in name for name in layers for part in ("mlp", "fc1", "fc2", "intermediate", "pooler"))
@@ -206,7 +206,7 @@ def test_fresh_adapters_change_nothing_and_are_seeded(name, make):
     adapted = [make(name), make(name)]
     for encoder in adapted:
         torch.randn(5)  # the process-wide generator must not matter
-        add_lora(encoder, 2, 2.0, 0.5, Noise(), torch.Generator().manual_seed(7))
+        add_lora(encoder, 2, 2.0, 0.5, Noise(), torch.Generator().manual_seed(7), encoder.attention_linears())
     with torch.no_grad():
         expected = plain.encode(plain.embed(x))
         torch.testing.assert_close(adapted[0].encode(adapted[0].embed(x)), expected)

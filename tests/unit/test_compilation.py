@@ -122,7 +122,7 @@ def test_every_family_draws_in_the_order_of_its_calls(family, wanted, encoder_fo
     counting(monkeypatch)
     encoder, noise = PretrainedEncoder("transformers", encoder_folders[family]), Noise()
     encoder.requires_grad_(False)
-    add_lora(encoder, 2, 1.0, 0.5, noise, torch.Generator().manual_seed(0))
+    add_lora(encoder, 2, 1.0, 0.5, noise, torch.Generator().manual_seed(0), encoder.attention_linears())
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))

@@ -130,7 +130,8 @@ def test_targets_are_encoded_and_checked() -> None:
     single, multi = Target("single_label", ("cat", "dog")), Target("multi_label", ("cat", "dog", "owl"))
     assert single.encode("dog") == 1 and multi.encode(["owl", "cat"]).tolist() == [1, 0, 1]  # type: ignore[union-attr]
     assert Target("regression").encode("-1.5") == -1.5 and Target("regression").width == 1
-    assert multi.encode_all([[], ["dog"]]).dtype == np.float32 and single.encode_all(["cat"]).dtype == np.int64
+    assert multi.array([multi.encode(["dog"])]).dtype == np.float32
+    assert single.array([single.encode("cat")]).dtype == np.int64
     for target, value, words in (
         (single, "dgo", "Did you mean 'dog'"),
         (multi, "cat", "list of labels"),

@@ -68,7 +68,7 @@ class MulTOptions(Section):
     output_dropout: float = Field(0.5, ge=0, lt=1, description="Dropout within the residual block before the head.")
 
     @model_validator(mode="after")
-    def _heads_share_the_width(self) -> MulTOptions:
+    def _check_heads(self) -> MulTOptions:
         if self.width % self.heads:
             raise misfit(f"{self.heads} heads cannot share a width of {self.width}", "heads that divide width")
         return self

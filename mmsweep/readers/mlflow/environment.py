@@ -11,20 +11,17 @@ from pathlib import Path
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "transformers", "timm", "peft", "numpy")
 
 
-def environment_tags(device: str | None = None) -> dict[str, str]:
+def environment_tags() -> dict[str, str]:
     """Tags for `Tracker.start`.
 
     `mmsweep.version`, `mmsweep.git_commit` (of mmsweep's checkout, if any), `mlflow.source.git.commit` (of the working
-    directory), `mmsweep.python`, `mmsweep.<package>`, `mmsweep.device`, `mmsweep.platform`.
-
-    Args:
-        device: the trials' device; None asks torch on this machine.
+    directory), `mmsweep.python`, `mmsweep.<package>`, `mmsweep.device` (of the driver), `mmsweep.platform`.
     """
     tags = {
         "mmsweep.version": metadata.version("mmsweep") if _installed("mmsweep") else "0",
         "mmsweep.python": platform.python_version(),
         "mmsweep.platform": platform.platform(),
-        "mmsweep.device": device or _device(),
+        "mmsweep.device": _device(),
     }
     tags |= {f"mmsweep.{name}": metadata.version(name) for name in PACKAGES if _installed(name)}
     package = Path(__file__).resolve().parents[2]

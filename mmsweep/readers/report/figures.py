@@ -154,12 +154,9 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def all_of_finals(record: SweepRecord, folder: Path) -> dict[str, Path]:
-    """Draw the figures that have data: name -> PNG."""
-    drawn = {
-        "share_available": share_available(record, folder / "share_available.png"),
-        "scenarios": scenario_bars(record, folder / "scenarios.png"),
-        "per_class": per_class(record, folder / "per_class.png"),
-        "maps": predicted_maps(record, folder / "maps.png"),
-    }
-    return {name: path for name, path in drawn.items() if path}
+FIGURES = {
+    "share_available": share_available,
+    "scenarios": scenario_bars,
+    "per_class": per_class,
+    "maps": predicted_maps,
+}

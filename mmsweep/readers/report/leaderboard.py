@@ -49,7 +49,7 @@ class Leaderboard:
     resamples: int = RESAMPLES
 
     @classmethod
-    def of(cls, record: SweepRecord, metric: str | None = None, over: Sequence[str] = ()) -> Leaderboard:
+    def of(cls, record: SweepRecord, over: Sequence[str] = ()) -> Leaderboard:
         """Compute the intervals from the finals' `predictions.npz`; `note` says why if that is impossible.
 
         Args:
@@ -58,9 +58,9 @@ class Leaderboard:
         Raises:
             UserError: the finals cannot be resampled as an explicit `over` asks.
         """
-        name = metric or record.metric
-        groups = [group for group in record.groups if group.evaluations]
-        if not groups:
+        name = record.metric
+        names = [group.name for group in record.groups if group.evaluations]
+        if not names:
             return cls(name, {}, (), "no final run has ended")
         try:
             bootstrap, rows = _bootstrap(record, over or record.summary.over)
@@ -68,10 +68,8 @@ class Leaderboard:
             if over:
                 raise
             return cls(name, {}, (), str(error))
-        names = [group.name for group in groups]
-        scenarios = list(rows)
-        scores = {(g, s): bootstrap.interval(g, s, name) for g in names for s in scenarios}
-        compared = [(a, b, s) for a, b in combinations(names, 2) for s in scenarios]
+        scores = {(g, s): bootstrap.interval(g, s, name) for g in names for s in rows}
+        compared = [(a, b, s) for a, b in combinations(names, 2) for s in rows]
         differences = [bootstrap.difference(a, b, s, name) for a, b, s in compared]
         comparisons = tuple(
             Comparison(a, b, s, difference, rows[s], significant)

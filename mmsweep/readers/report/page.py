@@ -13,11 +13,12 @@ import yaml
 from mmsweep.errors import UserError
 from mmsweep.readers import tables, wording
 from mmsweep.readers.report.agreement import agreement_tables
-from mmsweep.readers.report.figures import all_of_finals
+from mmsweep.readers.report.figures import FIGURES
 from mmsweep.readers.report.leaderboard import Leaderboard
 from mmsweep.readers.report.published import published_table
-from mmsweep.readers.report.search_figures import all_of_search, importance_note
+from mmsweep.readers.report.search_figures import SEARCH_FIGURES, importance_note
 from mmsweep.readers.report.sentences import bootstrap_part, facts, group_means, headline, selection, state_sentence
+from mmsweep.readers.report.style import draw_all
 from mmsweep.record.files import write_atomically
 from mmsweep.record.results import FinalGroup
 from mmsweep.record.sweep import SweepRecord
@@ -50,7 +51,7 @@ def write_report(folder: str | Path, over: Sequence[str] = ()) -> Path:
     try:
         target.mkdir(exist_ok=True)
         board = Leaderboard.of(record, over=over)
-        drawn = all_of_finals(record, target) | all_of_search(record, target)
+        drawn = draw_all({**FIGURES, **SEARCH_FIGURES}, record, target)
         agreement = agreement_tables(record)
         tables.write_tables(record, board, agreement, target / "tables")
         index = target / "index.html"

@@ -300,12 +300,9 @@ def _objective_label(record: SweepRecord) -> str:
     return f"validation {wording.metric_label(record.metric)}\n{wording.scenario_label(scenario)}"
 
 
-def all_of_search(record: SweepRecord, folder: Path) -> dict[str, Path]:
-    """Draw the figures that have data: name -> PNG."""
-    drawn = {
-        "history": history(record, folder / "history.png"),
-        "curves": curves(record, folder / "curves.png"),
-        "importance": importance_bars(record, folder / "importance.png"),
-        "parallel": parallel_coordinates(record, folder / "parallel.png"),
-    }
-    return {name: path for name, path in drawn.items() if path}
+SEARCH_FIGURES = {
+    "history": history,
+    "curves": curves,
+    "importance": importance_bars,
+    "parallel": parallel_coordinates,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ matplotlib.use("Agg")  # no screen: reports are written on servers
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from mmsweep.record.sweep import SweepRecord
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7A7A7A", "#B8A100")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -61,6 +63,14 @@ def figure(path: Path, width: float, height: float, columns: int = 1) -> Iterato
             drawing.savefig(path)
         finally:
             plt.close(drawing)
+
+
+def draw_all(
+    figures: Mapping[str, Callable[[SweepRecord, Path], Path | None]], record: SweepRecord, folder: Path
+) -> dict[str, Path]:
+    """Draw the figures that have data as NAME.png: name -> PNG."""
+    drawn = {name: draw(record, folder / f"{name}.png") for name, draw in figures.items()}
+    return {name: path for name, path in drawn.items() if path}
 
 
 def grid(drawing: Figure, rows: int, columns: int) -> list[list[Axes]]:

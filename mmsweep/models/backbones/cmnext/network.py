@@ -147,7 +147,7 @@ class CMNeXt(Backbone):
         )
 
         @model_validator(mode="after")
-        def _is_whole(self) -> CMNeXt.Options:
+        def _check_required(self) -> CMNeXt.Options:
             if self.size is None:
                 raise misfit("cmnext, which reads rasters, needs a size", "nano, or b0 to b5 (MiT's sizes)", "size")
             if self.pretrained and self.weights is None:

@@ -1,11 +1,11 @@
-"""Markdown for GitHub and MLflow."""
+"""Escapes text for Markdown, as GitHub and MLflow read it."""
 
 from __future__ import annotations
 
 import html
 import re
 
-# An underscore within a word is an underscore; at a word's edge it starts or ends emphasis.
+# Underscores within words are literal; at the edge of a word they mark emphasis.
 _SPECIAL = re.compile(r"[\\`*\[|~]|(?<!\w)_|_(?!\w)")
 
 

@@ -214,7 +214,7 @@ class Tracker:
         """Send to MLflow what it lacks; never raises an `Exception`.
 
         Args:
-            state: the sweep's state, which unended trials get too.
+            state: state of the sweep; trials that have not ended get it too.
 
         Returns:
             Names of what could not be sent.

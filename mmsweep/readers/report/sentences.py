@@ -96,9 +96,9 @@ def _clause(metric: str, name: str, cell: Cell, complete: Cell, subject: str) ->
 
 def state_sentence(record: SweepRecord) -> str:
     """What ran, and what is left to run."""
-    words = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
-    counts = [f"{record.count(state)} {word}" for state, word in words.items() if record.count(state)]
-    left = len(record.trials) - sum(map(record.count, words))
+    ended = ("finished", "stopped", "failed")
+    counts = [f"{record.count(s)} {wording.STATES.get(s, s)}" for s in ended if record.count(s)]
+    left = len(record.trials) - sum(map(record.count, ended))
     counts += [f"{left} {'running' if record.state == 'running' else 'interrupted'}"] if left else []
     text = "One configuration, no search."
     if record.planned:

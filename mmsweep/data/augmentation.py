@@ -1,8 +1,8 @@
 """Random crops, flips, scales and frames of training batches, on the batch's device, from an explicit generator.
 
-All random numbers are drawn on the CPU for the *whole* global batch, of which each rank takes its rows, so a trial sees
-the same pictures on one rank or four, on a CPU or a GPU. All pictures of a row share one draw, so aligned modalities
-(colour and depth) stay aligned.
+All random numbers are drawn on the CPU for the *whole* global batch, and each rank takes those of its rows. A trial
+therefore sees the same pictures on one rank or four, on a CPU or a GPU. All pictures of a row share one draw, which
+keeps aligned modalities (colour and depth) aligned.
 """
 
 from __future__ import annotations

@@ -49,13 +49,13 @@ class Noise:
         first, last, S = self.rows.start, self.rows.stop, len(self.generators)
         rates = [p] * S if isinstance(p, float) else p
         per_row = x.shape[0] // (S * (last - first))  # frames of a clip are consecutive
-        whole = torch.empty((S, self.total * per_row, *x.shape[1:]), dtype=x.dtype, device=x.device)
-        for mask, rate, generator in zip(whole, rates, self.generators, strict=True):
+        masks = torch.empty((S, self.total * per_row, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        for mask, rate, generator in zip(masks, rates, self.generators, strict=True):
             if rate > 0.0:
                 mask.bernoulli_(1.0 - rate, generator=generator).div_(1.0 - rate)
             else:
                 mask.fill_(1.0)
-        return whole[:, first * per_row : last * per_row].flatten(0, 1)
+        return masks[:, first * per_row : last * per_row].flatten(0, 1)
 
 
 class SeededDropout(nn.Module):

@@ -276,7 +276,7 @@ class Task(ABC):
         """Scores of a set of rows by metric; NaN for an empty set.
 
         Args:
-            weights: of the rows [N], as in `measure`, or of several resamples at once [R, N].
+            weights: the rows' weights [N], as in `measure`, or those of several resamples [R, N].
 
         Returns:
             Numbers, or arrays [R] for resamples.

@@ -1,9 +1,9 @@
 """How a missing modality changes predictions, and how similar predicted tokens are to real ones (MMP, supplement S3).
 
-Two comparisons use the complete test rows, cosine similarity and mean squared error, over all rows and by class:
-scores with all modalities against scores without one; and the tokens of that modality against those that the method
-predicts for it (tokens in MMP and linear projection, proxies of the class token in CMPT). Seeds are averaged. No model
-runs: final runs store their predictions under every pattern and the similarity of their tokens.
+Two comparisons use cosine similarity and mean squared error on the complete test rows, over all rows and by class. The
+first compares scores with all modalities and without one. The second compares this modality's tokens with the method's
+prediction of them (tokens in MMP and linear projection, proxies of the class token in CMPT). Seeds are averaged. No
+model runs: final runs store their predictions under every pattern and the similarity of their tokens.
 """
 
 from __future__ import annotations

@@ -25,12 +25,12 @@ MODULE_WORDS = frozenset({
     "compile", "copy", "cpu", "cuda", "double", "dump_patches", "eval", "extra_repr", "float", "forward",
     "fromkeys", "get", "get_buffer", "get_extra_state", "get_parameter", "get_submodule", "half", "ipu", "items",
     "join", "keep", "keys", "load_state_dict", "modules", "mtia", "named_buffers", "named_children",
-    "named_modules", "named_parameters", "own", "parameters", "pop", "popitem", "register_backward_hook",
+    "named_modules", "named_parameters", "parameters", "pop", "popitem", "register_backward_hook",
     "register_buffer", "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
     "register_full_backward_pre_hook", "register_load_state_dict_post_hook", "register_load_state_dict_pre_hook",
     "register_module", "register_parameter", "register_state_dict_post_hook", "register_state_dict_pre_hook",
-    "requires_grad_", "set_extra_state", "set_submodule", "setdefault", "share_memory", "smart_apply", "stacked",
-    "state_dict", "to", "to_empty", "train", "training", "type", "update", "values", "xpu", "zero_grad",
+    "requires_grad_", "set_extra_state", "set_submodule", "setdefault", "share_memory", "slot_view", "smart_apply",
+    "stacked", "state_dict", "to", "to_empty", "train", "training", "type", "update", "values", "xpu", "zero_grad",
 })
 # fmt: on
 """Attributes of PyTorch's ModuleDict and ParameterDict, under which networks keep their parts by modality.

@@ -46,7 +46,7 @@ class AugmentationOptions(Section):
     @model_validator(mode="after")
     def _check_exclusive(self) -> AugmentationOptions:
         if self.crop and self.scale:
-            raise misfit("crop and scale both select a part of rasters", "one of them")
+            raise misfit("crop and scale both select a part of rasters", "one of them", "scale", self.scale)
         return self
 
 

@@ -273,7 +273,7 @@ def test_an_encoder_alone_is_not_frozen_beside_initial_values(tmp_path) -> None:
         if M == 1:  # no extras
             frozen.adapt(model, Noise(), torch.Generator())
             continue
-        with pytest.raises(UserError, match=r"model.backbone.trainable: .*MiT's encoder alone.*found False; expected"):
+        with pytest.raises(UserError, match=r"model.backbone.trainable: .*only MiT's encoder.*found False; expected"):
             frozen.adapt(model, Noise(), torch.Generator())
 
 

@@ -83,7 +83,7 @@ def test_damaged_settings_are_one_message(text: str, tmp_path: Path) -> None:
 
 
 def test_other_channels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"num_channels: .*channels; found 1"):
+    with pytest.raises(UserError, match=r"num_channels: .*RGB pictures; found 1; expected 3"):
         pictures(tmp_path, {}, SimpleNamespace(image_size=96, num_channels=1))
 
 

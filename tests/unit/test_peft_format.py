@@ -70,7 +70,7 @@ def test_an_adapter_of_peft_becomes_a_slot(make, encoder_folders, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"r": 6}, "rank 6 does not fit into 5"), ({"use_rslora": True}, "use_rslora: the adapter uses an option"),
-     ({"target_modules": ["query"]}, "lacks tensor")],
+     ({"target_modules": ["query"]}, "lacks a tensor")],
 )  # fmt: skip
 def test_adapters_that_do_not_fit_are_refused(options, message, make, encoder_folders, tmp_path):
     network = make().backbone.encoder("text").network

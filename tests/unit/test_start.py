@@ -46,7 +46,7 @@ def test_a_starting_point_outside_of_the_space_is_refused_before_anything_begins
 
 
 def test_a_store_that_is_none_is_refused_before_anything_begins(started: list[str]) -> None:
-    with pytest.raises(UserError, match="no MLflow store"):
+    with pytest.raises(UserError, match="no address of an MLflow store"):
         run_sweep(changed(tracking__uri="ftp://somewhere"), Path("s"))
     assert not started and not Path("s").exists()
 

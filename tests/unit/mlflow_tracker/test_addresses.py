@@ -27,7 +27,10 @@ def test_addresses_show_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for uri in (f"sqlite:///{tmp_path}/a:b.db", "http://host:5000/mlflow", "postgresql://ann@host:5432/db"):
         assert shown(uri, uri) == uri
     assert "hunter2" not in str(UserError("no", found="http://ann:hunter2@host", hint="mysql://a:hunter2@b/c"))
-    for uri, problem in (("http://ann:***@host", "is not kept"), ("http://${NOT_SET_AT_ALL}@host", "is not set")):
+    for uri, problem in (
+        ("http://ann:***@host", "do not hold the"),
+        ("http://${NOT_SET_AT_ALL}@host", "is not set"),
+    ):
         with pytest.raises(UserError, match=problem):
             resolve_uri(uri, tmp_path)
 

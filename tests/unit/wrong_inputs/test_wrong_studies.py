@@ -266,7 +266,7 @@ def test_no_weights(study: Callable[..., Path], say: Say, monkeypatch: pytest.Mo
 def test_no_such_shipped_encoder(study: Callable[..., Path], say: Say) -> None:
     path = study({"model.encoders.text": {"source": "mmsweep", "name": "clipart_txt"}})
     message = say("data", "prepare", path)
-    assert message.startswith(f"{line_of(path, 'clipart_txt')}model.encoders.text.name: no such encoder ships")
+    assert message.startswith(f"{line_of(path, 'clipart_txt')}model.encoders.text.name: mmsweep ships no such")
     assert "found 'clipart_txt'" in message and "expected one of " in message
 
 

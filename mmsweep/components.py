@@ -95,6 +95,8 @@ class Options(Section):
 
     read_with: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     """Option -> (other option, value of the other one with which the option has an effect)."""
+    retired: ClassVar[Mapping[tuple[str, Any], tuple[str, Any]]] = {}
+    """(Option, value) of earlier versions -> what it is now, so that sweeps begun with it can be resumed."""
     _shared: dict[str, Any] = PrivateAttr(default_factory=dict)  # options of other choices of a searched name
 
     def drop_shared(self) -> None:
@@ -262,6 +264,9 @@ class Choice:
         name = values[key]
         others = [self._known(other) for other in (info.context or {}).get(self.place, ()) if other in self.registry]
         section, shared = self._known(name, key), {}
+        for (option, value), (renamed, renewed) in section.retired.items():
+            if values.get(option) == value:
+                values = {renamed: renewed, **{k: v for k, v in values.items() if k != option}}
         selected = {
             option: self._select(option, value, name, section)
             for option, value in values.items()

@@ -19,7 +19,9 @@ from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.kinds.sequence import SequenceFormat
 from mmsweep.data.options import DATASETS, AugmentationOptions
+from mmsweep.data.preparation import Progress
 from mmsweep.data.prepared import PreparedData, prepare
+from mmsweep.data.shards import Runner, in_threads
 from mmsweep.errors import UNSET, UserError
 from mmsweep.methods.method import METHODS, Method
 from mmsweep.models.backbone import Backbone
@@ -154,8 +156,19 @@ def raster_window(study: Study) -> tuple[int, int] | None:
     return None if side is None else (side, side)
 
 
-def prepare_data(study: Study) -> PreparedData:
-    """Decode a study's data into the cache, unless it is there; needs the encoders' configurations but no weights."""
-    builder = make_builder(study)
-    formats = kept_formats(study, _backbone(study, builder).formats_of(study.model, _inputs(study, builder)))
-    return prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
+def prepare_data(study: Study, progress: Progress | None = None, run: Runner = in_threads) -> PreparedData:
+    """Decode a study's data into the cache, unless it is there; needs the encoders' configurations but no weights.
+
+    Args:
+        progress: called with (rows done, rows in all).
+        run: decodes the shards (`sweep.decoding.with_ray`).
+    """
+    builder, cache = make_builder(study), cache_folder()
+    max_bad, fill = study.data.max_bad, study.data.fill
+    formats = formats_of(study, builder)
+    return prepare(builder, formats, cache, max_bad=max_bad, fill=fill, progress=progress, run=run)
+
+
+def formats_of(study: Study, builder: DatasetBuilder) -> dict[str, Format]:
+    """The formats in which a study's data is prepared."""
+    return kept_formats(study, _backbone(study, builder).formats_of(study.model, _inputs(study, builder)))

@@ -154,7 +154,7 @@ def _check_training_targets(study: Study) -> None:
     for sample in builder.splits()["train"]:
         try:
             targets.append(builder.target.encode(sample.target))
-        except UserError:  # a bad row: data.on_bad says what happens to it
+        except UserError:  # a bad row: data.max_bad says what happens to it
             continue
     target, several = builder.target, builder.target.kind == "labels"
     if target.classes and len({np.asarray(encoded).tobytes() for encoded in targets}) == 1:

@@ -70,10 +70,10 @@ class Warm:
             formats = kept_formats(study, backbone.formats)
             try:
                 if self.world.first:  # one rank decodes, the others map its files
-                    prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
+                    prepare(builder, formats, cache_folder(), max_bad=study.data.max_bad, fill=study.data.fill)
             finally:
                 self.world.barrier()
-            data = prepare(builder, formats, cache_folder(), on_bad=study.data.on_bad, fill=study.data.fill)
+            data = prepare(builder, formats, cache_folder(), max_bad=study.data.max_bad, fill=study.data.fill)
             self.key, self.data, self.backbone = key, data, backbone.to(self.device)
         return self.data, self.backbone
 

@@ -35,8 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which configuration keeps working when a modality is missing: sweeps with Ray, Optuna and MLflow.",
 )
-for verb in (train.tune, train.train, results.evaluate, results.report, results.show, results.best, inputs.validate):
+for verb in (train.tune, train.train, results.evaluate, results.report, results.show, results.best):
     app.command()(verb)
+app.command()(inputs.validate)
 app.command()(train.submit)
 app.command("list")(inputs.list_components)
 app.add_typer(inputs.data, name="data")

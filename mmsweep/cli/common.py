@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmsweep.cli.printing import preparing
 from mmsweep.errors import UserError
 from mmsweep.study import Study
 from mmsweep.study.source import Source
 
 if TYPE_CHECKING:
+    from mmsweep.data.prepared import PreparedData
     from mmsweep.record.sweep import SweepRecord
 
 StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).", metavar="STUDY")]
@@ -40,6 +43,18 @@ def studying(file: Path, overrides: list[str] | None) -> Iterator[Study]:
         if problem.key.split(".")[0] not in Study.model_fields:  # an option of the command, or an environment variable
             raise
         raise problem.placed(**Source.read(file, overrides or []).place(problem.key)) from problem
+
+
+def prepared(study: Study) -> PreparedData:
+    """A study's prepared data, decoded first if need be; says how long that takes and what is left out."""
+    from mmsweep.assembly.build import prepare_data
+    from mmsweep.sweep.decoding import with_ray
+
+    with preparing() as progress:
+        ready = prepare_data(study, progress, with_ray)
+    if omission := ready.omission():
+        print(f"warning: {omission}", file=sys.stderr)
+    return ready
 
 
 def sweep_folder(path: Path) -> Path:

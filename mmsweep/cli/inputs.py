@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from mmsweep.cli.common import AsJson, Overrides, StudyOrDataset, studying
+from mmsweep.cli.common import AsJson, Overrides, StudyOrDataset, prepared, studying
 from mmsweep.cli.printing import out
 from mmsweep.components import REGISTRIES
 from mmsweep.errors import UserError
@@ -80,29 +80,42 @@ def data_list(as_json: AsJson = False) -> None:
         rows = ", ".join(f"{n} {split}" for split, n in card.rows.items())
         kinds = ", ".join(card.modalities) or "any"
         out.print(f"[bold]{card.name}[/bold]: {card.title}\n  modalities: {kinds}; rows: {rows or 'yours'}")
+        if card.licence:
+            out.print(f"  licence: {card.licence}", markup=False)
         out.print(f"  get: {card.get}" + ("" if card.reader else " (not read yet: dry runs only)"), markup=False)
 
 
 @data.command("check")
-def data_check(study_file: StudyOrDataset, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Read a study's dataset, or one by its name (tuxpaint data.root=…), and print what is present and missing."""
-    from mmsweep.assembly.build import make_builder
+def data_check(
+    study_file: StudyOrDataset,
+    overrides: Overrides = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every value as well.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read a study's dataset (or one by its name: tuxpaint data.root=…) and say what was found and what is missing.
+
+    Exits with 1 where the data cannot be used as it is.
+    """
+    from mmsweep.assembly.build import formats_of, make_builder
     from mmsweep.data.check import check, named_builder
 
     if (builder := named_builder(str(study_file), overrides or [])) is not None:
-        findings = check(builder)
+        if decode:
+            raise UserError("only a study's encoders say how values are decoded", key="--decode", found=builder.name,
+                            expected=f"a study whose data.dataset is {builder.name}")  # fmt: skip
+        result = check(builder)
     else:
         with studying(study_file, overrides) as study:
-            findings = check(make_builder(study), study.data.on_bad)
-    print(json_text(findings) if as_json else "\n".join(findings))
-    if any(line.startswith("error: ") for line in findings):
+            builder = make_builder(study)
+            result = check(builder, study.data.max_bad, formats_of(study, builder) if decode else None)
+    print(json_text(result.to_json()) if as_json else "\n".join(result.lines))
+    if not result.usable:
         raise typer.Exit(1)
 
 
 @data.command("prepare")
 def data_prepare(study_file: StudyOrDataset, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Decode a study's dataset once, into the cache that training reads."""
-    from mmsweep.assembly.build import prepare_data
     from mmsweep.data.check import named_builder
 
     if (builder := named_builder(str(study_file), overrides or [])) is not None:
@@ -112,11 +125,11 @@ def data_prepare(study_file: StudyOrDataset, overrides: Overrides = None, as_jso
             expected=f"a study whose data.dataset is {builder.name}",
         )
     with studying(study_file, overrides) as study:
-        prepared = prepare_data(study)
-    rows = {name: len(split) for name, split in prepared.splits.items()}
-    skipped, folder = len(prepared.skipped), str(prepared.folder)
+        ready = prepared(study)
+    rows = {name: len(split) for name, split in ready.splits.items()}
     if as_json:
-        facts = {"rows": rows, "fingerprint": prepared.fingerprint, "skipped": skipped, "folder": folder}
-        print(json_text(facts))
+        facts = {"fingerprint": ready.fingerprint, "skipped": len(ready.skipped), "folder": str(ready.folder)}
+        listed = {"bad_rows": str(ready.bad_rows_file)} if ready.skipped else {}
+        print(json_text({"rows": rows, **facts, **listed}))
     else:
-        print(f"{', '.join(f'{n} {s}' for s, n in rows.items())} rows in {folder} ({skipped} skipped)")
+        print(f"{', '.join(f'{n} {s}' for s, n in rows.items())} rows in {ready.folder}")

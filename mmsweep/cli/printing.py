@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 # Files and pipes have no width; the default of 80 columns would cut tables.
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+REPORT_SECONDS = 10.0
+"""Between two lines about data that is being prepared, where there is no terminal."""
+
+
+@contextmanager
+def preparing() -> Iterator[Callable[[int, int], None]]:
+    """Show on stderr how far preparing data is, and how long it will take: a bar in a terminal, else a line at times.
+
+    Yields a function of (rows done, rows in all).
+    """
+    console = Console(stderr=True, highlight=False)
+    begun = shown = time.monotonic()
+    first: int | None = None  # rows that an interrupted preparation had done
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "rows, left:", TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("preparing data", total=None)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown, first
+            first = done if first is None else first
+            bar.update(task, completed=done, total=total)
+            now = time.monotonic()
+            if not console.is_terminal and now - shown >= REPORT_SECONDS and done > first:
+                left = (now - begun) / (done - first) * (total - done)
+                console.print(f"preparing data: {done:,} of {total:,} rows, about {left:,.0f} s left")
+                shown = now
+
+        yield progress
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmsweep.cli.common import AsJson, Out, Overrides, StudyFile, studying
+from mmsweep.cli.common import AsJson, Out, Overrides, StudyFile, prepared, studying
 from mmsweep.cli.printing import failed_finals, print_plan, print_record
 from mmsweep.ending import print_interrupted, resume_command
 from mmsweep.errors import UserError
@@ -110,12 +110,11 @@ def submit(
 
 def _shared(study: Study, overrides: list[str] | None, as_json: bool) -> dict[str, Any]:
     """The arguments common to a sweep and a single training."""
-    from mmsweep.assembly.build import prepare_data
     from mmsweep.assembly.host import facts
 
     return {
         "live": not as_json,
-        "describe": lambda: facts(study, prepare_data(study)),
+        "describe": lambda: facts(study, prepared(study)),
         "overrides": overrides or [],
     }
 

@@ -28,6 +28,10 @@ from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 
 SPLITS = ("train", "val", "test")
+
+TARGETS = "targets"
+"""The prepared column of targets; no modality may have this name."""
+
 _SHOWN_ROWS = 20
 
 
@@ -63,17 +67,22 @@ class BadRow:
         return f"{self.origin}: {self.reason}"
 
 
-def refusal(rows: Sequence[BadRow], consequence: str | None = None) -> UserError:
+def refusal(
+    rows: Sequence[BadRow], consequence: str | None = None, *, limit: str = "", file: Path | None = None
+) -> UserError:
     """One error that lists the rows (at most 20) and counts all of them.
 
     Args:
         consequence: what cannot be done without these rows, where leaving them out is no way.
+        limit: how many rows there are, and the share of them that may be left out.
+        file: where all of them are listed.
     """
     shown = "".join(f"\n  {row}" for row in rows[:_SHOWN_ROWS])
-    rest = f"\n  … and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
-    count = "1 row cannot be used" if len(rows) == 1 else f"{len(rows)} rows cannot be used"
-    way = f"Without them {consequence}" if consequence else "Correct them, or leave them out with data.on_bad=skip"
-    return UserError(f"{count}:{shown}{rest}\n", hint=way)
+    rest = f"\n  … and {len(rows) - _SHOWN_ROWS:,} more" if len(rows) > _SHOWN_ROWS else ""
+    count = "1 row cannot be used" if len(rows) == 1 else f"{len(rows):,} rows cannot be used"
+    way = f"Without them {consequence}" if consequence else "Correct them, or raise data.max_bad to leave them out"
+    listed = f" All are listed in {file}." if file and rest else ""
+    return UserError(f"{count}{f' ({limit})' if limit else ''}:{shown}{rest}\n", hint=f"{way}.{listed}")
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class DatasetCard:
         rows: published (or shipped) rows per split.
         formats: of modalities whose data says it, and not an encoder, how they are read.
         get: how to get the data.
+        licence: what its distributor allows.
         layout: what a folder of it looks like.
         reader: whether this version reads it.
     """
@@ -99,6 +109,7 @@ class DatasetCard:
     rows: Mapping[str, int] = field(default_factory=dict)
     formats: Mapping[str, Format] = field(default_factory=dict)
     get: str = ""
+    licence: str = ""
     layout: str = ""
     reader: bool = True
 
@@ -108,12 +119,12 @@ class DatasetBuilder:
 
     Attributes:
         Options: the class of its options.
-        name, title, modalities, target, rows, formats, get, layout: as the card's; `card` gives what depends on the
-            options.
+        name, title, modalities, target, rows, formats, get, licence, layout: as the card's; `card` gives what depends
+            on the options.
         options: what the study says.
         root: the folder that the study names; None: it names none.
-        bad_rows: what `splits()` left out because it could not be read as a row (file:line and why);
-            `prepare` refuses or skips them.
+        bad_rows: what `splits()` left out because it could not be read as a row (file:line and why); `prepare` counts
+            them with the rows that cannot be decoded.
     """
 
     registry: ClassVar[Registry] = DATASETS
@@ -121,6 +132,7 @@ class DatasetBuilder:
     name: ClassVar[str]
     title: ClassVar[str] = ""
     get: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
     layout: ClassVar[str] = ""
     modalities: Mapping[str, str] = {}
     target: Target
@@ -133,7 +145,7 @@ class DatasetBuilder:
         """What is known without the data, for a study's options or in general."""
         target, reads = getattr(cls, "target", None), cls.splits is not DatasetBuilder.splits
         return DatasetCard(
-            cls.name, cls.title, cls.modalities, target, cls.rows, cls.formats, cls.get, cls.layout, reads
+            cls.name, cls.title, cls.modalities, target, cls.rows, cls.formats, cls.get, cls.licence, cls.layout, reads
         )
 
     def __init__(self, options: Any) -> None:

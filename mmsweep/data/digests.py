@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmsweep.data.dataset import SPLITS, Sample
+from mmsweep.data.dataset import SPLITS, TARGETS, Sample
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import Window
 from mmsweep.tasks.task import Target
@@ -23,25 +23,36 @@ def cache_key(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format],
 
     Files count by path, size and time of change (reading them all at every start would take minutes).
     """
-    digest = _start(formats, target)
-    for sample in _rows(splits, digest, _file_stamp if target.kind == "map" else None):
-        for modality in formats:
-            _feed(digest, modality, _stamp(sample.values.get(modality), formats[modality]))
-    return digest.hexdigest()[:24]
+    return _digest(splits, formats, target, lambda split, row, name, value: _stamp(value, formats.get(name)))
 
 
-def content_digest(splits: Mapping[str, list[Sample]], formats: Mapping[str, Format], target: Target) -> str:
-    """The data's fingerprint: equal on every machine that holds the same content, wherever it lies."""
-    digest = _start(formats, target)
-    for sample in _rows(splits, digest, _file_content if target.kind == "map" else None):
-        for modality in formats:
-            _feed(digest, modality, _content(sample.values.get(modality), formats[modality]))
-    return digest.hexdigest()[:24]
+def content_digest(
+    splits: Mapping[str, list[Sample]],
+    formats: Mapping[str, Format],
+    target: Target,
+    contents: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> str:
+    """The data's fingerprint: equal on every machine that holds the same content, wherever it lies.
+
+    Args:
+        contents: for every split and row, `content_of` of what was decoded, by modality (label maps: `targets`).
+    """
+    return _digest(splits, formats, target, lambda split, row, name, value: contents[split][row].get(name, value))
+
+
+def content_of(value: Any, format: Format | None = None) -> Any:
+    """Digests of the files that a value names; the value itself where it names none. A label map has no format."""
+    return value if value is None or (format and not format.from_files) else _file_content(value)
 
 
 def split_digest(splits: Mapping[str, list[str]]) -> str:
     """Digest of which ids stand in which split, in order."""
     return hashlib.sha256(json.dumps([[name, splits[name]] for name in SPLITS]).encode()).hexdigest()[:24]
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """Digest of the ids of one split, in order."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
 def _start(formats: Mapping[str, Format], target: Target) -> Any:
@@ -52,23 +63,31 @@ def _start(formats: Mapping[str, Format], target: Target) -> Any:
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode())
 
 
-def _rows(
-    splits: Mapping[str, list[Sample]], digest: Any, map_digest: Callable[[Any], Any] | None = None
-) -> Iterator[Sample]:
-    for name in SPLITS:
-        _feed(digest, "split", name)
-        for sample in splits[name]:
+def _digest(
+    splits: Mapping[str, list[Sample]],
+    formats: Mapping[str, Format],
+    target: Target,
+    part: Callable[[str, int, str, Any], Any],
+) -> str:
+    """Digest of formats, target and rows; `part` says what stands for a value (split, row, modality, raw value)."""
+    digest = _start(formats, target)
+    for split in SPLITS:
+        _feed(digest, "split", split)
+        for row, sample in enumerate(splits[split]):
             wanted = sorted(sample.target) if isinstance(sample.target, (set, frozenset)) else sample.target
-            _feed(digest, sample.id, sample.group, map_digest(wanted) if map_digest else wanted)
-            yield sample
+            _feed(digest, sample.id, sample.group,
+                  part(split, row, TARGETS, wanted) if target.kind == "map" else wanted)  # fmt: skip
+            for modality in formats:
+                _feed(digest, modality, part(split, row, modality, sample.values.get(modality)))
+    return digest.hexdigest()[:24]
 
 
 def _feed(digest: Any, *parts: Any) -> None:
     digest.update(json.dumps(parts, default=str).encode() + b"\n")
 
 
-def _stamp(value: Any, format: Format) -> Any:
-    return value if value is None or not format.from_files else _file_stamp(value)
+def _stamp(value: Any, format: Format | None) -> Any:
+    return value if value is None or (format and not format.from_files) else _file_stamp(value)
 
 
 def _file_stamp(value: Any) -> Any:
@@ -83,10 +102,6 @@ def _file_stamp(value: Any) -> Any:
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     except (OSError, ValueError):  # ValueError: a NUL in the name, or half a surrogate pair
         return [str(path), "absent"]
-
-
-def _content(value: Any, format: Format) -> Any:
-    return value if value is None or not format.from_files else _file_content(value)
 
 
 def _file_content(value: Any) -> Any:

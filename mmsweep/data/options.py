@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
@@ -86,6 +86,11 @@ DATASETS = Datasets("dataset", "mmsweep.data.sets", key="dataset")
 class DatasetOptions(Options):
     """Options of every dataset."""
 
+    retired: ClassVar[Mapping[tuple[str, Any], tuple[str, Any]]] = {
+        ("on_bad", "refuse"): ("max_bad", 0.0),
+        ("on_bad", "skip"): ("max_bad", 1.0),
+    }
+
     dataset: str = Field(description="Name of the dataset (`mmsweep data list` lists them); manifest is your own file.")
     task: str | None = Field(
         None, description="Target of the prediction, for a dataset with several; null takes the dataset's default."
@@ -96,8 +101,13 @@ class DatasetOptions(Options):
         "zeros (after normalisation) is both papers' choice, ones that of Lee et al.'s code; black is a black picture, "
         "mean the mean of the training rows, nan is for tests. An absent text is always the empty text.",
     )
-    on_bad: Literal["refuse", "skip"] = Field(
-        "refuse", description="What to do if rows cannot be read: refuse stops with an error, skip leaves them out."
+    max_bad: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of rows that may be unreadable (a damaged or absent file, an unknown label). They "
+        "are left out, counted and listed in a file beside the prepared data. A larger share stops, and 0 stops at the "
+        "first.",
     )
     augmentation: AugmentationOptions = Field(AugmentationOptions(), description="Random changes of training data.")
 

@@ -2,7 +2,7 @@
 
 Layout of a prepared folder (written under a temporary name, then renamed, so that it is whole or absent):
 
-    prepared.json              formats, rows, digests, statistics, skipped rows, checksums of all files
+    prepared.json              formats, rows, digests, statistics, bad rows, checksums of all files
     train/ids.json             ids and groups, in order       (the same for val/ and test/)
     train/targets.npy          int64 [N] | float32 [N,C] | float32 [N] | uint8 [N,H,W] (label maps)
     train/natural.npy          bool [N,M]
@@ -11,37 +11,36 @@ Layout of a prepared folder (written under a temporary name, then renamed, so th
     train/height.npy           uint8 or uint16 [N,C,H,W]       (rasters, in their own type)
     train/<sequence>.npy       float32 [N,T,F], and <sequence>.length.npy int32 [N]
     train/text.ids.npy         int32 [N,L], and text.mask.npy bool [N,L]
+
+Rows are decoded in shards (`shards.py`), in any order and by any process that sees the folder. A journal beside the
+folder lists the shards that are written; preparation that was interrupted continues with the others.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from mmsweep.data.dataset import SPLITS, Sample
+from mmsweep.data.dataset import SPLITS, TARGETS, Sample
 from mmsweep.data.digests import CODE_VERSION, content_digest, split_digest
 from mmsweep.data.files import Undecodable, name_of, reading
 from mmsweep.data.kinds.kind import Format, Layout, Parts
-from mmsweep.data.kinds.raster import decode_labels
+from mmsweep.data.shards import Decoded, Journal, Runner, Shard, in_threads, reasons_of, rows_of_a_shard
 from mmsweep.data.wholeness import seal
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 
-TARGETS = "targets"
-"""The column of targets; no modality may have this name."""
-
 BadSamples = list[tuple[Sample, str]]
 """Rows that cannot be used, and why."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with (split, rows done, rows in all)."""
+Progress = Callable[[int, int], None]
+"""Called with (rows done, rows in all), of all splits together."""
 
 
 def write_prepared(
@@ -50,38 +49,61 @@ def write_prepared(
     formats: Mapping[str, Format],
     target: Target,
     *,
-    skip_bad: bool,
     progress: Progress | None = None,
-) -> BadSamples:
-    """Fills `folder` (empty). Returns the bad rows; unless `skip_bad`, the folder is of no use when there are any."""
+    run: Runner = in_threads,
+) -> None:
+    """Fill `folder`, leaving out the rows that cannot be used; the record lists these rows.
+
+    Args:
+        folder: a new folder, or one that an interrupted call with the same arguments has left.
+        run: decodes shards.
+    """
     check_names(formats)
-    _require_space(folder, splits, formats)
+    journal = Journal(folder.with_name(f"{folder.name}.jsonl"))
+    if not (folder.exists() and journal.path.exists()):
+        shutil.rmtree(folder, ignore_errors=True)
+        journal.path.unlink(missing_ok=True)
+        folder.mkdir()
+        _require_space(folder, splits, formats)
     bad: BadSamples = []
+    maps = target if target.kind == "map" else None
+    usable, targets = {}, {}
+    for name in SPLITS:
+        (folder / name).mkdir(exist_ok=True)
+        usable[name], targets[name] = (splits[name], []) if maps else _with_valid_targets(splits[name], target, bad)
+    columns = {name: _Columns(folder, name, usable[name], formats, maps) for name in SPLITS}
+    shards = [shard for name in SPLITS for shard in columns[name].shards()]
+    written = {shard.place: shard for shard in journal.read(shards)}
+    total = sum(map(len, usable.values()))
+    if progress:
+        progress(sum(map(len, written.values())), total)
+    for decoded in run([shard for shard in shards if shard.place not in written]):
+        journal.add(decoded)
+        written[decoded.place] = decoded
+        if progress:
+            progress(sum(map(len, written.values())), total)
     kept: dict[str, list[Sample]] = {}
+    contents: dict[str, list[Mapping[str, Any]]] = {}
     statistics: dict[str, Any] = {}
     for name in SPLITS:
-        (folder / name).mkdir(parents=True)
-        maps = target if target.kind == "map" else None
-        samples, targets = (splits[name], []) if maps else _with_valid_targets(splits[name], target, bad)
-        columns = _Columns(folder / name, samples, formats, maps, training=name == "train")
-        good = columns.decode(bad, lambda done, total, name=name: progress and progress(name, done, total))  # type: ignore[misc]
-        if bad and not skip_bad:
-            continue  # only the list of bad rows is still of interest
-        columns.close(good)
-        kept[name] = [sample for sample, fine in zip(samples, good, strict=True) if fine]
+        parts = [written[shard.place] for shard in shards if shard.split == name]
+        good_N = columns[name].close(parts, bad)
+        kept[name] = [sample for sample, good in zip(usable[name], good_N, strict=True) if good]
+        rows = [content for part in parts for content in part.contents] or [{}] * len(good_N)
+        contents[name] = [content for content, good in zip(rows, good_N, strict=True) if good]
         _write_rows(folder / name, kept[name], formats)
         if not maps:
-            _write_targets(folder / name, [t for t, fine in zip(targets, good, strict=True) if fine], target)
+            _write_targets(folder / name, [t for t, good in zip(targets[name], good_N, strict=True) if good], target)
         if name == "train":
-            statistics = columns.statistics()
-    if bad and not skip_bad:
-        return bad
+            statistics = _means(parts)
+    places = {id(sample): place for place, sample in enumerate(sample for name in SPLITS for sample in splits[name])}
+    bad.sort(key=lambda pair: places[id(pair[0])])
     for modality, format in formats.items():
         if own := format.statistics():
             statistics[modality] = own
     record = {
         "code_version": CODE_VERSION,
-        "fingerprint": content_digest(kept, formats, target),
+        "fingerprint": content_digest(kept, formats, target, contents),
         "split_digest": split_digest({name: [sample.id for sample in kept[name]] for name in SPLITS}),
         "formats": {modality: format.key() for modality, format in formats.items()},
         "statistics": statistics,
@@ -89,7 +111,23 @@ def write_prepared(
         "skipped": [[sample.id, reason] for sample, reason in bad],
     }
     seal(folder, record)
-    return bad
+    journal.path.unlink(missing_ok=True)
+
+
+def unusable(
+    name: str, samples: list[Sample], formats: Mapping[str, Format], target: Target
+) -> Iterator[tuple[Sample, str]]:
+    """The rows of a split that cannot be used, and why: every value is decoded, and nothing is written."""
+    bad: BadSamples = []
+    maps = target if target.kind == "map" else None
+    usable = samples if maps else _with_valid_targets(samples, target, bad)[0]
+    yield from bad
+    with TemporaryDirectory() as folder:
+        (Path(folder) / name).mkdir()
+        columns = _Columns(Path(folder), name, usable, formats, maps)
+        yield from ((usable[row], reason) for row, reason in sorted(columns.reasons.items()))
+        for shard in columns.shards():
+            yield from ((usable[row], reason) for row, reason in sorted(reasons_of(shard).items()))
 
 
 def _require_space(folder: Path, splits: Mapping[str, list[Sample]], formats: Mapping[str, Format]) -> None:
@@ -152,132 +190,104 @@ def map_size(formats: Mapping[str, Format]) -> tuple[int, int]:
 
 
 class _Columns:
-    """The columns of one split while they are written."""
+    """The columns of one split while they are written.
+
+    Raises:
+        UserError: a value of a kind that is encoded many at once (a text) needs files that are not there.
+    """
 
     def __init__(
-        self,
-        folder: Path,
-        samples: list[Sample],
-        formats: Mapping[str, Format],
-        maps: Target | None = None,
-        training: bool = False,
+        self, folder: Path, name: str, samples: list[Sample], formats: Mapping[str, Format], maps: Target | None
     ) -> None:
-        self.folder, self.samples, self.formats, self.maps = folder, samples, formats, maps
-        self.arrays: dict[str, np.ndarray] = {}
-        self.sums: dict[str, tuple[np.ndarray, int]] = {}
-        self.decoders: dict[str, Callable[[Any], Parts]] = {}
+        self.folder, self.name, self.samples, self.formats, self.maps = folder, name, samples, formats, maps
+        self.varied = name == "train"
+        self.map_size = map_size(formats) if maps else None
+        self.reasons: dict[int, str] = {}
+        self.layout: Layout = []  # of all columns, by their whole names
+        self.decoded: dict[str, Layout] = {}  # of those that shards fill
         for modality, format in formats.items():
-            varied = training and bool(format.varied_columns())
-            for name, dtype, shape in format.columns() + (format.varied_columns() if varied else []):
-                self.arrays[modality + name] = _create(folder / f"{modality}{name}.npy", dtype, (len(samples), *shape))
-            if (decoder := format.decoder(varied)) is not None:
-                self.decoders[modality] = decoder
-        if maps:
-            self.map_size = map_size(formats)
-            self.arrays[TARGETS] = _create(folder / f"{TARGETS}.npy", np.uint8, (len(samples), *self.map_size))
+            columns = format.columns() + (format.varied_columns() if self.varied else [])
+            own = [(modality + column, dtype, shape) for column, dtype, shape in columns]
+            self.layout += own
+            encode = format.decoder_of_many()
+            if encode is None:
+                self.decoded[modality] = own
+            else:
+                self._encode(modality, encode, own)
+        if self.map_size:
+            self.decoded[TARGETS] = [(TARGETS, np.uint8, self.map_size)]
+            self.layout += self.decoded[TARGETS]
+        for columns in self.decoded.values():
+            for column, dtype, shape in columns:
+                _create(self._path(column), dtype, (len(samples), *shape))
 
-    def decode(self, bad: BadSamples, progress: Callable[[int, int], object]) -> np.ndarray:
-        """Fills the columns; returns bool [N], which rows are good. Adds the others to `bad`, in the order of rows."""
-        reasons: dict[int, str] = {}
-        for modality, format in self.formats.items():
-            if (decode := format.decoder_of_many()) is not None:
-                self._decode_many(modality, decode, reasons)
+    def shards(self) -> list[Shard]:
+        """The rows in shards; none where no column is filled by decoding."""
+        layout = [column for columns in self.decoded.values() for column in columns]
+        size = rows_of_a_shard(layout)
+        read = {modality: self.formats[modality] for modality in self.decoded if modality != TARGETS}
+        return [
+            Shard(
+                self.folder, self.name, start, read, self.varied, layout, self.maps, self.map_size,
+                [self._value(row) for row in range(start, min(start + size, len(self.samples)))],
+            )
+            for start in range(0, len(self.samples) if self.decoded else 0, size)
+        ]  # fmt: skip
 
-        def one(row: int) -> tuple[Parts, str | None]:
-            if row in reasons:
-                return {}, reasons[row]
-            arrays: Parts = {}
-            sample, place = self.samples[row], TARGETS[:-1]
-            if self.maps and all(value is None for value in sample.values.values()):
-                return {}, f"nothing to learn from: every modality is empty ({', '.join(self.formats)})"
-            try:
-                if self.maps:
-                    with reading("label map", sample.target):
-                        arrays[TARGETS] = decode_labels(sample.target, self.maps, self.map_size)
-                for modality, decoder in self.decoders.items():
-                    place, value = modality, sample.values.get(modality)
-                    if value is not None:
-                        parts = _decoded(decoder, value, self.formats[modality])
-                        arrays |= {modality + name: array for name, array in parts.items()}
-            except Undecodable as error:
-                return {}, f"{place}: {error}"
-            return arrays, None
-
-        # Threads: decoding and resizing happen in C without the interpreter's lock. Results come back in order, so sums
-        # and the list of bad rows do not depend on timing; windows bound what waits in memory.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.samples) if self.decoders or self.maps else 0, _WINDOW):
-                rows = range(start, min(start + _WINDOW, len(self.samples)))
-                for row, (arrays, reason) in zip(rows, pool.map(one, rows), strict=True):
-                    if reason is not None:
-                        reasons[row] = reason
-                    for name, array in arrays.items():
-                        self.arrays[name][(row, slice(len(array))) if array.ndim else row] = array
-                        if name in self.formats:
-                            self._add(name, array)
-                progress(rows.stop, len(self.samples))
+    def close(self, decoded: Sequence[Decoded], bad: BadSamples) -> np.ndarray:
+        """Drop the rows that cannot be used; returns bool [N], which rows are kept. The others are added to `bad`."""
+        reasons = {**{row: reason for part in decoded for row, reason in part.reasons.items()}, **self.reasons}
         bad.extend((self.samples[row], reasons[row]) for row in sorted(reasons))
-        return np.array([row not in reasons for row in range(len(self.samples))], bool)
-
-    def statistics(self) -> dict[str, Any]:
-        """Per modality the mean of what is there: channels of pictures (0..255) and rasters, mel bins, features."""
-        return {modality: {"mean": (total / count).tolist()} for modality, (total, count) in self.sums.items()}
-
-    def close(self, good_N: np.ndarray) -> None:
-        """Flushes, leaving out the rows that are not good."""
-        for name, array in self.arrays.items():
-            path = self.folder / f"{name}.npy"
+        good_N = np.array([row not in reasons for row in range(len(self.samples))], bool)
+        for column, dtype, shape in self.layout:
+            path = self._path(column)
             if not good_N.any():
-                path.unlink(missing_ok=True)  # as `_create`: a column without rows has no file
+                path.unlink(missing_ok=True)  # a column without rows has no file
             elif not good_N.all():
-                kept = _create(path.with_suffix(".kept"), array.dtype, (int(good_N.sum()), *array.shape[1:]))
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+                kept = _create(path.with_suffix(".kept"), dtype, (int(good_N.sum()), *shape))
                 for to, row in enumerate(np.flatnonzero(good_N)):
                     kept[to] = array[row]
-                _flush(kept)
                 path.with_suffix(".kept").replace(path)
-            else:
-                _flush(array)
-        self.arrays.clear()
+        return good_N
 
-    def _decode_many(self, modality: str, decode: Callable[[Sequence[Any]], Parts], reasons: dict[int, str]) -> None:
+    def _value(self, row: int) -> Mapping[str, Any] | None:
+        """What a shard reads of a row; None where the row is known to be bad."""
+        if row in self.reasons:
+            return None
+        sample = self.samples[row]
+        values = {modality: sample.values.get(modality) for modality in self.decoded if modality != TARGETS}
+        return values | {TARGETS: sample.target} if self.maps else values
+
+    def _encode(self, modality: str, encode: Callable[[Sequence[Any]], Parts], columns: Layout) -> None:
         word = self.formats[modality].word
+        arrays = {name: _create(self._path(name), dtype, (len(self.samples), *shape)) for name, dtype, shape in columns}
         for start in range(0, len(self.samples), _MANY):
             chunk = [sample.values.get(modality) for sample in self.samples[start : start + _MANY]]
             try:
-                parts = decode(chunk)
+                parts = encode(chunk)
             except Exception:  # some value among them cannot be decoded: half a surrogate pair, or no text
-                parts, bad = _one_by_one(decode, chunk, word)
+                parts, bad = _one_by_one(encode, chunk, word)
                 for row, reason in bad.items():
-                    reasons.setdefault(start + row, f"{modality}: {reason}")
+                    self.reasons.setdefault(start + row, f"{modality}: {reason}")
             for name, array in parts.items():
-                self.arrays[modality + name][start : start + len(chunk)] = array
+                arrays[modality + name][start : start + len(chunk)] = array
 
-    def _add(self, modality: str, array: np.ndarray) -> None:
-        # Pictures sum as integers (exact in any order); sounds in the order of rows.
-        if array.dtype in (np.uint8, np.uint16):
-            part = array.sum(axis=tuple(i for i in range(array.ndim) if i != array.ndim - 3), dtype=np.int64)
-            size = array.size // array.shape[-3]
-        else:
-            part, size = array.sum(axis=0, dtype=np.float64), len(array)
-        total, count = self.sums.get(modality, (np.zeros_like(part), 0))
-        self.sums[modality] = (total + part, count + size)
+    def _path(self, column: str) -> Path:
+        return self.folder / self.name / f"{column}.npy"
 
 
-_WINDOW = 256
 _MANY = 4096
 
 
-def _decoded(decoder: Callable[[Any], Parts], value: Any, format: Format) -> Parts:
-    """A value as it is stored. Raises Undecodable, whatever the decoder raised, and for numbers that are not finite."""
-    with reading(format.word, value):
-        parts = decoder(value)
-    # After the cast to 32 bits: 1e300 is finite before it.
-    array = parts[""]
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        index = tuple(np.argwhere(~np.isfinite(array))[0])
-        place = ", ".join(f"{axis} {number}" for axis, number in zip(format.axes, index, strict=False))
-        raise Undecodable(f"the {format.word} {name_of(value)} holds {array[index]} at {place}")
-    return parts
+def _means(decoded: Sequence[Decoded]) -> dict[str, Any]:
+    """Per modality the mean over the rows: of channels (pictures 0..255, rasters), mel bins or features."""
+    sums: dict[str, tuple[np.ndarray, int]] = {}
+    for part in decoded:
+        for modality, (total, count) in part.sums.items():
+            before, rows = sums.get(modality, (np.zeros_like(total), 0))
+            sums[modality] = before + total, rows + count
+    return {modality: {"mean": (total / count).tolist()} for modality, (total, count) in sums.items()}
 
 
 def _one_by_one(
@@ -297,14 +307,16 @@ def _one_by_one(
 
 
 def _create(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A column on disk, mapped. One of the right shape that an interrupted preparation left is kept as it is."""
     if 0 in shape:  # an empty file cannot be mapped
         return np.zeros(shape, dtype)
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r+", allow_pickle=False)
+        if array.shape == shape and array.dtype == dtype:
+            return array
+    except (OSError, ValueError):
+        pass
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-
-
-def _flush(array: np.ndarray) -> None:
-    if isinstance(array, np.memmap):
-        array.flush()
 
 
 def _with_valid_targets(samples: list[Sample], target: Target, bad: BadSamples) -> tuple[list[Sample], list[Any]]:

@@ -11,13 +11,15 @@ Whatever is not present in a batch is the fill value, never the row's own input.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, refusal
@@ -25,8 +27,10 @@ from mmsweep.data.digests import cache_key
 from mmsweep.data.kinds.kind import FILLS, Format
 from mmsweep.data.preparation import Progress, write_prepared
 from mmsweep.data.prepared_split import PreparedSplit
+from mmsweep.data.shards import Runner, in_threads
 from mmsweep.data.wholeness import inspect
 from mmsweep.errors import UserError
+from mmsweep.record.files import write_atomically
 from mmsweep.record.lock import NoLocksError, held
 from mmsweep.tasks.task import Target
 
@@ -44,7 +48,8 @@ class PreparedData:
         modalities: name -> kind, in the dataset's order.
         fingerprint: of the content: ids, targets, groups, values, formats. Equal on every machine with the same data.
         split_digest: of which ids stand in which split.
-        skipped: rows left out (on_bad="skip").
+        skipped: rows that cannot be used and are left out.
+        rows: how many rows there were, the skipped ones included.
         folder: where the columns lie.
     """
 
@@ -54,7 +59,23 @@ class PreparedData:
     fingerprint: str
     split_digest: str = ""
     skipped: list[BadRow] = field(default_factory=list)
+    rows: int = 0
     folder: Path = Path()
+
+    @property
+    def bad_rows_file(self) -> Path:
+        """The list of the skipped rows."""
+        return bad_rows_file(self.folder)
+
+    def omission(self) -> str | None:
+        """A sentence about the skipped rows; None where there are none."""
+        if not self.skipped:
+            return None
+        share = len(self.skipped) / self.rows
+        return (
+            f"{len(self.skipped):,} of {self.rows:,} rows cannot be used and are left out ({share:.2%}): "
+            f"{self.bad_rows_file}"
+        )
 
 
 def prepare(
@@ -62,21 +83,25 @@ def prepare(
     formats: Mapping[str, Format],
     cache: Path | str,
     *,
-    on_bad: Literal["refuse", "skip"] = "refuse",
+    max_bad: float = 0.01,
     fill: Mapping[str, str] | str = "zeros",
     progress: Progress | None = None,
+    run: Runner = in_threads,
 ) -> PreparedData:
     """Maps the prepared columns of a dataset, writing them first where they are not there yet.
 
     Args:
         formats: one per modality of the builder (from the encoders).
         cache: folder of prepared datasets; safe to share between processes.
-        on_bad: "refuse" lists every row that cannot be used in one error, "skip" leaves them out and reports them.
+        max_bad: largest share of rows that may be left out because they cannot be used. They are listed in a file
+            beside the prepared folder.
         fill: one of FILLS, for all or per modality.
-        progress: called with (split, rows done, rows in all) while decoding.
+        progress: called with (rows done, rows in all) while decoding.
+        run: decodes the shards.
 
     Raises:
-        UserError: bad rows, a split without rows, a format that does not fit its modality, an unwritable cache.
+        UserError: too many bad rows, a split without rows, a format that does not fit its modality, a cache that cannot
+            be written.
     """
     formats = _in_order(builder, formats)
     fills = _fills(fill, formats)
@@ -89,18 +114,20 @@ def prepare(
     folder = cache / cache_key(samples, formats, target)
     record, damaged = inspect(folder)
     if record is None or damaged:
-        with _sole_writer(folder):
+        with _sole_writer(folder) as partial:
             record, damaged = inspect(folder)  # another process may have written it while this one waited
             if damaged:
                 log.warning("prepared data is damaged (%s) and is made again: %s", _few(damaged), folder)
                 shutil.rmtree(folder, ignore_errors=True)
             if record is None or damaged:
-                record = _write(folder, builder, samples, formats, on_bad, progress)
+                record = _write(partial, folder, builder, samples, formats, progress, run)
     # Kept by id: lines of the user's file may have moved since the columns were written.
     origins = {sample.id: sample.origin for name in SPLITS for sample in samples[name]}
     skipped = [*builder.bad_rows, *(BadRow(origins.get(id) or id, reason) for id, reason in record["skipped"])]
-    if skipped and on_bad == "refuse":
-        raise refusal(skipped)
+    rows = len(builder.bad_rows) + sum(map(len, samples.values()))
+    _list_bad_rows(folder, skipped)
+    if len(skipped) > max_bad * rows:
+        raise refusal(skipped, limit=f"of {rows:,}; data.max_bad allows {max_bad:.2%}", file=bad_rows_file(folder))
     for name in SPLITS:
         if not record["rows"][name]:
             if skipped:
@@ -109,7 +136,7 @@ def prepare(
     splits = {name: PreparedSplit(folder, name, formats, target, fills) for name in SPLITS}
     _check_random_frames(splits["train"])
     return PreparedData(
-        splits, target, dict(builder.modalities), record["fingerprint"], record["split_digest"], skipped, folder
+        splits, target, dict(builder.modalities), record["fingerprint"], record["split_digest"], skipped, rows, folder
     )
 
 
@@ -128,24 +155,34 @@ def _check_random_frames(train: PreparedSplit) -> None:
 # ---- writing once --------------------------------------------------------------------------------------------------
 
 
+def bad_rows_file(folder: Path) -> Path:
+    """Where the rows are listed that a prepared folder leaves out."""
+    return folder.with_name(f"{folder.name}.bad_rows.csv")
+
+
+def _list_bad_rows(folder: Path, rows: Sequence[BadRow]) -> None:
+    path, text = bad_rows_file(folder), io.StringIO()
+    csv.writer(text).writerows([("row", "reason"), *((row.origin, row.reason) for row in rows)])
+    with contextlib.suppress(OSError):  # a cache that is only read keeps the list of who wrote it
+        if rows and not (path.exists() and path.read_text(errors="replace") == text.getvalue()):
+            write_atomically(path, text.getvalue())
+        elif not rows:
+            path.unlink(missing_ok=True)
+
+
 def _write(
+    partial: Path,
     folder: Path,
     builder: DatasetBuilder,
     samples: Mapping[str, list[Any]],
     formats: Mapping[str, Format],
-    on_bad: str,
     progress: Progress | None,
+    run: Runner,
 ) -> dict[str, Any]:
-    temporary = folder.with_name(f".{folder.name}-{uuid4().hex[:8]}")
     try:
-        temporary.mkdir()
-        skip = on_bad == "skip"
-        bad = write_prepared(temporary, samples, formats, builder.target, skip_bad=skip, progress=progress)
-        found = [*builder.bad_rows, *(BadRow(sample.origin or sample.id, reason) for sample, reason in bad)]
-        if found and not skip:
-            raise refusal(found)
+        write_prepared(partial, samples, formats, builder.target, progress=progress, run=run)
         try:
-            temporary.rename(folder)
+            partial.rename(folder)
         except OSError:
             if inspect(folder)[0] is None:  # not just another process that was quicker
                 raise
@@ -153,8 +190,6 @@ def _write(
         raise UserError(
             f"the prepared data cannot be written ({error.strerror or error})", file=folder.parent
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     record, damaged = inspect(folder)
     if record is None or damaged:
         raise UserError(f"prepared data is not as it was just written ({_few(damaged)})", file=folder,
@@ -167,25 +202,28 @@ def _few(names: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Lets one process of a machine decode while the others wait; the lock dies with its holder.
+def _sole_writer(folder: Path) -> Iterator[Path]:
+    """Let one process of a machine decode while the others wait; yields the folder to write, renamed once complete.
 
-    Only saves work: without locks (some network drives) several may write, and the first to rename wins.
+    The lock is released when its holder dies. Its partial folder stays, and the next holder continues with it. Where
+    there are no locks (some network drives), each process writes a folder of its own, and the first to rename wins.
     """
     with contextlib.ExitStack() as lock:
+        partial = folder.with_name(f".{folder.name}.partial")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(NoLocksError):
+            try:
                 lock.enter_context(held(folder.parent / f".{folder.name}.lock", math.inf))
-                for left in folder.parent.glob(f".{folder.name}-*"):  # by a killed process: nobody else writes now
-                    shutil.rmtree(left, ignore_errors=True)
+            except NoLocksError:
+                partial = partial.with_name(f"{partial.name}-{uuid4().hex[:8]}")
+                lock.callback(shutil.rmtree, partial, ignore_errors=True)
         except OSError as error:
             raise UserError(
                 f"the cache for prepared data cannot be written ({error.strerror})",
                 file=folder.parent,
                 hint="Name a writable folder in $MMSWEEP_CACHE",
             ) from None
-        yield
+        yield partial
 
 
 def _in_order(builder: DatasetBuilder, formats: Mapping[str, Format]) -> dict[str, Format]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmsweep.data.augmentation import Augmentation, Draws
-from mmsweep.data.dataset import Batch
+from mmsweep.data.dataset import TARGETS, Batch
 from mmsweep.data.kinds.kind import FILLS, Format, Input, Rows, Varied
-from mmsweep.data.preparation import TARGETS, map_size
+from mmsweep.data.preparation import map_size
 from mmsweep.data.raw_batch import Normalisation, RawBatch
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target

@@ -34,8 +34,8 @@ DATA_FACTS = {
     "init_from_digest": "the weights of train.init_from have",
 }
 """Of `assembly.facts`, what must stay as it is when a sweep goes on, with the words for it."""
-# What may differ when a sweep goes on: where and how long it runs, not what it computes.
-FREE_ON_RESUME = ("resources.hosts", "resources.slots", "sweep.budget", "bootstrap", "tracking")
+# What may differ when a sweep goes on: where and how long it runs, not what it computes (DATA_FACTS say which rows).
+FREE_ON_RESUME = ("resources.hosts", "resources.slots", "sweep.budget", "bootstrap", "tracking", "data.max_bad")
 
 
 class SweepFolder:

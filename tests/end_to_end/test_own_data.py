@@ -6,9 +6,12 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
+
+from mmsweep.errors import UserError
 
 
 def mmsweep(*args, cwd):
@@ -45,3 +48,28 @@ def test_natural_gaps_in_every_split(tmp_path, tiny_table, tiny_values):
     assert " n " in shown and str(have["missing-text"]) in shown
     predictions = list((tmp_path / "sweeps" / "own" / "final").rglob("predictions.npz"))
     assert len(predictions) == 2
+
+
+@pytest.mark.slow
+def test_ray_decodes_the_bytes_that_threads_decode(tmp_path, monkeypatch):
+    from mmsweep.data import shards
+    from mmsweep.data.prepared import prepare
+    from mmsweep.sweep import decoding
+    from tests.data.files import write_tokenizer
+    from tests.unit.prepared_helpers import formats_of, pictures
+
+    monkeypatch.setattr(shards, "_SHARD_ROWS", 2)
+    monkeypatch.setattr(decoding, "LONG_SECONDS", -1.0)  # all but the first shard
+    builder, formats = pictures(tmp_path), formats_of(write_tokenizer(tmp_path / "tokenizer"))
+    (tmp_path / "val" / "3.png").write_bytes(b"no picture")
+    here = prepare(builder, formats, tmp_path / "here", max_bad=0.1)
+    there = prepare(builder, formats, tmp_path / "there", max_bad=0.1, run=decoding.with_ray)
+    assert [row.origin for row in there.skipped] == ["val.csv:5"] and there.skipped == here.skipped
+    files = sorted(path.relative_to(here.folder) for path in here.folder.rglob("*.npy"))
+    assert len(files) == 12
+    assert all((there.folder / file).read_bytes() == (here.folder / file).read_bytes() for file in files)
+    assert there.fingerprint == here.fingerprint
+    (tmp_path / "lost").mkdir()
+    monkeypatch.setattr(decoding, "decode", lambda shard: shards.decode(replace(shard, folder=tmp_path / "lost")))
+    with pytest.raises(UserError, match="does not have the folder"):
+        prepare(builder, formats, tmp_path / "elsewhere", max_bad=0.1, run=decoding.with_ray)

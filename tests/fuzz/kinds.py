@@ -225,7 +225,7 @@ def media(draw: random.Random, folder: Path, material: Material) -> Example:
 
 
 def _prepared(draw: random.Random, folder: Path, made: dict[str, Any], total: int | None) -> Example:
-    made["data"]["on_bad"] = draw.choice(["skip", "skip", "refuse"])
+    made["data"]["max_bad"] = draw.choice([1.0, 1.0, 0.0])
     (folder / "study.yaml").write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
     if draw.random() < 0.3:
         return Example(["data", "check", "study.yaml"])

@@ -294,7 +294,7 @@ def test_a_kind_of_modality_is_one_file(toy_kind: type[Any], tiny_study: Study, 
     }
     target = {"task": "single_label", "column": "kind"}
     data = {"dataset": "manifest", "path": str(tmp_path / "rows.csv"), "modalities": columns, "target": target}
-    data |= {"levels": {"limit": 20.0}, "on_bad": "skip"}
+    data |= {"levels": {"limit": 20.0}, "on_bad": "skip"}  # as version 0.1 wrote it: max_bad 1
     values = {**tiny_study.resolved(), "data": data, "search": {}}
     study = Study.parse(values)
     assert Study.parse(study.resolved()) == study and study.data.reading("levels").limit == 20
@@ -304,7 +304,7 @@ def test_a_kind_of_modality_is_one_file(toy_kind: type[Any], tiny_study: Study, 
     assert "## `data.levels`" in page and "| `limit` | float | 1.0 | Largest level; above 0 |" in page
     text = TextFormat(study.model.encoders["text"].name, 8)
     builder = make_builder(study)
-    prepared = prepare(builder, {**builder.formats, "text": text}, tmp_path / "cache", on_bad="skip", fill="mean")
+    prepared = prepare(builder, {**builder.formats, "text": text}, tmp_path / "cache", max_bad=1.0, fill="mean")
     assert [row.reason for row in prepared.skipped] == ["levels: the row of levels 3.5 nan holds nan at row 1"]
     train = prepared.splits["train"]
     present = np.ones((len(train), 2), bool)

@@ -136,12 +136,14 @@ def test_a_grid_without_whole_blocks_is_named(tmp_path: Path) -> None:
 
 def test_data_check_reads_the_label_maps(tmp_path: Path) -> None:
     root = shrunk(tmp_path / "coarse")
-    findings = check(earth(root))
+    findings = check(earth(root)).lines
     assert any(line.startswith("train: tropical ") and "ocean" in line for line in findings)
     with Image.open(root / LABELS) as opened:
         labels = np.array(opened)
     labels[10, 10] = 77
     Image.fromarray(labels).save(root / LABELS)
-    (told,) = [line for line in check(earth(root)) if "holds the value 77" in line]
-    assert told.startswith("error: ") and "koeppen.png" in told
-    assert sum(line.startswith("error: ") for line in check(earth(root), "skip")) == 0
+    for max_bad, grade in ((0.0, "error: "), (0.01, "warning: ")):  # one tile of 344
+        result = check(earth(root), max_bad)
+        (line,) = [line for line in result.lines if "holds the value 77" in line]
+        assert line.startswith(grade) and "koeppen.png" in line
+        assert result.usable is (max_bad > 0)

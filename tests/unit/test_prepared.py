@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -15,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsweep.data import wholeness
+from mmsweep.data import shards, wholeness
 from mmsweep.data.dataset import Sample
 from mmsweep.data.kinds.audio import AudioFormat
 from mmsweep.data.kinds.image import ImageFormat
@@ -41,7 +40,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_second_call_reads_what_the_first_wrote(tmp_path: Path, tokenizer: str) -> None:
     builder, calls = pictures(tmp_path), []
     first = prepare(builder, formats_of(tokenizer), tmp_path / "cache", progress=lambda *args: calls.append(args))
-    assert calls[-1] == ("test", 6, 6)
+    assert calls[-1] == (18, 18)
     again = prepare(builder, formats_of(tokenizer), tmp_path / "cache", progress=lambda *args: calls.append("more"))
     assert again.folder == first.folder and "more" not in calls
     assert torch.equal(image_of(first), image_of(again))
@@ -64,14 +63,54 @@ def test_the_same_content_elsewhere_has_the_same_fingerprint(tmp_path: Path, tok
     assert again.folder != first.folder and again.fingerprint == first.fingerprint
 
 
-def test_what_a_killed_process_left_is_swept_away(tmp_path: Path, tokenizer: str) -> None:
-    builder, cache = pictures(tmp_path), tmp_path / "cache"
-    folder = prepare(builder, formats_of(tokenizer), cache).folder
-    (folder / "prepared.json").write_text('{"rows": ')
-    left = cache / f".{folder.name}-left"
-    left.mkdir()
-    assert len(prepare(builder, formats_of(tokenizer), cache).splits["train"]) == 6
-    assert not left.exists() and json.loads((folder / "prepared.json").read_text())["rows"]["train"] == 6
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("damage", ["none", "flipped", "cut journal", "lost column"])
+def test_interrupted_preparation_continues_and_gives_the_same_bytes(
+    damage: str, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whatever shard it stops; shards whose rows are not on disk as they were written are decoded again."""
+    monkeypatch.setattr(shards, "_SHARD_ROWS", 2)
+    builder = spoiled(tmp_path)
+    whole = files_of(prepare(builder, formats_of(tokenizer), tmp_path / "whole", max_bad=1.0).folder)
+    decoded: list[int] = []
+
+    def run(limit: int) -> Any:
+        def some(parts: Any) -> Any:
+            for part in parts[:limit]:
+                decoded.append(1)
+                yield shards.decode(part)
+            if limit < len(parts):
+                raise Stopped
+
+        return some
+
+    for stop in range(9):  # of nine shards
+        cache = tmp_path / f"cache-{stop}"
+        with pytest.raises(Stopped):
+            prepare(builder, formats_of(tokenizer), cache, max_bad=1.0, run=run(stop))
+        (partial,) = cache.glob(".*.partial")
+        journal = partial.with_name(f"{partial.name}.jsonl")
+        decoded.clear()
+        again = 9 - stop
+        if damage == "flipped" and stop:
+            flipped(partial / "train" / "image.npy")  # of row 5, in the third shard
+            again += stop > 2
+        elif damage == "cut journal" and stop:
+            journal.write_text(journal.read_text()[:-20])
+            again += 1
+        elif damage == "lost column" and stop:
+            (partial / "train" / "image.npy").unlink()
+            again += max(0, min(stop, 3) - 1)  # the first shard holds no picture, and so zeros
+        data = prepare(builder, formats_of(tokenizer), cache, max_bad=1.0, run=run(9))
+        assert files_of(data.folder) == whole and len(decoded) == again
+        assert not list(cache.glob(".*.partial*"))
 
 
 def flipped(path: Path) -> None:
@@ -177,7 +216,7 @@ def test_processes_may_prepare_at_once(tmp_path: Path, tokenizer: str) -> None:
         worker.join()
     assert len(results) == 1
     assert len([p for p in cache.iterdir() if not p.name.startswith(".")]) == 1
-    assert not list(cache.glob(".*-*"))
+    assert not list(cache.glob(".*.partial*"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -207,13 +246,21 @@ def spoiled(folder: Path) -> Rows:
 
 
 def test_bad_rows_are_listed_and_refused_at_once(tmp_path: Path, tokenizer: str) -> None:
+    builder = spoiled(tmp_path)
     with pytest.raises(UserError) as caught:
-        prepare(spoiled(tmp_path), formats_of(tokenizer), tmp_path / "cache")
+        prepare(builder, formats_of(tokenizer), tmp_path / "cache")
     message = str(caught.value)
     for part in ("3 rows cannot be used", "train.csv:2: image:", "cannot be decoded", "val.csv:5:", "does not exist",
-                 "test.csv:7: target:", "'violet'", "data.on_bad=skip"):  # fmt: skip
+                 "test.csv:7: target:", "'violet'", "data.max_bad"):  # fmt: skip
         assert part in message
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert "(of 18; data.max_bad allows 1.00%)" in message
+    listed = (tmp_path / "cache").glob("*.bad_rows.csv").__next__().read_text().splitlines()
+    assert listed[0] == "row,reason" and [line.split(",")[0] for line in listed[1:]] == [
+        "train.csv:2", "val.csv:5", "test.csv:7",
+    ]  # fmt: skip
+    # What was decoded serves once more bad rows are allowed, and once they are few enough.
+    data = prepare(builder, formats_of(tokenizer), tmp_path / "cache", max_bad=0.17, run=lambda shards: 1 / 0)
+    assert data.omission() == f"3 of 18 rows cannot be used and are left out (16.67%): {data.bad_rows_file}"
 
 
 def test_long_lists_of_bad_rows_are_cut_and_counted(tmp_path: Path, tokenizer: str) -> None:
@@ -227,14 +274,14 @@ def test_long_lists_of_bad_rows_are_cut_and_counted(tmp_path: Path, tokenizer: s
 
 def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, tokenizer: str) -> None:
     builder = spoiled(tmp_path)
-    data = prepare(builder, formats_of(tokenizer), tmp_path / "cache", on_bad="skip")
+    data = prepare(builder, formats_of(tokenizer), tmp_path / "cache", max_bad=1.0)
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 5, "val": 5, "test": 5}
     assert [row.origin for row in data.skipped] == ["train.csv:2", "val.csv:5", "test.csv:7"]
     assert data.splits["train"].ids == [f"train-{i}" for i in range(1, 6)]
     # The columns moved up with the rows.
     whole = prepare(pictures(tmp_path / "whole"), formats_of(tokenizer), tmp_path / "cache")
     assert torch.equal(image_of(data), image_of(whole)[1:])
-    again = prepare(builder, formats_of(tokenizer), tmp_path / "cache", on_bad="skip")
+    again = prepare(builder, formats_of(tokenizer), tmp_path / "cache", max_bad=1.0)
     assert again.skipped == data.skipped
     with pytest.raises(UserError, match="3 rows cannot be used"):
         prepare(builder, formats_of(tokenizer), tmp_path / "cache")
@@ -249,7 +296,7 @@ def test_a_split_of_bad_rows_alone_is_refused_by_its_rows(split: str, tmp_path: 
         Path(sample.values["image"]).write_bytes(b"no picture")
     for _ in range(2):  # decoded, and from the cache
         with pytest.raises(UserError, match=f"{len(rows)} rows cannot be used") as caught:
-            prepare(builder, formats_of(tokenizer), tmp_path / "cache", on_bad="skip")
+            prepare(builder, formats_of(tokenizer), tmp_path / "cache", max_bad=1.0)
         assert f"{split}.csv:2: image: the picture" in str(caught.value)
         assert f"has no rows in {split}" in str(caught.value)
 
@@ -282,7 +329,7 @@ def test_numbers_that_are_not_finite_are_bad_rows(tmp_path: Path) -> None:
                                   "series: the sequence", "series: the sequence"), start=3):  # fmt: skip
         assert f"my.csv:{line}: {words}" in message
     assert "nan.wav holds nan" in message and "huge.npy holds inf at step 0, column 0" in message
-    data = prepare(builder, formats, tmp_path / "cache", on_bad="skip", fill="mean")
+    data = prepare(builder, formats, tmp_path / "cache", max_bad=1.0, fill="mean")
     assert data.splits["train"].ids == ["0"] and len(data.skipped) == 6
     assert np.isfinite(data.splits["train"].column("sound")).all()
 
@@ -313,5 +360,5 @@ def test_whatever_raises_is_a_bad_row(tmp_path: Path, tokenizer: str, monkeypatc
     for part in ("train.csv:2: text: ", "train.csv:4: image: ", "train.csv:5: image: ", "train.csv:6: text: ",
                  "train.csv:7: image: the picture", "'some tag'"):  # fmt: skip
         assert part in message
-    data = prepare(builder, formats_of(tokenizer), tmp_path / "cache", on_bad="skip")
+    data = prepare(builder, formats_of(tokenizer), tmp_path / "cache", max_bad=1.0)
     assert data.splits["train"].ids == ["train-1"] and len(data.skipped) == 5

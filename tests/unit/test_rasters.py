@@ -260,7 +260,7 @@ def test_a_sample_without_any_modality_is_one_message(scenes: Scenes, tmp_path: 
 
 def test_bad_rows_can_be_left_out(scenes: Scenes, tmp_path: Path) -> None:
     picture(scenes.folder / "label-1.png", np.full((H, W), 77, np.uint8))
-    data = prepare(scenes, scenes.formats, tmp_path / "other", on_bad="skip")
+    data = prepare(scenes, scenes.formats, tmp_path / "other", max_bad=1.0)
     split = data.splits["train"]
     assert len(split) == 5 and split.targets.shape == (5, H, W) and len(data.skipped) == 1
     assert split.ids == ["0", "2", "3", "4", "5"]

@@ -110,7 +110,7 @@ def test_absent_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_named_on_the_command_line(root: Path, tmp_path: Path) -> None:
     builder = named_builder("tuxpaint", [f"data.root={root}"])
     assert builder is not None
-    found = "\n".join(check(builder))
+    found = "\n".join(check(builder).lines)
     assert f"expected are {EXPECTED['train']}" in found and "files exist" in found  # a package of another size
     assert named_builder("study.yaml") is None
     with pytest.raises(UserError, match=r"train.epochs: only a study has this key"):

@@ -32,12 +32,12 @@ def test_bad_rows_are_listed_with_their_lines(place: Path, study: Callable[..., 
     write_manifest(place / "rows.csv", rows)
     path = study({"data.path": "rows.csv", "data.target.classes": ["red", "green", "blue"]})
     message = say("data", "prepare", path)
-    assert message.startswith(f"{path}: 3 rows cannot be used:\n")
+    assert message.startswith(f"{path}: 3 rows cannot be used (of 40; data.max_bad allows 1.00%):\n")
     listed = {int(found[1]): found[2] for found in re.finditer(r"\n  rows\.csv:(\d+): (.*)", message)}
     assert sorted(listed) == sorted([corrupt + 2, 3 + 2, absent + 2])
     assert "image" in listed[corrupt + 2] and "image" in listed[absent + 2]
     assert "kind: " in listed[5] and "found 'gren'" in listed[5] and "expected one of red, green, blue" in listed[5]
-    assert "Did you mean 'green'?" in listed[5] and "data.on_bad=skip" in message
+    assert "Did you mean 'green'?" in listed[5] and "data.max_bad" in message
 
 
 def test_a_check_that_finds_missing_files_fails(

@@ -38,6 +38,7 @@ app = typer.Typer(
 for verb in (train.tune, train.train, results.evaluate, results.report, results.show, results.best):
     app.command()(verb)
 app.command()(inputs.validate)
+app.command()(inputs.init)
 app.command()(train.submit)
 app.command("list")(inputs.list_components)
 app.add_typer(inputs.data, name="data")

@@ -46,6 +46,40 @@ def validate(
         raise typer.Exit(2)
 
 
+def init(
+    manifest: Annotated[Path, typer.Argument(help="A CSV, TSV, JSONL or Parquet file.", metavar="MANIFEST")],
+    target: Annotated[str | None, typer.Option(help="The column to predict; guessed unless given.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="The study; default MANIFEST's name, .yaml.")] = None,
+) -> None:
+    """Write a commented study for your own file, guessing what its columns hold."""
+    from mmsweep.assembly.checks import check_sweep
+    from mmsweep.data.guess import guess
+    from mmsweep.study.starter import starter
+
+    path = out_file or Path(f"{manifest.stem}.yaml")
+    if path.exists():
+        raise UserError("the file exists already", file=path, hint="Name another with --out")
+    guesses = guess(manifest, target)
+    text = starter(manifest, path.parent, guesses)
+    path.write_text(text, encoding="utf-8")
+    try:
+        with studying(path, None) as study:
+            check_sweep(study)
+    except UserError:
+        path.unlink()
+        raise
+    for modality in guesses.modalities:
+        out.print(f"input {modality.name}: {modality.column} ({modality.kind}; {modality.why})", markup=False)
+    out.print(f"target: {guesses.target} ({guesses.task}; {guesses.notes[guesses.target]})", markup=False)
+    for role in ("split", "group", "id"):
+        if column := getattr(guesses, role):
+            out.print(f"{role}: {column}", markup=False)
+    for column, note in guesses.notes.items():
+        if column != guesses.target:
+            out.print(f"left out: {column} ({note})", markup=False)
+    print(f"{path} is written. Next: mmsweep data check {path}")
+
+
 def list_components(
     name: Annotated[str | None, typer.Argument(help="Show this component's options.", metavar="[NAME]")] = None,
     as_json: AsJson = False,

@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     Args:
         line: where it stands, from 1; rows of Parquet are counted.
-        cells: column -> cell of the columns that were asked for; None where the cell is empty or left out.
+        cells: column -> cell of the columns that were asked for; None where the cell is empty or absent.
         content: digest of the whole row, other columns included.
     """
 
@@ -37,12 +37,12 @@ class Row(NamedTuple):
     content: str
 
 
-def read_table(path: Path, columns: Columns) -> Iterator[Row]:
+def read_table(path: Path, columns: Columns | None) -> Iterator[Row]:
     """The rows of a file.
 
     Args:
         path: its suffix says the format.
-        columns: (key of the study, column) that must be there.
+        columns: (key of the study, column) that must be there; None reads all columns there are.
 
     Raises:
         UserError: the file is absent, of unknown format or malformed (with the line); a column is absent (with the
@@ -53,14 +53,14 @@ def read_table(path: Path, columns: Columns) -> Iterator[Row]:
         raise UserError("unknown format of manifest", file=path, found=path.suffix, expected=", ".join(_READERS))
     if not path.is_file():
         raise UserError("the manifest does not exist", key="data.path", found=str(path), expected="a file")
-    wanted = list(dict.fromkeys(column for _, column in columns))
-    for line, row in reader(path, columns):
+    wanted = list(dict.fromkeys(column for _, column in columns or ()))
+    for line, row in reader(path, columns or ()):
         filled = {column: cell for column, cell in row.items() if not is_empty(cell)}
         try:
             content = _digest(filled)
         except RecursionError:
             raise UserError("a cell is nested too deeply", file=path, line=line) from None
-        yield Row(line, {column: filled.get(column) for column in wanted}, content)
+        yield Row(line, {column: filled.get(column) for column in (row if columns is None else wanted)}, content)
 
 
 def _digest(filled: dict[str, Any]) -> str:

@@ -1,0 +1,226 @@
+"""Guesses what the columns of a user's file hold: inputs, target, split, group and id, for `mmsweep init`.
+
+Every guess carries its reason, and nothing is guessed that the cells do not show. What stays unclear is left out and
+said so: the user edits the study that comes out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmsweep.data.cells import BadCell, class_name, file_of, labels_of, number_of
+from mmsweep.data.modality_names import misnamed
+from mmsweep.data.sets.manifest import SPLIT_NAMES
+from mmsweep.data.tables import read_table
+from mmsweep.errors import UserError
+
+ROWS = 2000
+"""Rows that are looked at."""
+
+SUFFIXES = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg"),
+    "audio": (".wav", ".flac", ".mp3", ".ogg", ".aiff", ".aif"),
+    "video": (".mp4", ".avi", ".mkv", ".mov", ".webm", ".flv", ".m4v"),
+}
+TARGET_NAMES = (
+    "label", "labels", "target", "class", "category", "kind", "tags", "genres", "genre", "score", "rating", "sentiment",
+    "emotion", "diagnosis", "outcome", "y",
+)  # fmt: skip
+GROUP_NAMES = ("group", "speaker", "subject", "patient", "user", "movie", "actor", "session", "concept", "family")
+ID_NAMES = ("id", "uid", "uuid", "key", "index")
+SEPARATORS = ("|", ";", ",")
+
+_MOST_CLASSES = 100
+_WORDS = 3
+"""Texts have at least so many words on average; names of classes have fewer."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """An input: its name, kind and column, and why it is taken for one."""
+
+    name: str
+    kind: str
+    column: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a file's columns hold.
+
+    Args:
+        modalities: the inputs, in the order of the columns.
+        target: its column; task: what is predicted; separator: between the labels of a multi_label cell.
+        split, group, id: columns, where there are such.
+        notes: a sentence for each guess that is no modality, and for each column that is left out.
+    """
+
+    modalities: list[Modality]
+    target: str
+    task: str
+    separator: str | None = None
+    split: str | None = None
+    group: str | None = None
+    id: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def guess(path: Path, target: str | None = None) -> Guesses:
+    """Look at the first rows of a CSV, TSV, JSONL or Parquet file.
+
+    Args:
+        target: the column of the target; None: it is guessed as well.
+
+    Raises:
+        UserError: the file cannot be read; fewer than two columns are inputs; no column looks like a target.
+    """
+    rows = [row.cells for row in islice(read_table(path, None), ROWS)]
+    if not rows:
+        raise UserError("the manifest has no rows", file=path)
+    columns: dict[str, list[Any]] = {name: [] for row in rows for name in row}
+    for row in rows:
+        for name, cell in row.items():
+            if cell is not None:
+                columns[name].append(cell)
+    notes = {name: "every cell is empty" for name, cells in columns.items() if not cells}
+    columns = {name: cells for name, cells in columns.items() if cells}
+    if target is not None and target not in columns:
+        raise UserError(
+            "there is no such column with values", key="--target", found=target, expected=f"one of {', '.join(columns)}"
+        )
+    split = next((name for name, cells in columns.items() if name != target and _splits(cells)), None)
+    modalities = [m for name, cells in columns.items() if name not in (target, split) and (m := _file(name, cells))]
+    taken = {split, *(m.column for m in modalities)}
+    wanted = target or _target({name: cells for name, cells in columns.items() if name not in taken})
+    for name, cells in columns.items():
+        if name not in taken and name != wanted and (mean := _mean_words(cells)) >= _WORDS:
+            modalities.append(Modality(_name(name), "text", name, f"texts of {mean:.0f} words on average"))
+    modalities.sort(key=lambda m: list(columns).index(m.column))
+    if len(modalities) < 2 or wanted is None:
+        seen = "".join(f"\n  {name}: {_described(name, cells)}" for name, cells in columns.items())
+        lacks = "no column looks like a target" if wanted is None else f"{len(modalities)} of its columns are inputs"
+        raise UserError(
+            f"{lacks}; the columns hold:{seen}\n", file=path, key="--target" if wanted is None else None,
+            expected="--target COLUMN" if wanted is None else "two at least: pictures, sounds, videos or texts",
+        )  # fmt: skip
+    task, separator, why = _task(columns[wanted])
+    notes[wanted] = why
+    taken |= {wanted, *(m.column for m in modalities)}
+    rest = [name for name in columns if name not in taken]
+    id = next((n for n in rest if n.lower() in ID_NAMES and len(set(map(str, columns[n]))) == len(rows)), None)
+    group = next((n for n in rest if _stem(n) in GROUP_NAMES and len(set(map(str, columns[n]))) < len(rows)), None)
+    notes |= {name: "not used" for name in rest if name not in (id, group)}
+    return Guesses(modalities, wanted, task, separator, split, group, id, notes)
+
+
+def _splits(cells: Sequence[Any]) -> bool:
+    names = {str(cell).strip().lower() for cell in cells}
+    return (
+        names <= set(SPLIT_NAMES) and {"train", "test"} <= names and all(str(c).strip() in SPLIT_NAMES for c in cells)
+    )
+
+
+def _file(name: str, cells: Sequence[Any]) -> Modality | None:
+    """The column as files of one kind, by their suffixes."""
+    files = list(_file_names(cells))
+    for kind, suffixes in SUFFIXES.items():
+        count = sum(file.lower().endswith(suffixes) for file in files)
+        if count and count == len(files) == len(cells):
+            return Modality(_name(name), kind, name, f"all {count:,} cells name files such as {Path(files[0]).name}")
+    return None
+
+
+def _file_names(cells: Sequence[Any]) -> Iterator[str]:
+    for cell in cells:
+        try:
+            file = cell.get("path") if isinstance(cell, dict) else file_of(cell)
+        except BadCell:
+            continue
+        if isinstance(file, str):
+            yield file
+
+
+def _target(columns: Mapping[str, Sequence[Any]]) -> str | None:
+    named = sorted((TARGET_NAMES.index(name.lower()), name) for name in columns if name.lower() in TARGET_NAMES)
+    if named:
+        return named[0][1]
+    classes = [name for name, cells in columns.items() if _mean_words(cells) < _WORDS and _is_class(name, cells)]
+    return classes[-1] if len(classes) == 1 else None
+
+
+def _is_class(name: str, cells: Sequence[Any]) -> bool:
+    names = _class_names(cells)
+    return 2 <= len(set(names)) <= min(_MOST_CLASSES, len(names) // 2) and _stem(name) not in GROUP_NAMES
+
+
+def _class_names(cells: Sequence[Any]) -> list[str]:
+    names = []
+    for cell in cells:
+        try:
+            names.append(class_name(cell))
+        except BadCell:
+            return []
+    return names
+
+
+def _task(cells: Sequence[Any]) -> tuple[str, str | None, str]:
+    """(task, separator, why) of a target's column."""
+    if any(isinstance(cell, list | tuple) for cell in cells):
+        return "multi_label", None, "its cells are lists"
+    numbers = _numbers(cells)
+    if numbers and (len(set(numbers)) > _MOST_CLASSES or any(not number.is_integer() for number in numbers)):
+        return "regression", None, f"numbers from {min(numbers):g} to {max(numbers):g}"
+    for separator in SEPARATORS:
+        try:
+            labels = [labels_of(cell, separator) for cell in cells]
+        except BadCell:
+            continue
+        distinct = {label for row in labels for label in row}
+        if any(len(row) > 1 for row in labels) and len(distinct) <= min(_MOST_CLASSES, len(cells)):
+            return "multi_label", separator, f"up to {max(map(len, labels))} of {len(distinct)} labels in a cell"
+    return "single_label", None, f"{len(set(_class_names(cells)))} classes"
+
+
+def _numbers(cells: Sequence[Any]) -> list[float]:
+    """The cells as numbers; none where one is no number."""
+    numbers = []
+    for cell in cells:
+        try:
+            numbers.append(number_of(cell))
+        except BadCell:
+            return []
+    return numbers
+
+
+def _mean_words(cells: Sequence[Any]) -> float:
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    if len(texts) < len(cells) or _numbers(cells):
+        return 0.0
+    return sum(len(text.split()) for text in texts) / len(texts)
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"_?id$", "", name.lower())
+
+
+def _name(column: str) -> str:
+    """A modality's name made from its column's."""
+    name = re.sub(r"\W+", "_", column, flags=re.ASCII).strip("_") or "input"
+    name = name if name[0].isalpha() else f"input_{name}"
+    return f"{name}_input" if misnamed([name]) else name
+
+
+def _described(name: str, cells: Sequence[Any]) -> str:
+    if file := _file(name, cells):
+        return f"{file.kind} files"
+    if numbers := _numbers(cells):
+        return f"numbers from {min(numbers):g} to {max(numbers):g}"
+    if (mean := _mean_words(cells)) >= _WORDS:
+        return f"texts of {mean:.0f} words on average"
+    return f"{len(set(map(str, cells))):,} different values in {len(cells):,} cells, such as {str(cells[0])[:40]!r}"

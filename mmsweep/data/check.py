@@ -21,7 +21,7 @@ import numpy as np
 
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.digests import ids_digest
-from mmsweep.data.files import Undecodable, opened
+from mmsweep.data.files import Stored, Undecodable, opened
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import Window, decode_labels
 from mmsweep.data.options import DATASETS, KINDS
@@ -171,9 +171,11 @@ def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Itera
             values["target"] = sample.target
         for modality, value in values.items():
             path = value.path if isinstance(value, Window) else value
-            if not isinstance(path, str | Path):
+            if not isinstance(path, str | Path | Stored):
                 continue
             seen += 1
+            if isinstance(path, Stored):  # its container was read to list it
+                continue
             mode = _mode(path)
             if mode is None:
                 absent[sample.origin] = f"{sample.origin}: {path}"
@@ -352,11 +354,18 @@ def _repeated(splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:
 
 def _size(value: Any) -> Any:
     """An input as cheaply as it can be told apart: a file by its size."""
+    if isinstance(value, Stored):
+        return value.size
     mode = _mode(value) if isinstance(value, Path) else None
     return os.stat(value).st_size if mode is not None and stat.S_ISREG(mode) else value
 
 
 def _content(value: Any) -> Any:
+    if isinstance(value, Stored):
+        try:
+            return hashlib.sha256(value.read()).digest()
+        except Undecodable:
+            return value
     mode = _mode(value) if isinstance(value, Path) else None
     if mode is None or not stat.S_ISREG(mode):
         return value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsweep.data.dataset import SPLITS, TARGETS, Sample
+from mmsweep.data.files import Stored
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import Window
 from mmsweep.tasks.task import Target
@@ -95,6 +96,8 @@ def _file_stamp(value: Any) -> Any:
         return _file_content(value)
     if isinstance(value, Window):
         return [_file_stamp(value.path), value.top, value.left, value.height, value.width]
+    if isinstance(value, Stored):
+        return [*_file_stamp(value.container), value.name, value.size]
     path = Path(value)
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -115,6 +118,8 @@ def _file_content(value: Any) -> Any:
             value.height,
             value.width,
         ]
+    if isinstance(value, Stored):  # as a file of its own
+        return [hashlib.sha256(value.read()).hexdigest()]
     path = Path(value)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [_sha256(file) for file in files if file.is_file()]

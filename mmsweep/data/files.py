@@ -6,8 +6,10 @@ import errno
 import io
 import re
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +34,28 @@ class Undecodable(Exception):
     """A value that cannot be read; str() is the reason, without the row's place."""
 
 
+@dataclass(frozen=True)
+class Stored(ABC):
+    """A value within a larger file, such as a member of a tar archive. It is read when it is decoded.
+
+    Args:
+        container: the larger file.
+        name: the value's own name in it.
+        size: in bytes, to tell values apart without reading them.
+    """
+
+    container: Path
+    name: str
+    size: int
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The value as a file of its own would hold it. Raises Undecodable."""
+
+    def __str__(self) -> str:
+        return f"{self.container}:{self.name}"
+
+
 @contextmanager
 def reading(what: str, value: Any) -> Iterator[None]:
     """Turns whatever a reader raises into `Undecodable`, which names the value.
@@ -50,16 +74,18 @@ def reading(what: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def opened(value: str | Path | bytes) -> Iterator[IO[bytes]]:
-    """A file, or the bytes themselves, to be read from the start.
+def opened(value: str | Path | bytes | Stored) -> Iterator[IO[bytes]]:
+    """A file, a value within a file, or the bytes themselves, to be read from the start.
 
     Raises:
         Undecodable: absent, unreadable, empty, no regular file (links are followed; a pipe would never end), or only a
             git-LFS pointer (as in zip downloads of repositories).
     """
-    if isinstance(value, bytes):
-        _check_head(value[:64], f"a value of {len(value)} bytes")
-        yield io.BytesIO(value)
+    if isinstance(value, bytes | Stored):
+        content = value if isinstance(value, bytes) else value.read()
+        shown = f"a value of {len(content)} bytes" if isinstance(value, bytes) else f"the file {name_of(value)}"
+        _check_head(content[:64], shown)
+        yield io.BytesIO(content)
         return
     path = regular(value)
     try:

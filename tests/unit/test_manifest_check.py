@@ -117,4 +117,4 @@ def test_registry_knows_names_and_cards() -> None:
     assert sounds.target and sounds.target.width == 31 and list(sounds.modalities) == ["audio", "video"]
     assert "Did you mean 'food101'" in wrong({"dataset": "food-101"})
     with pytest.raises(UserError, match=r"does not read it from disk.*dataset: manifest"):
-        DATASETS["food101"](DATASETS.options("food101", root="/data"))
+        DATASETS["kinetics_sounds"](DATASETS.options("kinetics_sounds", root="/data"))

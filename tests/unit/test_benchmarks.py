@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import mmimdb_full
 import pack_fill
 import peft_reference
 import sweep_overhead
@@ -21,6 +24,7 @@ from ran_on import Machine, device_of, in_words, table
 from sizes import study_file
 
 from mmsweep.assembly.host import Warm
+from mmsweep.data.options import DATASETS
 from mmsweep.record.packing import PackEpoch
 from mmsweep.study import Study
 from mmsweep.study.space import starting_points
@@ -127,3 +131,21 @@ def test_a_page_says_what_it_ran_on():
     facts = Machine().facts(threads=1)
     assert f"{facts['cores']} cores" in in_words(facts) and "load average" in in_words(facts)
     assert table(["a", "b"], [[1, None]]) == ["| a | b |", "| --- | --- |", "| 1 |  |"]
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar", "tar.gz"])
+def test_an_invented_mmimdb_is_whole(layout, tmp_path):
+    lists = {"train": ["0000007", "0000003"], "dev": ["0000001"], "test": ["0000009"]}
+    (tmp_path / "split.json").write_text(json.dumps({name: [*ids, "0000010"] for name, ids in lists.items()}))
+    assert mmimdb_full.chosen(tmp_path / "split.json", 4) == {**lists, "train": lists["train"]}
+    root = mmimdb_full.generate(tmp_path, lists, layout)
+    builder = DATASETS["mmimdb"](DATASETS.options("mmimdb", root=str(root)))
+    found = {name: [row.id for row in rows] for name, rows in builder.splits().items()}
+    assert found == {"train": lists["train"], "val": lists["dev"], "test": lists["test"]} and not builder.bad_rows
+    assert all(row.values["text"] and row.target for rows in builder.splits().values() for row in rows)
+
+
+def test_memory_that_no_file_backs_is_counted():
+    before = mmimdb_full.anonymous_bytes()
+    block = np.ones(2**23)
+    assert 0.9 * block.nbytes < mmimdb_full.anonymous_bytes() - before < 1.5 * block.nbytes

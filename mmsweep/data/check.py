@@ -12,7 +12,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +23,10 @@ from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.digests import ids_digest
 from mmsweep.data.files import Stored, Undecodable, opened
 from mmsweep.data.kinds.kind import Format
-from mmsweep.data.kinds.raster import Window, decode_labels
+from mmsweep.data.kinds.raster import decode_labels
 from mmsweep.data.options import DATASETS, KINDS
 from mmsweep.data.preparation import unusable
+from mmsweep.data.raster_files import Stack, Window, files_of
 from mmsweep.data.splitting import repeated
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import IGNORE
@@ -170,21 +171,18 @@ def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Itera
         if builder.target.kind == "map":
             values["target"] = sample.target
         for modality, value in values.items():
-            path = value.path if isinstance(value, Window) else value
-            if not isinstance(path, str | Path | Stored):
-                continue
-            seen += 1
-            if isinstance(path, Stored):  # its container was read to list it
-                continue
-            mode = _mode(path)
-            if mode is None:
-                absent[sample.origin] = f"{sample.origin}: {path}"
-            elif not (stat.S_ISDIR(mode) and modality in folders):
-                try:
-                    with opened(path):
-                        pass
-                except Undecodable as problem:
-                    unreadable[sample.origin] = f"{sample.origin}: {problem}"
+            seen += isinstance(value, Stored)  # its container was read to list it
+            for path in files_of(value):
+                seen += 1
+                mode = _mode(path)
+                if mode is None:
+                    absent[sample.origin] = f"{sample.origin}: {path}"
+                elif not (stat.S_ISDIR(mode) and modality in folders):
+                    try:
+                        with opened(path):
+                            pass
+                    except Undecodable as problem:
+                        unreadable[sample.origin] = f"{sample.origin}: {problem}"
     if absent:
         yield Finding(f"{len(absent)} of {seen:,} files do not exist: {_list(absent.values())}", rows=frozenset(absent))
     if unreadable:
@@ -295,7 +293,8 @@ def _names(classes: Sequence[str]) -> Iterator[Finding]:
 def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:
     """Share of each class in a split's label maps, and the first map that cannot be used."""
     classes = builder.target.classes
-    size = next((format.map_size for format in builder.formats.values() if format.map_size), (0, 0))
+    shown = [(f.map_size, f.resizes_maps) for f in builder.formats.values() if f.map_size]
+    size, resize = shown[0] if shown else ((0, 0), False)
     yield Finding(f"rasters: {size[0]} x {size[1]} pixels; a class a pixel, of {len(classes)}")
     for name in SPLITS:
         pixels_C = np.zeros(IGNORE + 1, np.int64)
@@ -303,7 +302,7 @@ def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterat
         for sample in splits[name]:
             try:
                 pixels_C += np.bincount(
-                    decode_labels(sample.target, builder.target, size).ravel(), minlength=IGNORE + 1
+                    decode_labels(sample.target, builder.target, size, resize).ravel(), minlength=IGNORE + 1
                 )
             except Undecodable as problem:
                 bad[sample.origin] = f"{sample.origin}: {problem}"
@@ -356,8 +355,16 @@ def _size(value: Any) -> Any:
     """An input as cheaply as it can be told apart: a file by its size."""
     if isinstance(value, Stored):
         return value.size
+    if isinstance(value, Stack | Window):
+        return _by_file(value, _size)
     mode = _mode(value) if isinstance(value, Path) else None
     return os.stat(value).st_size if mode is not None and stat.S_ISREG(mode) else value
+
+
+def _by_file(value: Stack | Window, identity: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Window):
+        return identity(value.path), value.top, value.left, value.height, value.width
+    return tuple(_by_file(part, identity) if isinstance(part, Window) else identity(part) for part in value.parts)
 
 
 def _content(value: Any) -> Any:
@@ -366,6 +373,8 @@ def _content(value: Any) -> Any:
             return hashlib.sha256(value.read()).digest()
         except Undecodable:
             return value
+    if isinstance(value, Stack | Window):
+        return _by_file(value, _content)
     mode = _mode(value) if isinstance(value, Path) else None
     if mode is None or not stat.S_ISREG(mode):
         return value

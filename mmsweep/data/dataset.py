@@ -42,9 +42,9 @@ class Sample:
     Args:
         id: unique within the dataset.
         values: modality -> raw value, or None where the data itself has none. Image and audio: path or bytes;
-            text: str; video: path of a folder of frames or of a file; raster: path, bytes or `kinds.raster.Window`;
-            sequence: path or bytes of a .npy array (or what the builder's format derives it from). What may be bytes
-            may also be a `files.Stored`, which reads them when they are decoded.
+            text: str; video: path of a folder of frames or of a file; raster: path, bytes, or a `Window` or `Stack` of
+            `raster_files.py`; sequence: path or bytes of a .npy array (or what the builder's format derives it from).
+            What may be bytes may also be a `files.Stored`, which reads them when they are decoded.
         target: class name, list of labels, number, or the label map as a raster's value.
         group: rows of a group never stand in two splits; None means that the row is its own group.
         origin: "file.csv:17", for messages.
@@ -145,9 +145,17 @@ class DatasetBuilder:
     def card(cls, options: Any = None) -> DatasetCard:
         """What is known without the data, for a study's options or in general."""
         target, reads = getattr(cls, "target", None), cls.splits is not DatasetBuilder.splits
+        formats = cls.formats_of(options)
+        if options is not None:
+            formats = {modality: format.read_as(options.reading(format.kind)) for modality, format in formats.items()}
         return DatasetCard(
-            cls.name, cls.title, cls.modalities, target, cls.rows, cls.formats, cls.get, cls.licence, cls.layout, reads
+            cls.name, cls.title, cls.modalities, target, cls.rows, formats, cls.get, cls.licence, cls.layout, reads
         )
+
+    @classmethod
+    def formats_of(cls, options: Any) -> Mapping[str, Format]:
+        """How the modalities are read whose data says it, for a study's options; None: in general."""
+        return cls.formats
 
     def __init__(self, options: Any) -> None:
         """

@@ -12,7 +12,7 @@ from typing import Any
 from mmsweep.data.dataset import SPLITS, TARGETS, Sample
 from mmsweep.data.files import Stored
 from mmsweep.data.kinds.kind import Format
-from mmsweep.data.kinds.raster import Window
+from mmsweep.data.raster_files import Stack, Window
 from mmsweep.tasks.task import Target
 
 CODE_VERSION = 2
@@ -94,6 +94,8 @@ def _stamp(value: Any, format: Format | None) -> Any:
 def _file_stamp(value: Any) -> Any:
     if isinstance(value, bytes):
         return _file_content(value)
+    if isinstance(value, Stack):
+        return [_file_stamp(part) for part in value.parts]
     if isinstance(value, Window):
         return [_file_stamp(value.path), value.top, value.left, value.height, value.width]
     if isinstance(value, Stored):
@@ -110,6 +112,8 @@ def _file_stamp(value: Any) -> Any:
 def _file_content(value: Any) -> Any:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
+    if isinstance(value, Stack):
+        return [_file_content(part) for part in value.parts]
     if isinstance(value, Window):
         return [
             _whole_file(value.path, value.path.stat().st_mtime_ns),

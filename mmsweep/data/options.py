@@ -112,8 +112,9 @@ class DatasetOptions(Options):
     augmentation: AugmentationOptions = Field(AugmentationOptions(), description="Random changes of training data.")
 
     def reading(self, kind: str) -> Any:
-        """The section of a kind, or its defaults if the dataset has no modality of this kind."""
-        return getattr(self, kind, None) or KINDS[kind].Reading()
+        """The section of a kind, or its defaults if the dataset has no modality of this kind. None: the kind has none."""
+        section = KINDS[kind].Reading
+        return getattr(self, kind, None) or (section and section())
 
 
 class FolderOptions(DatasetOptions):

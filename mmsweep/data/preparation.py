@@ -91,11 +91,13 @@ def write_prepared(
         kept[name] = [sample for sample, good in zip(usable[name], good_N, strict=True) if good]
         rows = [content for part in parts for content in part.contents] or [{}] * len(good_N)
         contents[name] = [content for content, good in zip(rows, good_N, strict=True) if good]
-        _write_rows(folder / name, kept[name], formats)
+        natural_NM = _write_rows(folder / name, kept[name], formats)
         if not maps:
             _write_targets(folder / name, [t for t, good in zip(targets[name], good_N, strict=True) if good], target)
         if name == "train":
             statistics = _means(parts)
+            for modality, measured in _measured(folder / name, formats, natural_NM).items():
+                statistics[modality] = statistics.get(modality, {}) | measured
     places = {id(sample): place for place, sample in enumerate(sample for name in SPLITS for sample in splits[name])}
     bad.sort(key=lambda pair: places[id(pair[0])])
     for modality, format in formats.items():
@@ -185,6 +187,7 @@ def map_size(formats: Mapping[str, Format]) -> tuple[int, int]:
             "a label map needs rasters, all of one size",
             key="data.modalities",
             found={m: f"{h} x {w}" for m, (h, w) in sizes.items()},
+            hint="data.raster.size resizes all of them" if sizes else None,
         )
     return next(iter(sizes.values()))
 
@@ -202,6 +205,7 @@ class _Columns:
         self.folder, self.name, self.samples, self.formats, self.maps = folder, name, samples, formats, maps
         self.varied = name == "train"
         self.map_size = map_size(formats) if maps else None
+        self.resizes_maps = any(format.resizes_maps for format in formats.values())
         self.reasons: dict[int, str] = {}
         self.layout: Layout = []  # of all columns, by their whole names
         self.decoded: dict[str, Layout] = {}  # of those that shards fill
@@ -228,7 +232,7 @@ class _Columns:
         read = {modality: self.formats[modality] for modality in self.decoded if modality != TARGETS}
         return [
             Shard(
-                self.folder, self.name, start, read, self.varied, layout, self.maps, self.map_size,
+                self.folder, self.name, start, read, self.varied, layout, self.maps, self.map_size, self.resizes_maps,
                 [self._value(row) for row in range(start, min(start + size, len(self.samples)))],
             )
             for start in range(0, len(self.samples) if self.decoded else 0, size)
@@ -335,11 +339,24 @@ def _with_valid_targets(samples: list[Sample], target: Target, bad: BadSamples) 
     return fine, targets
 
 
-def _write_rows(folder: Path, samples: list[Sample], formats: Mapping[str, Format]) -> None:
+def _measured(folder: Path, formats: Mapping[str, Format], natural_NM: np.ndarray) -> dict[str, dict[str, Any]]:
+    """What formats want to know of the whole training columns, by modality."""
+    found = {}
+    for place, (modality, format) in enumerate(formats.items()):
+        path = folder / f"{modality}.npy"
+        if path.is_file():
+            found[modality] = format.measured(np.load(path, mmap_mode="r", allow_pickle=False), natural_NM[:, place])
+    return {modality: own for modality, own in found.items() if own}
+
+
+def _write_rows(folder: Path, samples: list[Sample], formats: Mapping[str, Format]) -> np.ndarray:
+    """Returns bool [N,M], which modalities the rows have."""
     natural = [[sample.values.get(modality) is not None for modality in formats] for sample in samples]
-    np.save(folder / "natural.npy", np.array(natural, bool).reshape(len(samples), len(formats)), allow_pickle=False)
+    natural_NM = np.array(natural, bool).reshape(len(samples), len(formats))
+    np.save(folder / "natural.npy", natural_NM, allow_pickle=False)
     rows = {"ids": [sample.id for sample in samples], "groups": [sample.group for sample in samples]}
     (folder / "ids.json").write_text(json.dumps(rows))
+    return natural_NM
 
 
 def _write_targets(folder: Path, targets: list[Any], target: Target) -> None:

@@ -32,12 +32,13 @@ class PreparedSplit:
     def __init__(
         self, folder: Path, name: str, formats: Mapping[str, Format], target: Target, fills: Mapping[str, str]
     ) -> None:
-        self.folder, self.name, self.formats, self.target, self.fills = folder, name, dict(formats), target, dict(fills)
+        self.folder, self.name, self.target, self.fills = folder, name, target, dict(fills)
         self.natural_NM: np.ndarray = np.load(folder / name / "natural.npy", allow_pickle=False)
         rows = json.loads((folder / name / "ids.json").read_text())
         self.ids: list[str] = rows["ids"]
         self.groups: list[str | None] = rows["groups"]
         self._statistics = json.loads((folder / "prepared.json").read_text())["statistics"]
+        self.formats = {modality: self._fitted(modality, format) for modality, format in formats.items()}
         self._columns: dict[str, dict[str, np.ndarray]] = {}  # modality -> name -> column
         self._longest: dict[str, int] = {}
         self.targets: np.ndarray
@@ -157,6 +158,12 @@ class PreparedSplit:
         generators = [generator] if isinstance(generator, torch.Generator) else generator
         kept = {m: f.draws for m, f in self.formats.items() if f.draws is not None}
         return Draws.together([augmentation.draw(rows // len(generators), g, kept) for g in generators])
+
+    def _fitted(self, modality: str, format: Format) -> Format:
+        try:
+            return format.fitted(self._statistics.get(modality, {}))
+        except UserError as problem:
+            raise problem.placed(key=f"data.modalities.{modality}") from None
 
     def _placeholder(self, modality: str, format: Format) -> Input:
         statistics = self._statistics.get(modality, {})

@@ -46,6 +46,7 @@ class Shard:
         layout: the columns that are filled, by their whole names.
         maps: the target, where it is a label map.
         map_size: (H, W) of the label maps.
+        resizes_maps: label maps of another size are resized; otherwise they are refused.
         values: raw values by modality, and the label map's as `targets`; None where the row is known to be bad.
     """
 
@@ -57,6 +58,7 @@ class Shard:
     layout: Layout
     maps: Target | None
     map_size: tuple[int, int] | None
+    resizes_maps: bool
     values: Sequence[Mapping[str, Any] | None]
 
     @property
@@ -168,7 +170,7 @@ def _row(
     try:
         if shard.maps and shard.map_size:
             with reading("label map", values[TARGETS]):
-                arrays[TARGETS] = decode_labels(values[TARGETS], shard.maps, shard.map_size)
+                arrays[TARGETS] = decode_labels(values[TARGETS], shard.maps, shard.map_size, shard.resizes_maps)
                 contents[TARGETS] = content_of(values[TARGETS])
         for modality, decoder in decoders.items():
             place, value, format = modality, values[modality], shard.formats[modality]
@@ -195,9 +197,10 @@ def _finite(decoder: Callable[[Any], Parts], value: Any, format: Format) -> Part
 
 
 def _add(sums: dict[str, tuple[np.ndarray, int]], modality: str, array: np.ndarray) -> None:
-    # Pictures sum as integers (exact in any order); sounds in the order of rows.
-    if array.dtype in (np.uint8, np.uint16):
-        part = array.sum(axis=tuple(i for i in range(array.ndim) if i != array.ndim - 3), dtype=np.int64)
+    # Integers sum exactly in any order, floats in the order of rows.
+    if array.ndim >= 3:  # pictures, frames and rasters, by channel
+        exact = np.int64 if array.dtype.kind in "iu" else np.float64
+        part = array.sum(axis=tuple(i for i in range(array.ndim) if i != array.ndim - 3), dtype=exact)
         size = array.size // array.shape[-3]
     else:
         part, size = array.sum(axis=0, dtype=np.float64), len(array)

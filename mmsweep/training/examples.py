@@ -48,11 +48,12 @@ def write_examples(
 
 
 def _pictures(split: PreparedSplit, modality: str, index: np.ndarray) -> np.ndarray:
-    """uint8 [R,H,W,3]: colour unchanged; a single channel as grey, scaled to its range in these scenes."""
+    """uint8 [R,H,W,3]: 8-bit colour unchanged; else three channels, or one as grey, each scaled to its range here."""
     format, values = split.formats[modality], split.column(modality)[index]
     assert isinstance(format, RasterFormat)
     if format.channels == 3 and format.dtype == "uint8":
         return np.ascontiguousarray(values.transpose(0, 2, 3, 1))
-    low, high = float(values.min()), float(values.max())
-    grey = ((values.astype(np.float32) - low) * (255 / max(high - low, 1))).astype(np.uint8)
-    return np.repeat(grey.transpose(0, 2, 3, 1)[..., :1], 3, -1)
+    values = values[:, : 3 if format.channels >= 3 else 1].astype(np.float32)
+    low, high = values.min((0, 2, 3), keepdims=True), values.max((0, 2, 3), keepdims=True)
+    levels = ((values - low) * (255 / np.where(high > low, high - low, 1))).astype(np.uint8).transpose(0, 2, 3, 1)
+    return np.repeat(levels, 3 // levels.shape[-1], -1)

@@ -63,7 +63,15 @@ class Column(Options):
         return value if isinstance(value, bytes) or not value else folder / value
 
     def format(self) -> Format | None:
-        """How the column is read; None where the encoder says so."""
+        """How the column is read; None where the encoder or the files say so."""
+        return None
+
+    def format_like(self, value: Any) -> Format | None:
+        """How the column is read where its files say so, of which `value` is the first; None elsewhere.
+
+        Raises:
+            Undecodable: the file cannot be read, or does not hold what the study says.
+        """
         return None
 
 
@@ -110,8 +118,10 @@ class Format(ABC):
         from_files: raw values are files or their bytes.
         from_folders: a folder of files may be one value.
         has_black: `fill: black` has a meaning.
+        of_files: the files of a manifest's column say how they are read (`Column.format_like`).
         filled_on_host: `read` puts the placeholder where a row has nothing; others get it on the device.
         map_size: (H, W) of label maps that lie on values of the kind; None: they lie on none.
+        resizes_maps: label maps of another size are resized to it; otherwise they are refused.
     """
 
     registry: ClassVar[Registry] = KINDS
@@ -125,11 +135,20 @@ class Format(ABC):
     from_files: ClassVar[bool] = True
     from_folders: ClassVar[bool] = False
     has_black: ClassVar[bool] = False
+    of_files: ClassVar[bool] = False
     filled_on_host: ClassVar[bool] = False
 
     @property
     def map_size(self) -> tuple[int, int] | None:
         return None
+
+    @property
+    def resizes_maps(self) -> bool:
+        return False
+
+    def read_as(self, reading: Any) -> Format:
+        """This format, which the data gives, as the study's section about the kind (`Reading`) changes it."""
+        return self
 
     # ---- columns ----
 
@@ -167,6 +186,18 @@ class Format(ABC):
     def statistics(self) -> dict[str, Any]:
         """What is kept beside the columns, and does not depend on the rows."""
         return {}
+
+    def measured(self, column: np.ndarray, present_N: np.ndarray) -> dict[str, Any]:
+        """What is kept beside the columns of the training rows that have a value; `fitted` reads it."""
+        return {}
+
+    def fitted(self, statistics: Mapping[str, Any]) -> Format:
+        """This format with what the training rows say, such as the mean that is subtracted.
+
+        Raises:
+            UserError: no training row has a value.
+        """
+        return self
 
     # ---- batches ----
 

@@ -12,7 +12,7 @@ the same files on a finer grid (scripts/build_earth.py: 150 x 150). Credits: `mm
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ import numpy as np
 from PIL import Image
 
 from mmsweep.components import register
-from mmsweep.data.dataset import SPLITS, DatasetBuilder, DatasetCard, Sample
+from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.files import first_line
-from mmsweep.data.kinds.raster import IMAGENET_MEAN, IMAGENET_STD, RasterFormat, Window, window_of
+from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.raster import IMAGENET_MEAN, IMAGENET_STD, RasterFormat, window_of
 from mmsweep.data.options import FolderOptions
+from mmsweep.data.raster_files import Window
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
 
@@ -80,11 +82,8 @@ class Earth(DatasetBuilder):
     layout = f"a folder with {', '.join([*FILES.values(), LABELS])}, one size, 18 n x 36 n pixels"
 
     @classmethod
-    def card(cls, options: Any = None) -> DatasetCard:
-        root = options and options.root
-        return (
-            replace(super().card(options), formats=raster_formats(_side(Path(root)))) if root else super().card(options)
-        )
+    def formats_of(cls, options: Any) -> Mapping[str, Format]:
+        return raster_formats(_side(Path(options.root))) if options and options.root else cls.formats
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)

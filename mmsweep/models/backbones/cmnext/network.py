@@ -125,7 +125,8 @@ class CMNeXt(Backbone):
     """The network; see the top of this file.
 
     Args:
-        formats: modality -> format of its raster (a single channel is repeated three times); the first is the hub.
+        formats: modality -> format of its raster; the first is the hub. A single channel is repeated three times; any
+            other number than three is mapped to three by a linear layer of our own, learned with the head.
         outputs: C, the number of classes.
         picture: (H, W) of the training inputs.
         size: a name of SIZES.
@@ -185,6 +186,8 @@ class CMNeXt(Backbone):
             parts = [rates[sum(depths[:s]) : sum(depths[: s + 1])] for s in range(4)]
             self.hub = nn.ModuleList(HubStage(self.size, s, parts[s]) for s in range(4))
             self.extras = nn.ModuleList(ExtraStage(self.size, s, extras, parts[s]) for s in range(4 if extras else 0))
+            others = {m: format.channels for m, format in formats.items() if format.channels not in (1, 3)}
+            self.bands = nn.ModuleDict({m: nn.Conv2d(count, 3, 1, bias=False) for m, count in others.items()})
             self.head = SegFormerHead(self.size.widths, self.size.head, outputs, DROP_HEAD)
         if generator is not None:
             self.to_empty(device="cpu")
@@ -212,7 +215,7 @@ class CMNeXt(Backbone):
         return network
 
     def parts(self) -> dict[str, nn.Module]:
-        """Hub and extras; the head is always trained."""
+        """Hub and extras; the head and `bands` are always trained."""
         return {"backbone": nn.ModuleList([self.hub, self.extras])}
 
     def attention_linears(self, part: str) -> list[str]:
@@ -282,7 +285,10 @@ class CMNeXt(Backbone):
             x = batch.inputs[modality]
             assert isinstance(x, Tensor)
             x = without_absent(x, batch.present_BM[:, column])
-            x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+            if modality in self.bands:
+                x = self.bands[modality](x)
+            elif x.shape[1] == 1:
+                x = x.expand(-1, 3, -1, -1)
             if column == 0:
                 values_BND, high, wide = self.hub[0].embedding(x)
             else:

@@ -97,6 +97,8 @@ def published_names(network: Any) -> dict[str, str]:
                         modules[module.format(**numbers)] = prefix + published.format(**numbers)
     names: dict[str, str] = {}
     for name in network.state_dict():
+        if name.startswith("bands."):
+            continue  # ours: published networks read three channels
         module, _, leaf = name.rpartition(".")
         if name in modules:  # a parameter outside a module (layer scales)
             names[name] = modules[name]

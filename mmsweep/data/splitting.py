@@ -10,6 +10,9 @@ from typing import Any
 
 from mmsweep.data.dataset import Sample
 
+CARVED_VALIDATION = 0.1
+"""Share of the training rows that validate where a dataset has no validation rows."""
+
 
 def carve(samples: Sequence[Sample], keys: Sequence[str], shares: Sequence[float], seed: int) -> list[list[Sample]]:
     """Parts with about these shares of the rows, and the rest; each key wholly in one part; rows keep their order.

@@ -14,12 +14,17 @@ from mmsweep.data.check import check
 from mmsweep.data.dataset import SPLITS, DatasetBuilder
 from mmsweep.data.kinds.image import ImageFormat
 from mmsweep.data.kinds.kind import Format
+from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.kinds.text import TextFormat
 from mmsweep.data.options import DATASETS, KINDS
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.sets.mmimdb import GENRES
+from mmsweep.tasks.task import IGNORE
 from tests.data.files import column, manifest_options, manifest_rows, target, write_manifest, write_tokenizer
 from tests.data.layouts import food101, mmimdb
+from tests.data.layouts.fmb import write_fmb
+from tests.data.layouts.mcubes import write_mcubes
+from tests.data.layouts.nyudv2 import write_nyudv2
 
 SIZE, LENGTH = 12, 10
 SHIPPED = ("earth", "openclipart")
@@ -79,17 +84,58 @@ def builder(source: Any) -> DatasetBuilder:
     return build(source)
 
 
-def test_the_earth_keeps_to_it_too() -> None:
-    """Rasters and label maps: what is asked of every builder below, without the columns of pictures and texts."""
-    source = DATASETS.options("earth")
+def scenes(name: str, write: Callable[..., Path], **options: Any) -> Callable[[Path], Any]:
+    """A few scenes in a dataset's layout, prepared at a small size; options that begin with _ are the generator's."""
+    layout = {key[1:]: value for key, value in options.items() if key.startswith("_")}
+    own = {key: value for key, value in options.items() if not key.startswith("_")}
+
+    def make(folder: Path) -> Any:
+        return DATASETS.options(name, root=str(write(folder, **layout)), raster={"size": [32, 48]}, **own)
+
+    return make
+
+
+RASTERS: dict[str, Callable[[Path], Any]] = {
+    "earth": lambda folder: DATASETS.options("earth", raster={"size": [32, 48]}),
+    "nyudv2-pairs": scenes("nyudv2", write_nyudv2),
+    "nyudv2-names": scenes("nyudv2", write_nyudv2, _pairs=False),
+    "nyudv2-raw": scenes("nyudv2", write_nyudv2, depth="raw"),
+    "mcubes": scenes("mcubes", write_mcubes),
+    "mcubes-list_folder1": scenes("mcubes", write_mcubes, _lists="list_folder1"),
+    "fmb": scenes("fmb", write_fmb),
+}
+
+
+@pytest.mark.parametrize("name", RASTERS)
+def test_datasets_of_rasters_keep_to_it_too(name: str, tmp_path: Path) -> None:
+    """What is asked of every builder below, and of label maps what is asked of columns of targets."""
+    source = RASTERS[name](tmp_path)
     builder = build(source)
     test_describes_itself(builder)
     test_card_agrees_with_builder(source, builder)
+    if name == "earth":
+        test_groups_stay_in_one_split(builder)
+    else:
+        builder.rows = {}  # a few of the published scenes
     test_splits_hold_rows_with_unique_ids(builder)
-    test_groups_stay_in_one_split(builder)
     test_rows_have_something_and_a_valid_target(builder)
     test_reading_twice_gives_the_same(source, builder)
     test_check_finds_no_damage(builder)
+    data = prepare(builder, builder.formats, tmp_path / "cache")
+    assert not data.skipped and list(data.modalities) == list(builder.modalities)
+    for split, rows in builder.splits().items():
+        prepared = data.splits[split]
+        assert prepared.ids == [sample.id for sample in rows] and prepared.natural_NM.all()
+        assert set(np.unique(prepared.targets)) <= {*range(len(builder.target.classes)), IGNORE}
+        batch = prepared.batch(np.arange(1))
+        assert batch.target.shape == (1, 32, 48) and (batch.target != IGNORE).any()
+        for modality in builder.modalities:
+            values, format = batch.inputs[modality], builder.formats[modality]
+            assert isinstance(values, torch.Tensor) and isinstance(format, RasterFormat)
+            assert values.shape == (1, format.channels, 32, 48) and values.isfinite().all()
+            assert name == "earth" or values.std() > 0  # some ground is dark at night
+    again = prepare(build(source), builder.formats, tmp_path / "again")
+    assert (again.fingerprint, again.split_digest) == (data.fingerprint, data.split_digest)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ def _nothing_on_disk(monkeypatch):
         "KINETICS_SOUNDS_ROOT",
         "NYUDV2_ROOT",
         "MCUBES_ROOT",
+        "FMB_ROOT",
         "TUXPAINT_ROOT",
         "MMSWEEP_ENCODERS",
     ):
@@ -106,9 +107,10 @@ def test_bert_layer_norms_are_the_paper_s_other_reading():
 
 
 @pytest.mark.parametrize(
-    ("name", "network", "tokens"),  # CMNeXt-B4 with 40 classes, CMNeXt-B2 of four modalities with 20
+    ("name", "network", "tokens"),  # CMNeXt-B4 with 40 and 14 classes, CMNeXt-B2 of four modalities with 20
     [
         ("mmp_nyudv2", 116_576_299, {"rgb": 19_200, "depth": 19_200}),
+        ("mmp_fmb", 116_562_961, {"rgb": 30_000, "thermal": 30_000}),
         ("mmp_mcubes", 58_729_560, dict.fromkeys(("rgb", "aolp", "dolp", "nir"), 16_384)),
     ],
 )

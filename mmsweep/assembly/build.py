@@ -18,7 +18,7 @@ from mmsweep.data.dataset import DatasetBuilder, DatasetCard
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.kinds.sequence import SequenceFormat
-from mmsweep.data.options import DATASETS, AugmentationOptions
+from mmsweep.data.options import DATASETS, KINDS, AugmentationOptions
 from mmsweep.data.preparation import Progress
 from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.shards import Runner, in_threads
@@ -46,12 +46,14 @@ def make_builder(study: Study) -> DatasetBuilder:
 
 
 def card_of(study: Study, rows: bool = False) -> DatasetCard:
-    """The card of a study's dataset; reads a manifest if its classes are not listed or if `rows` is true."""
+    """The card of a study's dataset; reads a manifest if its classes are not listed, if its first files say how they
+    are read, or if `rows` is true."""
     card: DatasetCard = DATASETS[study.data.dataset].card(study.data)
-    if card.target is None or (rows and study.data.dataset == "manifest"):
+    asked = any(KINDS[kind].of_files and modality not in card.formats for modality, kind in card.modalities.items())
+    if card.target is None or asked or (rows and study.data.dataset == "manifest"):
         builder = make_builder(study)
         counts = {name: len(samples) for name, samples in builder.splits().items()}
-        card = replace(card, target=builder.target, modalities=builder.modalities, rows=counts)
+        card = replace(card, target=builder.target, modalities=builder.modalities, rows=counts, formats=builder.formats)
     return card
 
 

@@ -96,7 +96,7 @@ def check(study: Study, card: DatasetCard | None = None) -> None:
         raise UserError(
             f"{card.name} has no such task", key="data.task", found=study.data.task, expected=card.target.task
         )
-    if study.data.dataset == "manifest":
+    if study.data.dataset == "manifest" and card.target.kind != "map":  # maps are read when they are prepared
         _check_training_targets(study)
     _check_views(study, card.formats)
     names = metric_names(study, modalities, task_of(card.target))

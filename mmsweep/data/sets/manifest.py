@@ -1,9 +1,9 @@
 """The user's own data: a CSV, TSV, JSONL or Parquet file with a row per sample.
 
 A modality is a column of file names (relative to the file) or of texts; an empty cell is a modality that the sample
-does not have, in whatever split. The target is a class, a list of labels or a number. What cells may hold says
-`cells.py`. Splits come from a column, or are carved by the hash of a row's group, its declared id, or the whole row as
-the file has it, so that neither the order of rows nor what a study names of the file moves a row.
+does not have, in whatever split. The target is a class, a list of labels, a number or the file of a label map. What
+cells may hold says `cells.py`. Splits come from a column, or are carved by the hash of a row's group, its declared id,
+or the whole row as the file has it, so that neither the order of rows nor what a study names of the file moves a row.
 """
 
 from __future__ import annotations
@@ -18,21 +18,19 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, SerializeAsAny, model_validator
 
 from mmsweep.components import Choice, Section, misfit, register
-from mmsweep.data.cells import BadCell, class_name, labels_of, number_of, shown
+from mmsweep.data.cells import BadCell, class_name, shown
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, DatasetCard, Sample, refusal
-from mmsweep.data.files import first_line, natural_key
-from mmsweep.data.kinds.kind import Column
+from mmsweep.data.files import Undecodable, first_line, natural_key
+from mmsweep.data.kinds.kind import Column, Format
 from mmsweep.data.modality_names import misnamed
 from mmsweep.data.options import KINDS, DatasetOptions
-from mmsweep.data.splitting import carve, carve_stratified, repeated
+from mmsweep.data.splitting import CARVED_VALIDATION, carve, carve_stratified, repeated
 from mmsweep.data.tables import Row, read_table
 from mmsweep.data.target_column import TargetColumn
 from mmsweep.errors import UNSET, UserError
 from mmsweep.tasks.task import Target
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
-CARVED_VALIDATION = 0.1
-"""Share of the training rows that validate where a split column names no validation rows."""
 
 
 class Split(Section):
@@ -125,10 +123,7 @@ class ManifestOptions(DatasetOptions):
     @property
     def declared_target(self) -> Target | None:
         """The target, where the study says enough; None where the file tells the classes."""
-        own = self.target
-        if own.kind == "number":
-            return Target(own.task, signed=own.signed)
-        return Target(own.task, tuple(own.classes)) if own.classes is not None else None
+        return self.target.declared
 
 
 class _Member(NamedTuple):
@@ -193,6 +188,33 @@ class Manifest(DatasetBuilder):
             raise UserError("the manifest has no rows", file=self.path)
         self.target = self._declared or self._found_target(member.sample.target for member in members)
         self._splits = self._by_column(members) if self._column else self._by_share(members)
+        self.formats = {**self.formats, **self._formats_of_files()}
+
+    def _formats_of_files(self) -> dict[str, Format]:
+        """How modalities are read whose first readable training file says so."""
+        found: dict[str, Format] = {}
+        for name, column in self.options.modalities.items():
+            if name in self.formats or not KINDS[column.kind].of_files:
+                continue
+            problem: Undecodable | None = None
+            for sample in self._splits["train"]:
+                if (value := sample.values[name]) is None:
+                    continue
+                try:
+                    format = column.format_like(value)
+                except Undecodable as reason:
+                    problem = problem or reason
+                    continue
+                if format is not None:
+                    found[name] = format.read_as(self.options.reading(column.kind))
+                break
+            if name not in found:
+                why = "no training row has it" if problem is None else str(problem)
+                raise UserError(
+                    f"no training file says how the {column.kind} is read ({why})", file=self.path,
+                    key=f"data.modalities.{name}",
+                )  # fmt: skip
+        return found
 
     def splits(self) -> dict[str, list[Sample]]:
         return {name: list(rows) for name, rows in self._splits.items()}
@@ -237,12 +259,7 @@ class Manifest(DatasetBuilder):
 
     def _target(self, row: Row) -> Any:
         target = self.options.target
-        readers: dict[str, Callable[[Any], Any]] = {
-            "class": class_name,
-            "labels": partial(labels_of, separator=target.separator),
-            "number": number_of,
-        }
-        value = _cell(row, target.column, readers[target.kind])
+        value = _cell(row, target.column, partial(target.value, folder=self._folder))
         if value is None and target.kind == "labels":
             value = []  # no label at all is a legitimate answer: the row counts as negative for every class
         if value is None:

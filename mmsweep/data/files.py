@@ -18,6 +18,9 @@ from PIL import UnidentifiedImageError
 
 from mmsweep.errors import UserError
 
+LFS_POINTER = b"version https://git-lfs"
+"""How a git-LFS pointer begins: what a zip download of a repository holds in a large file's place."""
+
 _LONGEST_NAME = 200
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -54,6 +57,30 @@ class Stored(ABC):
 
     def __str__(self) -> str:
         return f"{self.container}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a recording.
+
+    Args:
+        path: video file, sound, stored spectrogram, or folder of frames.
+        start, end: seconds from the recording's beginning.
+        length: seconds that a folder of frames covers; other recordings know it themselves.
+    """
+
+    path: Path
+    start: float
+    end: float
+    length: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.start:g} to {self.end:g} s)"
+
+
+def path_of(value: str | Path | Segment) -> Path:
+    """The file or folder that holds a value."""
+    return value.path if isinstance(value, Segment) else Path(value)
 
 
 @contextmanager
@@ -122,7 +149,7 @@ def _unreadable(value: str | Path, error: OSError | ValueError) -> Undecodable:
 def _check_head(head: bytes, shown: str) -> None:
     if not head:
         raise Undecodable(f"{shown} is empty")
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(LFS_POINTER):
         raise Undecodable(f"{shown} is a git-LFS pointer, not the data; fetch it with `git lfs pull`")
 
 

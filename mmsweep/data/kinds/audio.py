@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import Field
 
 from mmsweep.components import Section, register
-from mmsweep.data.files import Undecodable, load_array, name_of, opened, reading
+from mmsweep.data.containers import VIDEO_SUFFIXES, read_track
+from mmsweep.data.files import Segment, Undecodable, load_array, name_of, opened, path_of, reading
 from mmsweep.data.kinds.kind import Format, Layout, Parts
 from mmsweep.errors import UserError
 
@@ -76,8 +77,11 @@ class AudioFormat(Format):
         return lambda value: {"": decode(value)}
 
 
-def sound_decoder(format: AudioFormat) -> Callable[[str | Path | bytes], np.ndarray]:
-    """A function from a sound (path or bytes; or a .npy spectrogram of [frames, mel]) to float32 [frames, mel_bins].
+def sound_decoder(format: AudioFormat) -> Callable[[str | Path | bytes | Segment], np.ndarray]:
+    """A function from a sound to float32 [frames, mel_bins].
+
+    A sound is an audio file or its bytes, a video file with a sound track, a segment of either, or a .npy array
+    [frames, mel_bins] of log-mel energies that are not normalised yet.
 
     Raises:
         UserError: soundfile is not installed.
@@ -86,38 +90,34 @@ def sound_decoder(format: AudioFormat) -> Callable[[str | Path | bytes], np.ndar
 
     seconds = format.frames / 100 + 1  # 10 ms a frame; what a resampler sees beyond the end changes nothing before it
 
-    def decode(value: str | Path | bytes) -> np.ndarray:
-        if not isinstance(value, bytes) and str(value).endswith(".npy"):
+    def decode(value: str | Path | bytes | Segment) -> np.ndarray:
+        if not isinstance(value, bytes) and path_of(value).suffix == ".npy":
             return _stored_spectrogram(value, format)
         return np.ascontiguousarray(extract(read_waveform(value, format.rate, seconds)), np.float32)
 
     return decode
 
 
-def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = None) -> np.ndarray:
-    """float32 [samples], one channel, at `rate`; of a recording longer than `seconds` its beginning."""
-    try:
-        import soundfile
-    except ImportError:
-        raise UserError("sounds need the package soundfile", hint="pip install 'mmsweep[audio]'") from None
-    with reading("sound", value), opened(value) as file, soundfile.SoundFile(file) as recording:
-        if recording.format in ("WAV", "WAVEX", "AIFF"):
-            _check_uncut(file, value)
-        own = recording.samplerate
+def read_waveform(value: str | Path | bytes | Segment, rate: int, seconds: float | None = None) -> np.ndarray:
+    """float32 [samples], one channel (the mean of all), at `rate`; of a longer recording its first `seconds`.
+
+    A video file gives its sound track. Resampling is polyphase filtering (`scipy.signal.resample_poly`) in either case.
+    """
+    begin, end = (value.start, value.end) if isinstance(value, Segment) else (0.0, None)
+    if seconds is not None:
+        end = begin + seconds if end is None else min(end, begin + seconds)
+    with reading("sound", value):
+        if not isinstance(value, bytes) and path_of(value).suffix.lower() in VIDEO_SUFFIXES:
+            sound_NC, own = read_track(path_of(value), begin, end)
+        else:
+            sound_NC, own = _read_recording(value, begin, end)
         if not _RATES[0] <= own <= _RATES[1]:
             raise Undecodable(
                 f"the sound {name_of(value)} has {own:,} samples a second; expected {_RATES[0]:,} to {_RATES[1]:,}"
             )
-        most = -1 if seconds is None else int(own * seconds)
-        sound = recording.read(most, dtype="float32", always_2d=True).mean(axis=1)
-        if sound.size == 0:
+        if len(sound_NC) == 0:
             raise Undecodable(f"the sound {name_of(value)} has no samples")
-        stated = recording.frames if most < 0 else min(most, recording.frames)
-        if recording.format == "MP3" and sound.size < stated - 2 * _MP3_FRAME and _counts_its_frames(file):
-            raise Undecodable(
-                f"the sound {name_of(value)} is cut short: "
-                f"it has {sound.size:,} of the {recording.frames:,} samples that its header says"
-            )
+        sound = sound_NC.mean(axis=1)
         if (peak := float(np.abs(sound).max())) > _LOUDEST:  # NaN is found in what is made of it
             raise Undecodable(f"the sound {name_of(value)} holds samples of up to {peak:g}; expected -1 to 1")
         if own != rate:
@@ -125,6 +125,32 @@ def read_waveform(value: str | Path | bytes, rate: int, seconds: float | None = 
 
             sound = resample_poly(sound, rate, own).astype(np.float32)
     return sound
+
+
+def _read_recording(value: str | Path | bytes | Segment, begin: float, end: float | None) -> tuple[np.ndarray, int]:
+    """float32 [samples, channels] of an audio file, from `begin` to `end` seconds, and its samples a second."""
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError("sounds need the package soundfile", hint="pip install 'mmsweep[audio]'") from None
+    source = value if isinstance(value, bytes) else path_of(value)
+    with opened(source) as file, soundfile.SoundFile(file) as recording:
+        if recording.format in ("WAV", "WAVEX", "AIFF"):
+            _check_uncut(file, source)
+        own, first = recording.samplerate, round(begin * recording.samplerate)
+        if 0 < recording.frames <= first:
+            raise Undecodable(f"the sound {name_of(value)} is only {recording.frames / own:.2f} s long")
+        if first:
+            recording.seek(first)
+        most = -1 if end is None else int(own * end) - first
+        sound_NC = recording.read(most, dtype="float32", always_2d=True)
+        stated = recording.frames - first if most < 0 else min(most, recording.frames - first)
+        if recording.format == "MP3" and len(sound_NC) < stated - 2 * _MP3_FRAME and _counts_its_frames(file):
+            raise Undecodable(
+                f"the sound {name_of(value)} is cut short: "
+                f"it has {len(sound_NC):,} of the {recording.frames:,} samples that its header says"
+            )
+    return sound_NC, own
 
 
 _UNKNOWN_SIZE = 2**32 - 2**16
@@ -208,13 +234,29 @@ def _whisper_extractor(format: AudioFormat) -> Callable[[np.ndarray], np.ndarray
     return extract
 
 
-def _stored_spectrogram(path: str | Path, format: AudioFormat) -> np.ndarray:
-    array = load_array(path, "spectrogram")
+_NORMALISED = 1.5
+"""AST's normalisation leaves all of a spectrogram within ±1.5; before it, silence is -15.9 and speech about -5."""
+
+
+def _stored_spectrogram(value: str | Path | Segment, format: AudioFormat) -> np.ndarray:
+    array = load_array(path_of(value), "spectrogram")
     if array.ndim != 2 or array.shape[1] != format.mel_bins or len(array) == 0:
         raise Undecodable(
-            f"the spectrogram {name_of(path)} is not [frames, {format.mel_bins}]; found {list(array.shape)}"
+            f"the spectrogram {name_of(value)} is not [frames, {format.mel_bins}]; found {list(array.shape)}"
         )
+    if isinstance(value, Segment):
+        length = len(array) / 100  # 10 ms a frame
+        array = array[round(value.start * 100) : round(value.end * 100)]
+        if len(array) == 0:
+            raise Undecodable(f"the spectrogram {name_of(value)} is only {length:.2f} s long")
     out = np.zeros((format.frames, format.mel_bins), np.float32)
     with np.errstate(over="ignore"):
         out[: min(len(array), format.frames)] = array[: format.frames]
-        return (out - format.mean) / (2 * format.std) if format.recipe == "ast" else out
+        if format.recipe != "ast":
+            return out
+        if format.mean < -_NORMALISED and np.abs(out).max() <= _NORMALISED and out.any():
+            raise Undecodable(
+                f"the spectrogram {name_of(value)} is normalised already (its values lie within {out.min():.2f} and "
+                f"{out.max():.2f}); expected log-mel energies, which are normalised here"
+            )
+        return (out - format.mean) / (2 * format.std)

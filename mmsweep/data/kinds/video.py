@@ -19,7 +19,8 @@ from torch import Tensor
 from mmsweep.components import Section, register
 from mmsweep.data.augmentation import Augmentation
 from mmsweep.data.cells import BadCell
-from mmsweep.data.files import Undecodable, name_of, natural_key, reading, regular
+from mmsweep.data.containers import read_frames
+from mmsweep.data.files import Segment, Undecodable, name_of, natural_key, path_of, reading
 from mmsweep.data.kinds.image import ImageFormat, check_size, fit_square, open_picture, whole_square
 from mmsweep.data.kinds.kind import Column, Format, Layout, Parts, Rows, Varied
 from mmsweep.errors import UserError
@@ -133,7 +134,7 @@ class VideoFormat(Format):
         return self.image.level(values)
 
 
-def decode_video(value: str | Path, format: VideoFormat) -> np.ndarray:
+def decode_video(value: str | Path | Segment, format: VideoFormat) -> np.ndarray:
     """uint8 [f,3,H,W]: the middle frame of each of f equal parts of the clip (frames repeat in shorter clips)."""
 
     def choose(count: int) -> list[int]:
@@ -142,7 +143,7 @@ def decode_video(value: str | Path, format: VideoFormat) -> np.ndarray:
     return np.stack(_frames(value, choose, format.image.size, lambda frame: fit_square(frame, format.image)))
 
 
-def decode_kept_frames(value: str | Path, format: VideoFormat) -> tuple[np.ndarray, float]:
+def decode_kept_frames(value: str | Path | Segment, format: VideoFormat) -> tuple[np.ndarray, float]:
     """What augmentation draws from: uint8 [k,3,H,W], k distinct frames where `format.pool` says how many at most.
 
     Also log(width / height) of the frames, which `image.whole` hides. Raises as `decode_video`.
@@ -160,7 +161,7 @@ def decode_kept_frames(value: str | Path, format: VideoFormat) -> tuple[np.ndarr
 
 
 def _frames(
-    value: str | Path, choose: Callable[[int], list[int]], side: int, fit: Callable[[Image.Image], Frame]
+    value: str | Path | Segment, choose: Callable[[int], list[int]], side: int, fit: Callable[[Image.Image], Frame]
 ) -> list[Frame]:
     """Frames of a folder of pictures or of a video file, each fitted as soon as it is decoded.
 
@@ -169,40 +170,21 @@ def _frames(
         side: as `open_picture`.
     """
     with reading("clip", value):
-        path = Path(value)
+        path = path_of(value)
         if not path.is_dir():
-            return _file_frames(regular(path), choose, fit)
+            return read_frames(value, choose, fit, lambda size: check_size(size, "clip", value))
         # Numbers compare as numbers (frame-10 after frame-9); an unsorted listing is a known bug of others' loaders.
         names = sorted(
             (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: natural_key(p.name)
         )
+        if isinstance(value, Segment) and value.length:
+            first, last = (round(at / value.length * len(names)) for at in (value.start, value.end))
+            names = names[first : max(last, first + 1)]
         if not names:
-            raise Undecodable(f"the folder {name_of(path)} holds no frames")
+            raise Undecodable(f"the folder {name_of(value)} holds no frames")
         return [fit(open_picture(names[i], side)) for i in choose(len(names))]
 
 
 def uniform_frames(count: int, wanted: int) -> list[int]:
     """Middle of each of `wanted` equal parts of `count` frames."""
     return [int((k + 0.5) * count / wanted) for k in range(wanted)]
-
-
-def _file_frames(path: Path, choose: Callable[[int], list[int]], fit: Callable[[Image.Image], Frame]) -> list[Frame]:
-    try:
-        import av
-    except ImportError:
-        raise UserError("video files need the package av", file=path, hint="pip install 'mmsweep[video]'") from None
-    with av.open(str(path)) as clip:
-        if not clip.streams.video:
-            raise Undecodable(f"the clip {name_of(path)} has no pictures")
-        context = clip.streams.video[0].codec_context
-        check_size((context.width, context.height), "clip", path)
-        count = sum(1 for _ in clip.decode(video=0))  # containers' own frame counts cannot be trusted
-    if count == 0:
-        raise Undecodable(f"the clip {name_of(path)} has no frames")
-    chosen = choose(count)
-    frames: dict[int, Frame] = {}
-    with av.open(str(path)) as clip:
-        for index, frame in enumerate(clip.decode(video=0)):
-            if index in chosen:
-                frames[index] = fit(frame.to_image())
-    return [frames[index] for index in chosen]

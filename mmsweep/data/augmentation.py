@@ -30,7 +30,7 @@ class Augmentation:
         crop: smallest and largest area of a random crop as shares of the whole picture; None: no crop. Its width /
             height is between 3/4 and 4/3. A picture too narrow or too flat for this gives the largest such crop.
         flip: probability of a horizontal flip.
-        random_frames: whether clips show random frames (in order) instead of uniform ones.
+        random_frames: whether clips show a random frame of each of their equal parts instead of the middle one.
         window: (height, width) of the window cut from rasters and their label map; None: no window.
         scale: smallest and largest factor by which rasters are enlarged before the window is cut. Below 1 the window
             may reach beyond them; inputs are 0 and pixels have no class there.
@@ -116,16 +116,19 @@ class Augmentation:
         return self._affine(uniform_BK, width_B, height_B, x_B, y_B, size)
 
     def frames(self, modality: str, wanted: int, draws: Draws, kept_B: Tensor) -> Tensor:
-        """Indices of the kept frames to show, int64 [B, wanted], in order of time; short clips repeat frames.
+        """Indices of the kept frames to show, int64 [B, wanted]: one drawn from each of `wanted` equal parts of a clip.
+
+        A clip of fewer frames shows what evaluation shows, some frames twice.
 
         Args:
             kept_B: number of distinct frames of each clip.
         """
-        order_BF = draws.frames[modality]
-        order_BF = order_BF.masked_fill(torch.arange(order_BF.shape[1]) >= kept_B[:, None], 2.0)  # above every draw
-        drawn_BF = order_BF.argsort(dim=1, stable=True)[:, :wanted].sort(dim=1).values
-        # `uniform_frames` in integers.
-        uniform_BF = (2 * torch.arange(wanted) + 1) * kept_B[:, None].long() // (2 * wanted)
+        kept_B1, part = kept_B[:, None].long(), torch.arange(wanted + 1)
+        bounds_BF = part * kept_B1 // wanted
+        sizes_BF = bounds_BF.diff(dim=1)
+        drawn_BF = bounds_BF[:, :-1] + (draws.frames[modality][:, :wanted] * sizes_BF).long()
+        # As `uniform_frames`, in whole numbers.
+        uniform_BF = (2 * part[:-1] + 1) * kept_B1 // (2 * wanted)
         return torch.where((kept_B >= wanted)[:, None], drawn_BF, uniform_BF)
 
     def _grid(self, uniform_BK: Tensor, size: tuple[int, int], aspect_B: Tensor | None = None) -> Tensor:

@@ -141,14 +141,19 @@ def check(builder: DatasetBuilder, max_bad: float = 0.01, formats: Mapping[str, 
 
 
 def _counts(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:
+    published = dict(builder.rows)
+    if "train" in published and "val" not in published:  # validation is carved from what was published as training
+        yield _count("train and val", len(splits["train"]) + len(splits["val"]), published.pop("train"))
     for name in SPLITS:
-        rows, expected = len(splits[name]), builder.rows.get(name)
-        if expected is None:
-            yield Finding(f"{name}: {rows:,} rows")
-        elif rows == expected:
-            yield Finding(f"{name}: {rows:,} rows, as expected")
-        else:
-            yield Finding(f"{name}: {rows:,} rows; expected are {expected:,} ({rows - expected:+,})", "warning")
+        yield _count(name, len(splits[name]), published.get(name))
+
+
+def _count(name: str, rows: int, expected: int | None) -> Finding:
+    if expected is None:
+        return Finding(f"{name}: {rows:,} rows")
+    if rows == expected:
+        return Finding(f"{name}: {rows:,} rows, as expected")
+    return Finding(f"{name}: {rows:,} rows; expected are {expected:,} ({rows - expected:+,})", "warning")
 
 
 def _bad_rows(builder: DatasetBuilder) -> Iterator[Finding]:

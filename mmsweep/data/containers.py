@@ -1,4 +1,4 @@
-"""Video files read through PyAV: single frames and the sound track, of a whole file or a segment. Needs `mmsweep[video]`.
+"""Video files read through PyAV: frames and the sound track, of a whole file or a segment. Needs `mmsweep[video]`.
 
 Few frames are decoded. The packets are listed first, without decoding them, which gives every frame's time; each wanted
 frame is then decoded from the key frame before it.
@@ -111,7 +111,8 @@ def _listed(container: Any, stream: Any, path: Path) -> list[_Packet]:
     # Only MP4 counts its frames exactly; a file whose download broke off lacks the last ones.
     if "mp4" in container.format.name and count < stream.frames:
         raise Undecodable(
-            f"the clip {name_of(path)} is cut short: it has {count:,} of the {stream.frames:,} frames that its header says"
+            f"the clip {name_of(path)} is cut short: "
+            f"it has {count:,} of the {stream.frames:,} frames that its header says"
         )
     return packets if stated else []
 
@@ -128,9 +129,7 @@ def decoded_frames(container: Any, stream: Any) -> Iterator[Any]:
     yield from container.decode(stream)
 
 
-def _frames_at(
-    container: Any, stream: Any, packets: list[_Packet], times: Iterable[int], path: Path
-) -> Iterator[Any]:
+def _frames_at(container: Any, stream: Any, packets: list[_Packet], times: Iterable[int], path: Path) -> Iterator[Any]:
     """For each time, which rise, the first frame that is shown then or later; at the end the last one."""
     keys = [packet for packet in packets if packet.is_key] or packets[:1]
     decoded: Iterator[Any] = iter(())

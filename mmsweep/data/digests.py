@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsweep.data.dataset import SPLITS, TARGETS, Sample
-from mmsweep.data.files import Stored
+from mmsweep.data.files import Segment, Stored
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.raster_files import Stack, Window
 from mmsweep.tasks.task import Target
@@ -100,6 +100,8 @@ def _file_stamp(value: Any) -> Any:
         return [_file_stamp(value.path), value.top, value.left, value.height, value.width]
     if isinstance(value, Stored):
         return [*_file_stamp(value.container), value.name, value.size]
+    if isinstance(value, Segment):
+        return [_file_stamp(value.path), value.start, value.end, value.length]
     path = Path(value)
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -124,6 +126,8 @@ def _file_content(value: Any) -> Any:
         ]
     if isinstance(value, Stored):  # as a file of its own
         return [hashlib.sha256(value.read()).hexdigest()]
+    if isinstance(value, Segment):
+        return [_file_content(value.path), value.start, value.end, value.length]
     path = Path(value)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [_sha256(file) for file in files if file.is_file()]

@@ -25,8 +25,9 @@ class AugmentationOptions(Section):
     flip: bool = Field(False, description="Whether a random half of pictures, clips and rasters is mirrored.")
     random_frames: bool = Field(
         False,
-        description="Whether training clips show random frames instead of uniform ones. They are drawn from all "
-        "frames, or from 8 × `data.video.frames` uniform ones of a longer clip; these are all stored on disk.",
+        description="Whether each training clip is divided into `data.video.frames` equal parts and shows a random "
+        "frame of each instead of the middle one. They are drawn from all frames of the clip, or from 8 × "
+        "`data.video.frames` uniform ones of a longer clip; these are all stored on disk.",
     )
     window: int | None = Field(
         None, ge=8, description="Side in pixels of the window that training cuts from rasters; null uses whole rasters."
@@ -112,7 +113,7 @@ class DatasetOptions(Options):
     augmentation: AugmentationOptions = Field(AugmentationOptions(), description="Random changes of training data.")
 
     def reading(self, kind: str) -> Any:
-        """The section of a kind, or its defaults if the dataset has no modality of this kind. None: the kind has none."""
+        """The section of a kind, or its defaults if the dataset has no modality of this kind; None if it has none."""
         section = KINDS[kind].Reading
         return getattr(self, kind, None) or (section and section())
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from mmsweep.data.files import Undecodable, load_array, name_of, opened, reading
+from mmsweep.data.files import Segment, Undecodable, load_array, name_of, opened, reading
 from mmsweep.errors import UserError
 
 
@@ -58,7 +58,7 @@ def files_of(value: Any) -> tuple[Path, ...]:
     """The files that a raw value is read from; none where it is held in memory."""
     if isinstance(value, Stack):
         return tuple(file for part in value.parts for file in files_of(part))
-    value = value.path if isinstance(value, Window) else value
+    value = value.path if isinstance(value, Window | Segment) else value
     return (Path(value),) if isinstance(value, str | Path) else ()
 
 

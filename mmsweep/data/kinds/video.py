@@ -41,9 +41,10 @@ class VideoFormat(Format):
 
     Args:
         image: how a frame is read.
-        frames: f, what the network sees: uniform over the clip, random with `Augmentation(random_frames=True)`.
-        pool: most frames of a training clip in a second column, uniform over the clip, which random frames are drawn
-            from. None keeps no such column, unless `image.whole` asks for one.
+        frames: f, the frames that the network sees: the middle one of each of f equal parts of the clip, or a random
+            one of each with `Augmentation(random_frames=True)`.
+        pool: size of a second column of training frames that random ones are drawn from: up to so many, uniform over
+            the clip. None keeps no such column, unless `image.whole` asks for one.
     """
 
     image: ImageFormat

@@ -51,8 +51,10 @@ class Clip(NamedTuple):
         paths = [path for path in self.values().values() if path is not None]
         if not paths:
             return ABSENT
-        pointer = next((path for path in paths if is_pointer(path)), None)
-        return pointer and f"cannot be read: {pointer.name} is a git-LFS pointer, not the data; run `git lfs pull`"
+        for path in paths:
+            if is_pointer(path):
+                return f"cannot be read: {path.name} is a git-LFS pointer, not the data; run `git lfs pull`"
+        return None
 
     def values(self) -> dict[str, Path | None]:
         """What is read of the clip. What was extracted is read before the video."""

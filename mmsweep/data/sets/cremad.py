@@ -85,7 +85,7 @@ class CremaD(DatasetBuilder):
             rows = [replace(sample, group=sample.id[:4]) for sample in read["all"]]
             test, val, train = carve(rows, [str(row.group) for row in rows], list(ACTOR_SHARES.values()), seed)
             return {"train": train, "val": val, "test": test}
-        self._source, paths = self._lists(root)
+        self._pair, paths = self._lists(root)
         lists = {split: read_list(path) for split, path in paths.items()}
         splits, self.bad_rows = read_samples(lists, lambda line: self._sample(line, files), root)
         val, train = carve_stratified(splits["train"], [row.id for row in splits["train"]], [VAL_SHARE], seed)
@@ -123,14 +123,10 @@ class CremaD(DatasetBuilder):
     def provenance(self) -> str:
         splits = self._read
         lost = sum(row.reason.endswith(ABSENT) for row in self.bad_rows)
-        how = (
-            f"Training and test are {self._source.upper()}'s lists, which share actors; {VAL_SHARE:.0%} of training is"
-        )
-        how = (
-            "No actor is in two splits, which are carved here"
-            if self.options.split == "actors"
-            else f"{how} validation"
-        )
+        how = "Splits are carved here, and no actor is in two of them"
+        if self.options.split != "actors":
+            lists = f"{self._pair.upper()}'s lists, which share actors"
+            how = f"Training and test are {lists}; {VAL_SHARE:.0%} of training is validation"
         return (
             f"CREMA-D in {self.root}: {sum(map(len, splits.values())):,} clips; {lost:,} have no file. {how} (seed "
             f"{self.options.split_seed})."

@@ -1,8 +1,8 @@
 """Kinetics-Sounds: ten-second clips of things that are seen and heard, 31 classes.
 
-Nobody distributes the set. What circulates are the lists my_train.txt (14,799 clips) and my_test.txt (2,597) of OGM-GE;
-CMPT trained on 14,739 and tested on 2,594 of them, since clips vanish from YouTube (research/methods.md §A.5). The lists
-number the classes 0 to 30 and do not name them. They have no validation part, so one is carved from training.
+Nobody distributes the set. OGM-GE's lists circulate: my_train.txt (14,799 clips) and my_test.txt (2,597). CMPT trained
+on 14,739 and tested on 2,594 of them, since clips vanish from YouTube (research/methods.md §A.5). The lists number the
+classes 0 to 30 and do not name them. They have no validation part, so one is carved from training.
 
 Ids are YouTube's eleven characters, which may hold `_` and begin with `-`, then the second that the clip starts at and
 sometimes the one that it ends at: `--4-0ihtnBU_000058_000068`, `-3Mwkq-7TV4_2`. A clip's files may be named in either

@@ -27,6 +27,8 @@ def _nothing_on_disk(monkeypatch):
         "MMIMDB_ROOT",
         "FOOD101_ROOT",
         "KINETICS_SOUNDS_ROOT",
+        "CREMAD_ROOT",
+        "AVE_ROOT",
         "NYUDV2_ROOT",
         "MCUBES_ROOT",
         "FMB_ROOT",
@@ -82,6 +84,8 @@ def test_table_1_is_trained_at_the_rates_of_the_test(name):
     [
         ("cmpt_food101", 195_508_325, 226_661, {"image": 198, "text": 41}),
         ("cmpt_kinetics_sounds", 172_159_519, 172_831, {"audio": 1215, "video": 198}),
+        ("cmpt_ave", 172_157_212, 170_524, {"audio": 1215, "video": 198}),
+        ("cmpt_cremad", 172_140_294, 153_606, {"audio": 1215, "video": 198}),
         ("cmpt_mmimdb", 195_448_343, 166_679, {"image": 198, "text": 257}),
     ],
 )
@@ -90,6 +94,13 @@ def test_the_papers_sizes(name, total, trainable, tokens):
     plan = dry_run(Study.load(path))
     assert (plan["parameters"]["total"], plan["parameters"]["trainable"]) == (total, trainable)
     assert plan["tokens"] == tokens
+
+
+@pytest.mark.parametrize(("name", "rows"), [("kinetics_sounds", 14_739), ("ave", 3_339), ("cremad", 6_698)])
+def test_the_papers_steps_on_sound_and_video(name, rows):
+    """A hundred epochs of batches of four."""
+    plan = dry_run(Study.load(next(p for p in STUDIES if p.stem == f"cmpt_{name}")))
+    assert plan["steps_per_trial"] == 100 * -(-rows // 4)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])

@@ -41,10 +41,11 @@ class Sample:
 
     Args:
         id: unique within the dataset.
-        values: modality -> raw value, or None where the data itself has none. Image and audio: path or bytes;
-            text: str; video: path of a folder of frames or of a file; raster: path, bytes, or a `Window` or `Stack` of
-            `raster_files.py`; sequence: path or bytes of a .npy array (or what the builder's format derives it from).
-            What may be bytes may also be a `files.Stored`, which reads them when they are decoded.
+        values: modality -> raw value, or None where the data itself has none. Image: path or bytes; text: str; audio:
+            path of a sound or of a video with a sound track, or bytes; video: path of a folder of frames or of a file;
+            both may be `files.Segment`s; raster: path, bytes, or a `Window` or `Stack` of `raster_files.py`; sequence:
+            path or bytes of a .npy array (or what the builder's format derives it from). What may be bytes may also be
+            a `files.Stored`, which reads them when they are decoded.
         target: class name, list of labels, number, or the label map as a raster's value.
         group: rows of a group never stand in two splits; None means that the row is its own group.
         origin: "file.csv:17", for messages.

@@ -1,6 +1,6 @@
-"""Sounds become log-mel spectrograms, as AST's or Whisper's authors make them. Needs `mmsweep[audio]`.
+"""Sounds as log-mel spectrograms, computed as for AST or Whisper. Needs `mmsweep[audio]`.
 
-Every function raises `Undecodable` with a reason for people when a value cannot be read.
+Every function raises `Undecodable`, with a reason that users can act on, when a value cannot be read.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from mmsweep.data.kinds.kind import Format, Layout, Parts
 from mmsweep.errors import UserError
 
 _RATES = 1_000, 1_000_000
-"""Samples a second; a resampler's filter grows with the rates."""
+"""Smallest and largest sampling rate that is accepted, since the resampling filter grows with the rates."""
 
 _LOUDEST = 100
-"""Floats may pass full scale, 1, by a little; 16-bit integers saved as floats are up to 32768."""
+"""Largest sample that is accepted. Full scale is 1, which floats may exceed a little; 16-bit integers that were saved
+as floats reach 32768."""
 
 
 @register("audio")
@@ -34,11 +35,11 @@ class AudioFormat(Format):
     """Sounds as log-mel spectrograms: column and batch float32 [N, frames, mel_bins].
 
     Args:
-        rate: samples a second.
+        rate: sampling rate in hertz that sounds are resampled to.
         mel_bins, frames: size of the spectrogram; shorter sounds are padded, longer ones cut.
-        mean, std: `ast` spectrograms become (x - mean) / (2 std), as AST's authors do; unused by `whisper`.
-        recipe: whose: "ast" (Kaldi filter bank, 25 ms window, 10 ms step) or "whisper" (log10 mel, clipped 8
-            below the maximum).
+        mean, std: of AST's normalisation, (x - mean) / (2 std); `whisper` does not use them.
+        recipe: how the spectrogram is made: "ast" is a Kaldi filter bank with a 25 ms window every 10 ms, "whisper" a
+            log10-mel spectrogram, clipped at 8 below its maximum.
     """
 
     rate: int = 16_000
@@ -57,7 +58,7 @@ class AudioFormat(Format):
         """How sounds are read."""
 
         frames: int | None = Field(
-            None, ge=8, description="Frames of a spectrogram; null takes the number that the encoder was trained with."
+            None, ge=8, description="Frames of a spectrogram, 10 ms each; null takes the encoder's own number."
         )
 
     def __post_init__(self) -> None:
@@ -88,7 +89,7 @@ def sound_decoder(format: AudioFormat) -> Callable[[str | Path | bytes | Segment
     """
     extract = _ast_extractor(format) if format.recipe == "ast" else _whisper_extractor(format)
 
-    seconds = format.frames / 100 + 1  # 10 ms a frame; what a resampler sees beyond the end changes nothing before it
+    seconds = format.frames / 100 + 1  # 10 ms a frame; the second beyond them keeps the resampler's edge out of them
 
     def decode(value: str | Path | bytes | Segment) -> np.ndarray:
         if not isinstance(value, bytes) and path_of(value).suffix == ".npy":
@@ -154,13 +155,13 @@ def _read_recording(value: str | Path | bytes | Segment, begin: float, end: floa
 
 
 _UNKNOWN_SIZE = 2**32 - 2**16
-"""Programs that write a WAV into a pipe state a size near the largest, or 0, since they do not know it yet."""
+"""A program that writes a WAV into a pipe does not know its size yet, and states 0 or a size near the largest."""
 
 
 def _check_uncut(file: IO[bytes], value: str | Path | bytes) -> None:
-    """Refuse a WAV or AIFF whose samples end before its header says so: libsndfile reads what there is, silently.
+    """Refuse a WAV or AIFF that has fewer bytes than its header states: libsndfile would read them without an error.
 
-    The size of the samples' own chunk counts: some programs state that of the whole file wrongly.
+    The header of the chunk of samples decides, since some programs state the size of the whole file wrongly.
     """
     place, size = file.tell(), file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -180,11 +181,11 @@ def _check_uncut(file: IO[bytes], value: str | Path | bytes) -> None:
 
 
 _MP3_FRAME = 1152
-"""Samples; a file's first and last frames are half silence of the encoder."""
+"""Samples of an MP3 frame. The first and last frames are partly the encoder's silence."""
 
 
 def _counts_its_frames(file: IO[bytes]) -> bool:
-    """Whether an MP3 says in its first frame (the tag Xing or Info) how long it is; without, its length is a guess."""
+    """Whether an MP3 states its length, in a tag Xing or Info of its first frame; otherwise the length is a guess."""
     file.seek(0)
     head = file.read(10)
     if head[:3] == b"ID3":  # its size: four times seven bits

@@ -1,7 +1,7 @@
-"""Pictures: any file that Pillow reads, and SVG drawings; stored as bytes at the size that the network sees.
+"""Pictures: any file that Pillow reads, and SVG drawings. They are stored as bytes at the size that the network sees.
 
-Every function raises `Undecodable` with a reason for people when a value cannot be read; preparation turns it into a
-bad row with its file and line.
+Every function raises `Undecodable`, with a reason that users can act on, when a value cannot be read; preparation turns
+it into a bad row with its file and line.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from mmsweep.transfer import Resident
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 MOST_PIXELS = 2**26
-"""A picture of more pixels is refused, unless its format can be read at a fraction of its size: 256 MiB as RGB."""
+"""Pixels of the largest picture that is decoded, 256 MiB as RGB. Larger JPEGs are read at a fraction of their size."""
 
 _LARGE_PIXELS = 2**24
 _LARGE = threading.Lock()
-"""Held while a picture of more than `_LARGE_PIXELS` is decoded: one at a time, however many threads there are."""
+"""Held while a picture of more than `_LARGE_PIXELS` is decoded, so that only one thread decodes one at a time."""
 
 _MOST_SVG_BYTES = 2**26
 
@@ -57,8 +57,8 @@ class ImageFormat(Format):
         resize: shorter side before the centre crop; None means `size` (no margin).
         fit: what happens to a picture that is not square: `crop` shows its middle, `pad` shows all of it on white.
         resample: Pillow's filter for resizing.
-        whole: side of a second column, for random crops: all of each training picture, stretched to a square. None
-            keeps no such column.
+        whole: side of the squares in a second column, which holds the whole training pictures, stretched, for random
+            crops. None keeps no such column.
     """
 
     size: int

@@ -1,6 +1,6 @@
-"""Clips become arrays: some frames of a folder of pictures or of a video file (`mmsweep[video]`), read as pictures.
+"""Clips as arrays of a few frames, from a video file (`mmsweep[video]`) or a folder of pictures.
 
-Raises `Undecodable` as pictures do.
+Frames are read as pictures are, and `Undecodable` is raised in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Frame = TypeVar("Frame")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 KEPT_FRAMES = 8
-"""Random frames are drawn from at most this many times the frames that are shown."""
+"""How many frames are prepared for each random one that is shown."""
 
 
 @register("video")
@@ -86,7 +86,7 @@ class VideoFormat(Format):
         return [("", np.uint8, (self.frames, 3, self.image.size, self.image.size))]
 
     def varied_columns(self) -> Layout:
-        """As of pictures; `.varied.length` says how many distinct frames a clip has in `.varied`."""
+        """As for pictures; `.varied.length` is the number of distinct frames of a clip in `.varied`."""
         if self.image.whole is None and self.pool is None:
             return []
         side = self.image.whole or self.image.size
@@ -145,9 +145,9 @@ def decode_video(value: str | Path | Segment, format: VideoFormat) -> np.ndarray
 
 
 def decode_kept_frames(value: str | Path | Segment, format: VideoFormat) -> tuple[np.ndarray, float]:
-    """What augmentation draws from: uint8 [k,3,H,W], k distinct frames where `format.pool` says how many at most.
+    """The frames that augmentation draws from: uint8 [k,3,H,W], at most `format.pool` distinct ones.
 
-    Also log(width / height) of the frames, which `image.whole` hides. Raises as `decode_video`.
+    Also log(width / height) of the frames, which is lost where `image.whole` stretches them to squares.
     """
     image, most = format.image, format.pool
 

@@ -27,7 +27,11 @@ def write_video(
     with av.open(str(path), "w") as container:
         pictures = container.add_stream(codec, rate=rate)
         pictures.width, pictures.height, pictures.pix_fmt, pictures.gop_size = SIDE, SIDE, "yuv420p", gop
-        tone = container.add_stream("libmp3lame" if path.suffix == ".flv" else "aac", rate=44_100) if sound else None
+        tone = (
+            container.add_stream("libmp3lame" if path.suffix == ".flv" else "aac", rate=44_100, layout="mono")
+            if sound
+            else None
+        )
         for place, grey in enumerate(greys):
             frame = av.VideoFrame.from_ndarray(np.full((SIDE, SIDE, 3), grey, np.uint8), format="rgb24")
             frame.pts, frame.time_base = place, Fraction(1, rate)

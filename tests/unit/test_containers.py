@@ -141,13 +141,13 @@ def test_sounds_are_those_of_ast_s_own_feature_extractor(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["a.mp4", "b.flv", "c.mkv"])
 def test_a_video_s_own_track_is_read_as_a_sound_file_is(clips, name: str) -> None:
     """At the same rate and loudness as a .wav of the tone, as far as the codec keeps it."""
-    tone = tone_of(FRAMES / RATE, 44_100)
+    tone, kept = tone_of(FRAMES / RATE, 44_100), 0.08 if name == "b.flv" else 0.03  # LAME lowers what it encodes by 5 %
     sound = read_waveform(clips[name], 16_000)
     assert abs(len(sound) - 96_000) < 1_200
     for second in range(1, 5):
         part = slice(second * 16_000, (second + 1) * 16_000)
         wave = tone[second * 44_100 : (second + 1) * 44_100]
-        assert np.std(sound[part]) == pytest.approx(float(np.std(wave)), rel=0.03)
+        assert np.std(sound[part]) == pytest.approx(float(np.std(wave)), rel=kept)
         spectrum = np.abs(np.fft.rfft(sound[part]))
         assert spectrum.argmax() == 440
     cut = read_waveform(Segment(clips[name], 2, 4), 16_000)

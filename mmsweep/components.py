@@ -310,7 +310,7 @@ class Choice:
     def _is_a_default(self, option: str, value: Any) -> bool:
         fields = (_field_at(self.registry.section(name), option) for name in self.registry)
         return any(
-            value is None if field.is_required() else _agrees(value, field.get_default(call_default_factory=True))
+            value is None or (not field.is_required() and _agrees(value, field.get_default(call_default_factory=True)))
             for field in fields
             if field is not None
         )

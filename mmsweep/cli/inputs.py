@@ -116,7 +116,7 @@ def data_list(as_json: AsJson = False) -> None:
         out.print(f"[bold]{card.name}[/bold]: {card.title}\n  modalities: {kinds}; rows: {rows or 'yours'}")
         if card.licence:
             out.print(f"  licence: {card.licence}", markup=False)
-        out.print(f"  get: {card.get}" + ("" if card.reader else " (not read yet: dry runs only)"), markup=False)
+        out.print(f"  get: {card.get}", markup=False)
 
 
 @data.command("check")

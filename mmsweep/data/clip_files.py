@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -31,10 +31,12 @@ ABSENT = "has no file"
 class ClipOptions(CarvedOptions):
     """Of a dataset of clips, some of which have vanished since its lists were written."""
 
-    on_bad: Literal["refuse", "skip"] = Field(
-        "skip",
-        description="What happens where rows cannot be read, as clips that have vanished. refuse stops, skip leaves "
-        "these rows out.",
+    max_bad: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Largest share of rows that may be unreadable, such as clips that have vanished since the lists "
+        "were written. They are left out, counted and listed in a file beside the prepared data. A larger share stops.",
     )
 
 

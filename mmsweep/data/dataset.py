@@ -101,7 +101,6 @@ class DatasetCard:
         get: how to get the data.
         licence: what its distributor allows.
         layout: what a folder of it looks like.
-        reader: whether this version reads it.
     """
 
     name: str
@@ -113,7 +112,6 @@ class DatasetCard:
     get: str = ""
     licence: str = ""
     layout: str = ""
-    reader: bool = True
 
 
 class DatasetBuilder:
@@ -145,12 +143,12 @@ class DatasetBuilder:
     @classmethod
     def card(cls, options: Any = None) -> DatasetCard:
         """What is known without the data, for a study's options or in general."""
-        target, reads = getattr(cls, "target", None), cls.splits is not DatasetBuilder.splits
+        target = getattr(cls, "target", None)
         formats = cls.formats_of(options)
         if options is not None:
             formats = {modality: format.read_as(options.reading(format.kind)) for modality, format in formats.items()}
         return DatasetCard(
-            cls.name, cls.title, cls.modalities, target, cls.rows, formats, cls.get, cls.licence, cls.layout, reads
+            cls.name, cls.title, cls.modalities, target, cls.rows, formats, cls.get, cls.licence, cls.layout
         )
 
     @classmethod
@@ -161,20 +159,13 @@ class DatasetBuilder:
     def __init__(self, options: Any) -> None:
         """
         Raises:
-            UserError: an environment variable in `root` is not set; this version does not read the dataset.
+            UserError: an environment variable in `root` is not set.
         """
         root: str | None = getattr(options, "root", None)
         if root and "${" in root:
             raise UserError("an environment variable is not set", key="data.root", found=root,
                             hint=f"It says where the raw data lies. {self.get}".rstrip())  # fmt: skip
         card = self.card(options)
-        if not card.reader:
-            raise UserError(
-                f"{card.name} is declared (its plan can be shown with --dry-run) but this version does not read it "
-                "from disk",
-                key="data.dataset", found=card.name,
-                hint="Until then, list its files in a CSV, JSONL or Parquet file and use dataset: manifest",
-            )  # fmt: skip
         self.options, self.root = options, Path(root) if root else None
         self.modalities, self.rows, self.formats = card.modalities, card.rows, card.formats
         if card.target is not None:

@@ -199,11 +199,11 @@ def test_vanished_clips_are_counted_and_the_rest_is_prepared(tmp_path: Path) -> 
     write_video(silent, [9, 9, 9], sound=False)
     found = DATASETS["kinetics_sounds"](options)
     formats = {"audio": AudioFormat(mel_bins=26, frames=36), "video": VideoFormat(ImageFormat(8))}
-    data = prepare(found, formats, tmp_path / "cache", on_bad=options.on_bad)
+    data = prepare(found, formats, tmp_path / "cache", max_bad=options.max_bad)
     assert sum(map(len, data.splits.values())) == 58 and [row.reason.split()[-2:] for row in data.skipped] == [
         ["no", "file"], ["sound", "track"],
     ]  # fmt: skip
-    assert any("have no file" in line for line in check(found, "skip"))
+    assert any("have no file" in line for line in check(found, 1.0).lines)
 
 
 # ---- AVE
@@ -300,7 +300,7 @@ def test_every_line_of_cremad_s_lists_is_used(pair: str, complete: set[str]) -> 
     splits = found.splits()
     assert not found.bad_rows and len(splits["train"]) + len(splits["val"]) == 6_698 and len(splits["test"]) == 744
     assert {row.target for row in splits["val"]} == set(found.target.classes)
-    lines = [line for line in check(found) if "as expected" in line]
+    lines = [line for line in check(found).lines if "as expected" in line]
     assert lines == ["train and val: 6,698 rows, as expected", "test: 744 rows, as expected"]
     names = (LISTS / "cremad/source/SentenceFilenames.csv").read_text().splitlines()[1:]
     assert by_id(found).keys() == {line.split('"')[1] for line in names}
@@ -331,6 +331,6 @@ def test_every_line_of_ave_s_lists_is_used(complete: set[str]) -> None:
     assert not found.bad_rows and sorted(row.target for row in by_id(found).values()) == sorted(
         r[0] for r in annotations
     )
-    findings = check(found)
+    findings = check(found).lines
     assert sum("as expected" in line for line in findings) == 3
     assert any("groups stand in more than one split" in line for line in findings), "45 videos hold two events"

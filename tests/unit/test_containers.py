@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmsweep.data import containers
-from mmsweep.data.digests import _content, _stamp
+from mmsweep.data.digests import _stamp, content_of
 from mmsweep.data.files import Segment, Undecodable
 from mmsweep.data.kinds.audio import AudioFormat, read_waveform, sound_decoder
 from mmsweep.data.kinds.image import ImageFormat
@@ -188,7 +188,7 @@ def test_a_spectrogram_that_is_normalised_already_is_refused(tmp_path: Path) -> 
 
 def test_prepared_data_tells_segments_apart(clips) -> None:
     one, two = Segment(clips["a.mp4"], 0, 2), Segment(clips["a.mp4"], 2, 4)
-    for digest in (_stamp, _content):
+    for digest in (_stamp, content_of):
         assert digest(one, CLIP) != digest(two, CLIP) and digest(one, CLIP) == digest(
             Segment(clips["a.mp4"], 0, 2), CLIP
         )

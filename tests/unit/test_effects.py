@@ -97,9 +97,9 @@ def test_options_of_another_method_are_refused(tiny_study: Study, method: str, o
 @pytest.mark.parametrize(
     ("name", "override", "key", "owners"),
     [
-        ("quickstart", "data.root=/somewhere", "root", "ave, cremad, earth, food101"),
+        ("quickstart", "data.root=/somewhere", "root", "ave, cremad, earth, fmb, food101"),
         ("quickstart", "data.text.field=plot", "text.field", "mmimdb"),
-        ("quickstart", "data.split_seed=3", "split_seed", "ave, cremad, food101, kinetics_sounds, manifest"),
+        ("quickstart", "data.split_seed=3", "split_seed", "ave, cremad, fmb, food101, kinetics_sounds, manifest"),
         ("quickstart", "data.audio.language=fr", "audio", "ave, cremad, kinetics_sounds, manifest, tuxpaint"),
         ("quickstart", "data.video.frames=5", "video", "ave, cremad, kinetics_sounds, manifest"),
         ("mmp_sequences", "data.image.fit=pad", "image", "ave, cremad, food101"),

@@ -236,7 +236,7 @@ def test_a_listed_image_in_the_other_folder_is_found(root: Path) -> None:
 def test_check_names_what_is_missing(root: Path) -> None:
     layouts.write_titles(root)
     (root / "images/train/pho/pho_2.jpg").unlink()
-    found = "\n".join(check(food101(root)))
+    found = "\n".join(check(food101(root)).lines)
     assert "1 rows cannot be used: train_titles.csv:11: there is no image pho_2.jpg" in found
 
 

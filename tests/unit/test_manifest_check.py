@@ -11,7 +11,6 @@ import torch
 from mmsweep.data.check import check
 from mmsweep.data.modality_names import MODULE_WORDS, misnamed
 from mmsweep.data.options import DATASETS
-from mmsweep.errors import UserError
 from mmsweep.models.packing import PackedParameters
 from tests.data.files import manifest_rows, target, write_manifest
 from tests.unit.manifest_helpers import (
@@ -116,5 +115,3 @@ def test_registry_knows_names_and_cards() -> None:
     assert films.target and films.target.width == 23 and films.rows == {"train": 15_552, "val": 2_608, "test": 7_799}
     assert sounds.target and sounds.target.width == 31 and list(sounds.modalities) == ["audio", "video"]
     assert "Did you mean 'food101'" in wrong({"dataset": "food-101"})
-    with pytest.raises(UserError, match=r"does not read it from disk.*dataset: manifest"):
-        DATASETS["kinetics_sounds"](DATASETS.options("kinetics_sounds", root="/data"))

@@ -15,7 +15,6 @@ from PIL import Image
 
 from mmsweep.data.check import check, named_builder
 from mmsweep.data.dataset import Sample
-from mmsweep.data.digests import content_digest
 from mmsweep.data.files import Undecodable, opened
 from mmsweep.data.kinds.image import ImageFormat, decode_image
 from mmsweep.data.kinds.kind import Format
@@ -79,7 +78,7 @@ def test_a_film_may_have_none_of_the_genres(tmp_path: Path) -> None:
     described[lists["train"][0]]["genres"], described[lists["test"][1]]["genres"] = ["News", "Adult"], []
     builder = mmimdb(write_folder(tmp_path, found=(lists, described)))
     assert rows(builder)["00000005"].target == [] and "2 films have none of the 23" in builder.provenance()
-    assert any("train: 1 rows have no label" in line for line in check(builder))
+    assert any("train: 1 rows have no label" in line for line in check(builder).lines)
 
 
 def test_the_four_texts(raw: Path) -> None:
@@ -196,7 +195,7 @@ def test_the_layouts_hold_the_same(raw: Path, tmp_path: Path) -> None:
     digests = []
     for root in roots:
         builder = mmimdb(root)
-        digests.append(content_digest(builder.splits(), wanted, builder.target))
+        digests.append(prepare(builder, wanted, tmp_path / "cache").fingerprint)
         assert not builder.bad_rows
     assert len(digests) == 7 and len(set(digests)) == 1
 
@@ -222,7 +221,9 @@ def test_the_same_film_in_two_splits_is_found_in_an_archive_too(tmp_path: Path) 
     root = write_folder(tmp_path / "raw", found=(lists, described))
     (root / "dataset" / "again.jpeg").write_bytes(picture(0))
     for place in (root, write_archive(tmp_path / "mmimdb.tar", root)):
-        assert any("1 times the same inputs stand in more than one split" in line for line in check(mmimdb(place)))
+        assert any(
+            "1 times the same inputs stand in more than one split" in line for line in check(mmimdb(place)).lines
+        )
 
 
 # ---- HDF5

@@ -138,10 +138,11 @@ def test_a_stack_is_the_channels_of_its_files(tmp_path: Path) -> None:
 
 
 def test_bands_are_read_in_their_order(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.npy", values(6))
+    stored = np.random.default_rng(6).integers(0, 65536, (9, 11, 6)).astype(np.uint16)
+    path = save(tmp_path / "a.npy", stored)
     format = raster_format(path, [4, 0, 4])
-    assert (decode_raster(path, format) == values(6)[..., [4, 0, 4]].transpose(2, 0, 1)).all()
-    with pytest.raises(Undecodable, match=r"a\.npy is 5 x 7 with 6 channels; expected channel 6 \(counted from 0\)"):
+    assert (decode_raster(path, format) == stored[..., [4, 0, 4]].transpose(2, 0, 1)).all()
+    with pytest.raises(Undecodable, match=r"a\.npy is 9 x 11 with 6 channels; expected channel 6 \(counted from 0\)"):
         raster_format(path, [6])
     with pytest.raises(Undecodable, match="mean and std are of 2 channels"):
         raster_format(path, None, [0, 0], [1, 1])

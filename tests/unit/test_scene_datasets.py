@@ -195,11 +195,11 @@ def test_labels_of_a_bad_copy_are_named_with_values_and_range(copies: Any, tmp_p
     path.unlink()
     save(path, labels)
     told = r"00003\.png holds the values 60, 99 \(first at row 7, column 9\), .*expected 1 to 14, or 0 or 255 \(no"
-    (line,) = [line for line in check(builder("fmb", root)) if "label maps cannot be used" in line]
+    (line,) = [line for line in check(builder("fmb", root), 0.0).lines if "label maps cannot be used" in line]
     assert line.startswith("error: ") and re.search(told, line)
     found = builder("fmb", root)
     with pytest.raises(UserError, match=told):
-        prepare(found, found.formats, tmp_path / "cache")
+        prepare(found, found.formats, tmp_path / "cache", max_bad=0.0)
 
 
 def test_a_file_without_its_partners_is_named(copies: Any) -> None:

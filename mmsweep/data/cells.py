@@ -19,6 +19,8 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
+from mmsweep.data.files import Stored
+
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _ZEROS_AND_ONES = re.compile(r"(?:[01](?:\.0*)?|true|false)(?:[\s,;|/]+(?:[01](?:\.0*)?|true|false))+", re.IGNORECASE)
 """Several flags, one for each class of a list that the cell does not hold, whatever separates them."""
@@ -99,8 +101,8 @@ def number_of(cell: Any) -> float:
     return float(value)
 
 
-def file_of(cell: Any) -> str | bytes:
-    """The name of a file, or its content: bytes, or the record {bytes, path} of Hugging Face datasets."""
+def file_of(cell: Any) -> str | bytes | Stored:
+    """A file's name, or its content: bytes, a value within an archive, or the record {bytes, path} of `datasets`."""
     if isinstance(cell, dict):
         content, path = cell.get("bytes"), cell.get("path")
         if isinstance(content, bytes | bytearray):
@@ -108,6 +110,8 @@ def file_of(cell: Any) -> str | bytes:
         if content is None and isinstance(path, str) and path.strip():
             return file_of(path)
         raise BadCell(f"expected a file name; found {shown(cell)}")
+    if isinstance(cell, Stored):
+        return cell
     if isinstance(cell, bytes | bytearray):
         return bytes(cell)
     if not isinstance(cell, str):

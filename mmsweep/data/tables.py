@@ -1,4 +1,4 @@
-"""Reads the rows of a CSV, TSV, JSONL or Parquet file, each with its line, whole or with one clear error.
+"""Reads the rows of a CSV, TSV, JSONL or Parquet file, or of a folder (`table_folders.py`), each with its line.
 
 CSV may quote its cells. A cell of a TSV is what stands between two tabs, quotes included: TSV has no quoting.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmsweep.data.cells import Unreadable, is_empty
+from mmsweep.data.files import Stored
+from mmsweep.data.table_folders import folder_rows
 from mmsweep.errors import UserError, nearest
 
 Columns = Sequence[tuple[str, str]]
@@ -48,10 +50,10 @@ def read_table(path: Path, columns: Columns | None) -> Iterator[Row]:
         UserError: the file is absent, of unknown format or malformed (with the line); a column is absent (with the
             nearest spelling).
     """
-    reader = _READERS.get(path.suffix.lower())
+    reader = _folder if path.is_dir() else _READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError("unknown format of manifest", file=path, found=path.suffix, expected=", ".join(_READERS))
-    if not path.is_file():
+    if not path.exists():
         raise UserError("the manifest does not exist", key="data.path", found=str(path), expected="a file")
     wanted = list(dict.fromkeys(column for _, column in columns or ()))
     for line, row in reader(path, columns or ()):
@@ -74,6 +76,8 @@ def _plain(value: Any) -> str:
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, Unreadable):
         return value.reason
+    if isinstance(value, Stored):  # wherever its container lies
+        return f"{value.name} {value.size}"
     return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
@@ -223,6 +227,15 @@ def _parquet(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]
     except (pyarrow.ArrowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"the file is not valid Parquet ({reason})", file=path) from None
+
+
+def _folder(path: Path, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    seen: dict[str, None] = {}
+    rows = list(folder_rows(path))
+    for _, row in rows:
+        seen.update(dict.fromkeys(row))
+    _require(path, columns, list(seen))
+    yield from rows
 
 
 def _values(column: Any) -> list[Any]:

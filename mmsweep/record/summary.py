@@ -99,6 +99,7 @@ class Summary:
         scheduler: rule that stops weak trials, none before `grace_epochs`.
         final: final runs; None if there are none.
         over: what the report's intervals resample: some of rows, groups and seeds.
+        published: dataset whose published scores the report shows, if not those of `dataset`.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Summary:
     grace_epochs: int
     final: Final | None
     over: list[str] = field(default_factory=lambda: ["rows"])
+    published: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Summary:

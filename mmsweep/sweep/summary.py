@@ -18,6 +18,7 @@ def summary_of(study: Study) -> Summary:
         digest=study.digest(),
         dataset=study.data.dataset,
         task=study.data.task,
+        published=getattr(study.data, "published", None),
         modalities=list(study.model.encoders),
         splits=_splits(study),
         scenarios=Scenarios(study.scenarios.seed, study.scenarios.train, list(study.scenarios.evaluate)),

@@ -60,7 +60,7 @@ class Column(Options):
     def value(self, cell: Any, folder: Path) -> Any:
         """The raw value of a cell that is not empty. Raises BadCell."""
         value = file_of(cell)
-        return value if isinstance(value, bytes) or not value else folder / value
+        return folder / value if isinstance(value, str) and value else value
 
     def format(self) -> Format | None:
         """How the column is read; None where the encoder or the files say so."""

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from mmsweep.components import Choice, Section, misfit, register
 from mmsweep.data.cells import BadCell, class_name, shown
@@ -23,11 +23,11 @@ from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, DatasetCard, Sa
 from mmsweep.data.files import Undecodable, first_line, natural_key
 from mmsweep.data.kinds.kind import Column, Format
 from mmsweep.data.modality_names import misnamed
-from mmsweep.data.options import KINDS, DatasetOptions
+from mmsweep.data.options import DATASETS, KINDS, DatasetOptions
 from mmsweep.data.splitting import CARVED_VALIDATION, carve, carve_stratified, repeated
 from mmsweep.data.tables import Row, read_table
 from mmsweep.data.target_column import TargetColumn
-from mmsweep.errors import UNSET, UserError
+from mmsweep.errors import UNSET, UserError, nearest
 from mmsweep.tasks.task import Target
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -77,7 +77,10 @@ class IdColumn(Section):
 
 class ManifestOptions(DatasetOptions):
     read_with = {"split_seed": ("split.seed", None)}
-    path: str = Field(description="The CSV, TSV, JSONL or Parquet file with a row per sample.")
+    path: str = Field(
+        description="The CSV, TSV, JSONL or Parquet file with a row per sample; a folder that `datasets` saved "
+        "(save_to_disk), or a folder of WebDataset's .tar files."
+    )
     modalities: dict[str, Annotated[SerializeAsAny[Column], Choice(KINDS, "data.modalities.<modality>")]] = Field(
         min_length=1,
         description="The columns that are inputs, by name, in order. A name is a letter followed by letters, digits or "
@@ -87,6 +90,11 @@ class ManifestOptions(DatasetOptions):
     split: Split | None = Field(
         None, description="Where a row belongs; null carves 0.8, 0.1 and 0.1 of the rows by hash."
     )
+    published: str | None = Field(
+        None,
+        description="Name of a dataset, such as food101, whose published scores the report shows beside yours: for a "
+        "copy of it in a layout of your own. Modalities need the dataset's names.",
+    )
     split_seed: int = Field(0, ge=0, description="Seed of the splits that are carved here.")
     group: GroupColumn | None = Field(None, description="What must not be cut by the splits.")
     id: IdColumn | None = Field(
@@ -95,6 +103,13 @@ class ManifestOptions(DatasetOptions):
         "that carved splits stay as they are when a modality is added to the study; a changed file moves the rows that "
         "changed.",
     )
+
+    @field_validator("published")
+    @classmethod
+    def _is_a_dataset(cls, name: str | None) -> str | None:
+        if name is not None and name not in DATASETS:
+            raise misfit("no such dataset", f"one of {', '.join(DATASETS)}", hint=nearest(name, DATASETS) or "")
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -173,7 +188,7 @@ class Manifest(DatasetBuilder):
         self._column = options.split.column if options.split else None
         self._group = options.group.column if options.group else None
         self._id = options.id.column if options.id else None
-        self._folder = self.path.parent.absolute()
+        self._folder = (self.path if self.path.is_dir() else self.path.parent).absolute()
         self._declared = options.declared_target
         self._lines: dict[str, list[int]] = {}
         members: list[_Member] = []

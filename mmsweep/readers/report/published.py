@@ -61,7 +61,7 @@ def published_table(record: SweepRecord) -> Table | None:
     ours = {s.shares: s.name for s in (Scenario.parse(spec, modalities) for spec in scenarios.evaluate)}
     trained = Scenario.parse(scenarios.train, modalities).shares
     matches: dict[tuple[str, str, str], list[Published]] = {}
-    for row in published(record.summary.dataset):
+    for row in published(record.summary.published or record.summary.dataset):
         if set(row.test) == set(modalities) and _shares(row.train, modalities) == trained:
             name = ours.get(_shares(row.test, modalities))
             if name is not None:

@@ -115,7 +115,7 @@ class TargetColumn(Section):
         """The target of a cell that is not empty; files are relative to the folder. Raises BadCell."""
         if self.kind == "map":
             file = file_of(cell)
-            return file if isinstance(file, bytes) or not file else folder / file
+            return folder / file if isinstance(file, str) and file else file
         readers: dict[str, Callable[[Any], Any]] = {
             "class": class_name,
             "labels": partial(labels_of, separator=self.separator),

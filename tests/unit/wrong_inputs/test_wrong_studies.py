@@ -165,7 +165,7 @@ WRONG_STUDIES: dict[str, tuple[dict[str, Any], str, str, list[str]]] = {
         {"data": {"dataset": "openclipart", "split": {"train": 0.5}}},
         "split:",
         "data.split",
-        ["unknown key", "found 'split'", "It is an option of dataset manifest"],
+        ["unknown key", "found 'split'", "It is an option of dataset cremad, manifest"],
     ),
     "views at test without rasters": (
         {"inference": {"flip": True}},

@@ -6,13 +6,12 @@ are given."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +20,13 @@ import numpy as np
 
 from mmsweep.data.dataset import SPLITS, DatasetBuilder, Sample
 from mmsweep.data.digests import ids_digest
+from mmsweep.data.duplicates import repeated_contents
 from mmsweep.data.files import Stored, Undecodable, opened
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import decode_labels
 from mmsweep.data.options import DATASETS, KINDS
 from mmsweep.data.preparation import unusable
-from mmsweep.data.raster_files import Stack, Window, files_of
-from mmsweep.data.splitting import repeated
+from mmsweep.data.raster_files import files_of
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import IGNORE
 
@@ -344,49 +343,15 @@ def _identities(splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:
 
 
 def _repeated(splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:
-    """Rows with the same inputs in more than one split, by the files' content where sizes leave it open."""
-    places: list[str] = []
-    for likely in repeated(splits, _size):
-        for rows in repeated(likely, _content):
-            places.append(" and ".join(f"{samples[0].origin} ({name})" for name, samples in rows.items()))
+    places = [
+        " and ".join(f"{samples[0].origin} ({name})" for name, samples in rows.items())
+        for rows in repeated_contents(splits)
+    ]
     if places:
         yield Finding(
             f"{len(places)} times the same inputs stand in more than one split: {_list(places)}; rows that "
             "belong together can be kept in one split with data.group", "warning",
         )  # fmt: skip
-
-
-def _size(value: Any) -> Any:
-    """An input as cheaply as it can be told apart: a file by its size."""
-    if isinstance(value, Stored):
-        return value.size
-    if isinstance(value, Stack | Window):
-        return _by_file(value, _size)
-    mode = _mode(value) if isinstance(value, Path) else None
-    return os.stat(value).st_size if mode is not None and stat.S_ISREG(mode) else value
-
-
-def _by_file(value: Stack | Window, identity: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Window):
-        return identity(value.path), value.top, value.left, value.height, value.width
-    return tuple(_by_file(part, identity) if isinstance(part, Window) else identity(part) for part in value.parts)
-
-
-def _content(value: Any) -> Any:
-    if isinstance(value, Stored):
-        try:
-            return hashlib.sha256(value.read()).digest()
-        except Undecodable:
-            return value
-    if isinstance(value, Stack | Window):
-        return _by_file(value, _content)
-    mode = _mode(value) if isinstance(value, Path) else None
-    if mode is None or not stat.S_ISREG(mode):
-        return value
-    try:
-        return hashlib.sha256(value.read_bytes()).digest()
-    except OSError:
-        return value
 
 
 def _labels(rows: list[Sample]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from mmsweep.data.dataset import DatasetBuilder, DatasetCard
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.kinds.sequence import SequenceFormat
+from mmsweep.data.kinds.table import TableFormat
 from mmsweep.data.options import DATASETS, KINDS, AugmentationOptions
 from mmsweep.data.preparation import Progress
 from mmsweep.data.prepared import PreparedData, prepare
@@ -46,11 +47,13 @@ def make_builder(study: Study) -> DatasetBuilder:
 
 
 def card_of(study: Study, rows: bool = False) -> DatasetCard:
-    """The card of a study's dataset; reads a manifest if its classes are not listed, if its first files say how they
-    are read, or if `rows` is true."""
+    """The card of a study's dataset.
+
+    Reads a manifest if its classes are not listed, if formats are learned from its training rows, or if `rows` is true.
+    """
     card: DatasetCard = DATASETS[study.data.dataset].card(study.data)
-    asked = any(KINDS[kind].of_files and modality not in card.formats for modality, kind in card.modalities.items())
-    if card.target is None or asked or (rows and study.data.dataset == "manifest"):
+    learns = any(KINDS[kind].learned and modality not in card.formats for modality, kind in card.modalities.items())
+    if card.target is None or learns or (rows and study.data.dataset == "manifest"):
         builder = make_builder(study)
         counts = {name: len(samples) for name, samples in builder.splits().items()}
         card = replace(card, target=builder.target, modalities=builder.modalities, rows=counts, formats=builder.formats)
@@ -87,6 +90,7 @@ def _inputs(study: Study, card: DatasetCard | DatasetBuilder) -> Inputs:
         data.reading("video").frames,
         {m: f for m, f in card.formats.items() if isinstance(f, RasterFormat)},
         {m: f for m, f in card.formats.items() if isinstance(f, SequenceFormat)},
+        {m: f for m, f in card.formats.items() if isinstance(f, TableFormat)},
         raster_window(study),
     )
 

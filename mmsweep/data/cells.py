@@ -81,8 +81,8 @@ def labels_of(cell: Any, separator: str) -> list[str]:
     return _distinct([class_name(part) for part in cell if not is_empty(part)], cell)
 
 
-def number_of(cell: Any) -> float:
-    """A finite number, or a text or UTF-8 bytes that spell one."""
+def number_of(cell: Any, what: str = "the target") -> float:
+    """A finite number, or a text or UTF-8 bytes that spell one; `what` names it in messages."""
     if isinstance(cell, str | bytes | bytearray):
         text = _plain(cell, "a number").strip()
         # Python's own float() also takes 1_000 and digits of other scripts.
@@ -95,9 +95,9 @@ def number_of(cell: Any) -> float:
     else:
         value = None
     if value is None:
-        raise BadCell(f"the target is not a number; found {shown(cell)}")
+        raise BadCell(f"{what} is not a number; found {shown(cell)}")
     if not math.isfinite(value):
-        raise BadCell(f"the target must be a finite number; found {shown(cell)}")
+        raise BadCell(f"{what} must be a finite number; found {shown(cell)}")
     return float(value)
 
 

@@ -122,6 +122,7 @@ def check(builder: DatasetBuilder, max_bad: float = 0.01, formats: Mapping[str, 
         *_bad_rows(builder),
         *(_files(builder, splits) if formats is None else _values(builder, splits, formats)),
         *_gaps(builder, splits),
+        *_suspicions(builder, splits),
         *_targets(builder, splits),
         *_identities(splits),
         *_repeated(splits),
@@ -233,6 +234,14 @@ def _gaps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterat
         complete = sum(all(sample.values.get(m) is not None for m in builder.modalities) for sample in rows)
         if complete < len(rows):
             yield Finding(f"{name}: {complete:,} of {len(rows):,} rows are complete")
+
+
+def _suspicions(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:
+    """What kinds find in their raw values."""
+    for modality, format in builder.formats.items():
+        rows = {name: [sample.values.get(modality) for sample in splits[name]] for name in SPLITS}
+        for text, grade in format.findings(rows):
+            yield Finding(f"{modality}: {text}", grade)
 
 
 def _targets(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:

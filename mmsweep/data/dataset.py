@@ -44,8 +44,9 @@ class Sample:
         values: modality -> raw value, or None where the data itself has none. Image: path or bytes; text: str; audio:
             path of a sound or of a video with a sound track, or bytes; video: path of a folder of frames or of a file;
             both may be `files.Segment`s; raster: path, bytes, or a `Window` or `Stack` of `raster_files.py`; sequence:
-            path or bytes of a .npy array (or what the builder's format derives it from). What may be bytes may also be
-            a `files.Stored`, which reads them when they are decoded.
+            path or bytes of a .npy array (or what the builder's format derives it from); table: a tuple of its cells,
+            None where one is empty (`kinds.table.TableRow`). What may be bytes may also be a `files.Stored`, which
+            reads them when they are decoded.
         target: class name, list of labels, number, or the label map as a raster's value.
         group: rows of a group never stand in two splits; None means that the row is its own group.
         origin: "file.csv:17", for messages.
@@ -97,7 +98,8 @@ class DatasetCard:
         modalities: name -> kind (a name of KINDS), in order; empty where only the user's file can tell.
         target: what is predicted; None where only the user's file can tell.
         rows: published (or shipped) rows per split.
-        formats: of modalities whose data says it, and not an encoder, how they are read.
+        formats: of modalities whose data says it, and not an encoder, how they are read; of those that learn it from
+            the training rows only once the data was read.
         get: how to get the data.
         licence: what its distributor allows.
         layout: what a folder of it looks like.
@@ -189,8 +191,8 @@ class Batch:
     """What a network gets.
 
     Args:
-        inputs: modality -> tensor (image [B,3,H,W], audio [B,F,mel], video [B,f,3,H,W], raster [B,C,H,W]) or dict
-            (text: ids [B,L], mask [B,L]; sequence: values [B,T,F], mask [B,T]).
+        inputs: modality -> tensor (image [B,3,H,W], audio [B,F,mel], video [B,f,3,H,W], raster [B,C,H,W], table [B,W])
+            or dict (text: ids [B,L], mask [B,L]; sequence: values [B,T,F], mask [B,T]).
         present_BM: bool, which inputs may be read; columns in the dataset's order of modalities. The others
             hold the fill value.
         target: int64 [B], float32 [B,C], float32 [B], or int64 [B,H,W] (label maps; IGNORE where there is no class).

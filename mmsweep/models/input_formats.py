@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from mmsweep.data.kinds.image import ImageFormat, Resample
 from mmsweep.data.kinds.raster import RasterFormat
 from mmsweep.data.kinds.sequence import SequenceFormat
+from mmsweep.data.kinds.table import TableFormat
 from mmsweep.data.kinds.text import TextFormat
 from mmsweep.errors import UserError
 
@@ -31,7 +32,7 @@ class Inputs:
         length: tokens of a text, the study's `data.text.length`.
         frames: frames of a spectrogram, the study's `data.audio.frames`.
         clip_frames: frames of a clip.
-        rasters, sequences: modality -> format, for the modalities of that kind.
+        rasters, sequences, tables: modality -> format, for the modalities of that kind.
         window: (H, W) of the window that training cuts from rasters; None: whole rasters.
     """
 
@@ -43,7 +44,13 @@ class Inputs:
     clip_frames: int = 1
     rasters: Mapping[str, RasterFormat] = field(default_factory=dict)
     sequences: Mapping[str, SequenceFormat] = field(default_factory=dict)
+    tables: Mapping[str, TableFormat] = field(default_factory=dict)
     window: tuple[int, int] | None = None
+
+    def of(self, modality: str) -> Inputs:
+        """What the network of one modality is to read."""
+        tables = {modality: self.tables[modality]} if modality in self.tables else {}
+        return replace(self, kinds={modality: self.kinds[modality]}, tables=tables)
 
 
 class Preprocessing:

@@ -17,10 +17,11 @@ columns, and their `key()` is part of the name of the prepared data.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -47,10 +48,43 @@ Input = Tensor | dict[str, Tensor]
 """Of a network; also what stands for it, broadcastable over a row of it."""
 
 
-class Column(Options):
-    """A modality's column in the user's own file."""
+class Columns(Options):
+    """A modality's columns in the user's own file."""
 
     kind: str = Field(description="What the column holds.")
+
+    def columns(self) -> list[tuple[str, str]]:
+        """(option that names it, name) of each column."""
+        raise NotImplementedError(type(self).__name__)
+
+    def readers(self, folder: Path) -> dict[str, Callable[[Any], Any]]:
+        """Column -> what reads a cell of it that is not empty; raises BadCell.
+
+        Args:
+            folder: of the user's file.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def joined(self, cells: Sequence[Any]) -> Any:
+        """A row's raw value, of what its cells were read as (None: empty); None where it lacks the modality."""
+        raise NotImplementedError(type(self).__name__)
+
+    def format(self) -> Format | None:
+        """How the columns are read, where the study says it; None where the encoder or the file does."""
+        return None
+
+    def learned(self, rows: Sequence[Any]) -> Format | None:
+        """`format`, for kinds that learn it from the training rows' raw values.
+
+        Raises:
+            UserError: they do not suffice; its key is the option that names the column.
+        """
+        return self.format()
+
+
+class Column(Columns):
+    """A modality's column in the user's own file."""
+
     column: str = Field(
         description="Name of the column, with file names relative to the manifest, the file's bytes, or the records "
         "{bytes, path} of Hugging Face datasets. A cell that is blank, null or an empty list is an absent modality; "
@@ -62,17 +96,14 @@ class Column(Options):
         value = file_of(cell)
         return folder / value if isinstance(value, str) and value else value
 
-    def format(self) -> Format | None:
-        """How the column is read; None where the encoder or the files say so."""
-        return None
+    def columns(self) -> list[tuple[str, str]]:
+        return [("column", self.column)]
 
-    def format_like(self, value: Any) -> Format | None:
-        """How the column is read where its files say so, of which `value` is the first; None elsewhere.
+    def readers(self, folder: Path) -> dict[str, Callable[[Any], Any]]:
+        return {self.column: partial(self.value, folder=folder)}
 
-        Raises:
-            Undecodable: the file cannot be read, or does not hold what the study says.
-        """
-        return None
+    def joined(self, cells: Sequence[Any]) -> Any:
+        return cells[0]
 
 
 class Varied(NamedTuple):
@@ -108,7 +139,7 @@ class Format(ABC):
     """How values of one kind are read.
 
     Attributes:
-        Options: what a manifest says of a column of the kind; None: it has no such columns.
+        Options: what a manifest says of columns of the kind; None: it has no such columns.
         Reading: the section of `data` about the kind; None: there is none.
         also_read_by: kinds whose section of `data` says more about this one's.
         kind: the name of the kind.
@@ -118,14 +149,14 @@ class Format(ABC):
         from_files: raw values are files or their bytes.
         from_folders: a folder of files may be one value.
         has_black: `fill: black` has a meaning.
-        of_files: the files of a manifest's column say how they are read (`Column.format_like`).
+        learned: it is learned from the training rows or their files, so that only the data can tell it.
         filled_on_host: `read` puts the placeholder where a row has nothing; others get it on the device.
         map_size: (H, W) of label maps that lie on values of the kind; None: they lie on none.
         resizes_maps: label maps of another size are resized to it; otherwise they are refused.
     """
 
     registry: ClassVar[Registry] = KINDS
-    Options: ClassVar[type[Column] | None] = Column
+    Options: ClassVar[type[Columns] | None] = Column
     Reading: ClassVar[type[Section] | None] = None
     also_read_by: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str]
@@ -135,7 +166,7 @@ class Format(ABC):
     from_files: ClassVar[bool] = True
     from_folders: ClassVar[bool] = False
     has_black: ClassVar[bool] = False
-    of_files: ClassVar[bool] = False
+    learned: ClassVar[bool] = False
     filled_on_host: ClassVar[bool] = False
 
     @property
@@ -182,6 +213,10 @@ class Format(ABC):
     def decoder_of_many(self) -> Callable[[Sequence[Any]], Parts] | None:
         """A function from raw values, None where a row has none, to their columns; None where there is a `decoder`."""
         return None
+
+    def findings(self, rows: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Literal["note", "warning"]]]:
+        """(text, grade) of what `data check` says about the raw values of each split."""
+        yield from ()
 
     def statistics(self) -> dict[str, Any]:
         """What is kept beside the columns, and does not depend on the rows."""

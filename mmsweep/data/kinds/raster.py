@@ -64,7 +64,7 @@ class RasterFormat(Format):
     axes: ClassVar[tuple[str, ...]] = ("channel", "row", "column")
     size_key: ClassVar[str] = "data.raster.size"
     has_black: ClassVar[bool] = True
-    of_files: ClassVar[bool] = True
+    learned: ClassVar[bool] = True
 
     class Reading(Section):
         """How rasters and label maps are read."""
@@ -108,8 +108,17 @@ class RasterFormat(Format):
                     raise misfit("mean and std do not fit", "an entry for each channel, std above 0")
             return self
 
-        def format_like(self, value: Any) -> RasterFormat:
-            return raster_format(value, self.channels, self.mean, self.std)
+        def learned(self, rows: Sequence[Any]) -> RasterFormat:
+            """The format of the first training file that can be read."""
+            problem = None
+            for value in rows:
+                if value is not None:
+                    try:
+                        return raster_format(value, self.channels, self.mean, self.std)
+                    except Undecodable as reason:
+                        problem = problem or reason
+            why = problem or "no training row has it"
+            raise UserError(f"no training file says how the raster is read ({why})", key="column", found=self.column)
 
     @property
     def map_size(self) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """The user's own data: a CSV, TSV, JSONL or Parquet file with a row per sample.
 
-A modality is a column of file names (relative to the file) or of texts; an empty cell is a modality that the sample
-does not have, in whatever split. The target is a class, a list of labels, a number or the file of a label map. What
-cells may hold says `cells.py`. Splits come from a column, or are carved by the hash of a row's group, its declared id,
-or the whole row as the file has it, so that neither the order of rows nor what a study names of the file moves a row.
+A modality is a column of file names (relative to the file) or of texts, or the columns of a table; where it is empty,
+of a table all of its columns, the sample does not have this modality, in whatever split. The target is a class, a list
+of labels, a number or the file of a label map. What cells may hold says `cells.py`. Splits come from a column, or are
+carved by the hash of a row's group, its declared id, or the whole row as the file has it, so that neither the order of
+rows nor what a study names of the file moves a row.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from mmsweep.components import Choice, Section, misfit, register
 from mmsweep.data.cells import BadCell, class_name, shown
 from mmsweep.data.dataset import SPLITS, BadRow, DatasetBuilder, DatasetCard, Sample, refusal
-from mmsweep.data.files import Undecodable, first_line, natural_key
-from mmsweep.data.kinds.kind import Column, Format
+from mmsweep.data.files import first_line, natural_key
+from mmsweep.data.kinds.kind import Columns, Format
 from mmsweep.data.modality_names import misnamed
 from mmsweep.data.options import DATASETS, KINDS, DatasetOptions
 from mmsweep.data.splitting import CARVED_VALIDATION, carve, carve_stratified, repeated
@@ -81,7 +82,7 @@ class ManifestOptions(DatasetOptions):
         description="The CSV, TSV, JSONL or Parquet file with a row per sample; a folder that `datasets` saved "
         "(save_to_disk), or a folder of WebDataset's .tar files."
     )
-    modalities: dict[str, Annotated[SerializeAsAny[Column], Choice(KINDS, "data.modalities.<modality>")]] = Field(
+    modalities: dict[str, Annotated[SerializeAsAny[Columns], Choice(KINDS, "data.modalities.<modality>")]] = Field(
         min_length=1,
         description="The columns that are inputs, by name, in order. A name is a letter followed by letters, digits or "
         "_, and no word that PyTorch or mmsweep uses itself, such as type, targets or both.",
@@ -124,10 +125,17 @@ class ManifestOptions(DatasetOptions):
         if self.split and self.split.stratify and self.target.kind != "class":
             problem = f"{self.target.task} has no classes to stratify by"
             raise misfit(problem, "stratify: false, or task: single_label", "split.stratify", True)
-        clashes = [name for name, column in self.modalities.items() if column.column == self.target.column]
-        if clashes:
-            key = f"modalities.{clashes[0]}.column"
-            raise misfit("the target's column is also an input", "another column", key, self.target.column)
+        named = {"split": self.split, "group": self.group, "id": self.id}
+        taken = {section.column: f"the column of data.{key}" for key, section in named.items() if section is not None}
+        for name, modality in self.modalities.items():
+            for option, column in modality.columns():
+                key = f"modalities.{name}.{option}"
+                if column == self.target.column:
+                    raise misfit("the target's column is also an input", "another column", key, column)
+                if option != "column":  # of a table
+                    if column in taken:
+                        raise misfit(f"a column of a table is also {taken[column]}", "another column", key, column)
+                    taken[column] = f"one of data.modalities.{name}"
         return self
 
     @property
@@ -203,33 +211,7 @@ class Manifest(DatasetBuilder):
             raise UserError("the manifest has no rows", file=self.path)
         self.target = self._declared or self._found_target(member.sample.target for member in members)
         self._splits = self._by_column(members) if self._column else self._by_share(members)
-        self.formats = {**self.formats, **self._formats_of_files()}
-
-    def _formats_of_files(self) -> dict[str, Format]:
-        """How modalities are read whose first readable training file says so."""
-        found: dict[str, Format] = {}
-        for name, column in self.options.modalities.items():
-            if name in self.formats or not KINDS[column.kind].of_files:
-                continue
-            problem: Undecodable | None = None
-            for sample in self._splits["train"]:
-                if (value := sample.values[name]) is None:
-                    continue
-                try:
-                    format = column.format_like(value)
-                except Undecodable as reason:
-                    problem = problem or reason
-                    continue
-                if format is not None:
-                    found[name] = format.read_as(self.options.reading(column.kind))
-                break
-            if name not in found:
-                why = "no training row has it" if problem is None else str(problem)
-                raise UserError(
-                    f"no training file says how the {column.kind} is read ({why})", file=self.path,
-                    key=f"data.modalities.{name}",
-                )  # fmt: skip
-        return found
+        self.formats = self._learned_formats()
 
     def splits(self) -> dict[str, list[Sample]]:
         return {name: list(rows) for name, rows in self._splits.items()}
@@ -240,11 +222,28 @@ class Manifest(DatasetBuilder):
         leak = f" The same inputs stand in more than one split {twice} times." if twice else ""
         return f"{self.path.name}: {counts} rows. {self._carved}{leak}"
 
+    def _learned_formats(self) -> dict[str, Format]:
+        """How modalities are read, where the study or the training rows say it."""
+        formats = {}
+        for name, modality in self.options.modalities.items():
+            try:
+                format = modality.learned([sample.values[name] for sample in self._splits["train"]])
+            except UserError as problem:
+                key = f"data.modalities.{name}.{problem.key}"
+                raise self._too_little(problem.problem, key, problem.found, problem.hint) from None
+            if format is not None:
+                formats[name] = format.read_as(self.options.reading(modality.kind))
+        return formats
+
     # ---- rows ------------------------------------------------------------------------------------------------------
 
     def _columns(self) -> list[tuple[str, str]]:
         options = self.options
-        columns = [(f"data.modalities.{name}.column", m.column) for name, m in options.modalities.items()]
+        columns = [
+            (f"data.modalities.{name}.{option}", column)
+            for name, modality in options.modalities.items()
+            for option, column in modality.columns()
+        ]
         columns.append(("data.target.column", options.target.column))
         named = {"split": self._column, "group": self._group, "id": self._id}
         return columns + [(f"data.{key}.column", column) for key, column in named.items() if column]
@@ -256,11 +255,11 @@ class Manifest(DatasetBuilder):
         """Raises BadCell for what is wrong with the row, naming the column."""
         options = self.options
         values = {
-            name: _cell(row, modality.column, partial(modality.value, folder=self._folder))
+            name: modality.joined([_cell(row, *reader) for reader in modality.readers(self._folder).items()])
             for name, modality in options.modalities.items()
         }
         if all(value is None for value in values.values()):
-            columns = ", ".join(modality.column for modality in options.modalities.values())
+            columns = ", ".join(column for own in options.modalities.values() for _, column in own.columns())
             raise BadCell(f"nothing to learn from: every modality is empty ({columns})")
         target = self._target(row)
         group = _cell(row, self._group, class_name) if self._group else None

@@ -18,7 +18,7 @@ from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError, nearest
 from mmsweep.models.encoder import NO_PROMPTS, Encoder, PromptPlace, Prompts, Tokens, refuse_compiling
 from mmsweep.models.input_formats import Inputs
-from mmsweep.models.lora import Noise, add_lora
+from mmsweep.models.lora import Noise, add_lora, set_noise
 from mmsweep.models.options import BACKBONES, BackboneOptions, CompileMode, ModelOptions
 from mmsweep.models.packing import PackedLinear
 from mmsweep.tasks.task import TASKS
@@ -127,7 +127,7 @@ class Backbone(nn.Module, ABC):
     def adapt(
         self, model: ModelOptions, noise: Noise, generator: torch.Generator, largest_rank: int | None = None
     ) -> None:
-        """Add adapters, and unfreeze the weights that the trial trains.
+        """Add adapters, unfreeze the weights that the trial trains, and let dropout draw from the trial's own source.
 
         Args:
             model: the study's section `model`.
@@ -144,6 +144,7 @@ class Backbone(nn.Module, ABC):
             for inner, parameter in part.named_parameters():
                 if name in model.trainable or inner in norms:
                     parameter.requires_grad_(True)
+            set_noise(part, noise)
 
 
 NO_PART_PROMPTS: Mapping[str, Prompts] = MappingProxyType({})

@@ -28,6 +28,10 @@ from mmsweep.models.options import CompileMode
 
 PromptPlace = Literal["input", "attention"]
 
+LEARNED = "learned"
+"""Name of a buffer that holds what a network's format learned from the training rows (`TableFormat.stored`). It is kept
+with the trained weights, which mean nothing on inputs that were made otherwise."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -86,6 +90,9 @@ class Encoder(nn.Module, ABC):
 
     width: int
     format: Format
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw anew, on the CPU, whatever no checkpoint gives."""
 
     @abstractmethod
     def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens: ...

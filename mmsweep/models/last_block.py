@@ -8,6 +8,7 @@ whole block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mmsweep.models.lora import SeededDropout
 
 MULTIPLE = 4
 """The number of tokens per sample is rounded up to a multiple of this. The row counts at which the AMD rounds products
@@ -30,6 +33,7 @@ class BlockParts:
         before: block input -> attention input.
         query, key, value: the projections.
         after: (attention output, block input at the same tokens) -> block output.
+        drop: dropout of the attention weights; None if the block has none.
     """
 
     heads: int
@@ -38,6 +42,7 @@ class BlockParts:
     key: nn.Module
     value: nn.Module
     after: Callable[[Tensor, Tensor], Tensor]
+    drop: SeededDropout | None = None
 
 
 class SplitBlock(nn.Module):
@@ -74,8 +79,19 @@ class SplitBlock(nn.Module):
             if mask is not None:
                 mask = F.pad(mask, (0, more[0].shape[1]), value=float(mask.dtype == torch.bool))
         key_BHND, value_BHND = (_by_head(x_BND, parts.heads) for x_BND in (key_BND, value_BND))
-        seen_BHWD = F.scaled_dot_product_attention(query_BHWD, key_BHND, value_BHND, attn_mask=mask)
+        seen_BHWD = _attended(query_BHWD, key_BHND, value_BHND, mask, parts.drop)
         return parts.after(seen_BHWD.transpose(1, 2).flatten(2), take(values_BND, self.wanted))
+
+
+def _attended(
+    query_BHWD: Tensor, key_BHND: Tensor, value_BHND: Tensor, mask: Tensor | None, drop: SeededDropout | None
+) -> Tensor:
+    if drop is None or not drop.active:
+        return F.scaled_dot_product_attention(query_BHWD, key_BHND, value_BHND, attn_mask=mask)
+    logits_BHWN = query_BHWD @ key_BHND.mT / math.sqrt(query_BHWD.shape[-1])
+    if mask is not None:
+        logits_BHWN = logits_BHWN.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits_BHWN + mask
+    return drop(logits_BHWN.softmax(-1)).to(value_BHND.dtype) @ value_BHND
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

@@ -6,7 +6,7 @@ Each backbone's own options are in its file (`models/backbones/`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
@@ -53,14 +53,37 @@ class NetworkOptions(BackboneOptions):
         return self
 
 
+class Sizes(Section):
+    """The sizes of an encoder that starts from initial values; the defaults are a scaled-down FT-Transformer's."""
+
+    width: int = Field(64, ge=2, description="Width of a token; 192 in the paper.")
+    layers: int = Field(3, ge=1, description="Blocks; 3 in the paper.")
+    heads: int = Field(8, ge=1, description="Heads of attention; they divide the width; 8 in the paper.")
+    hidden: float = Field(4 / 3, gt=0, description="Width of the feed-forward part as a multiple of the token's.")
+    attention_dropout: float = Field(0.2, ge=0, lt=1, description="Dropout probability of attention weights.")
+    hidden_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability within the feed-forward part.")
+    residual_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability of what a block adds.")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Sizes:
+        if self.width % self.heads:
+            raise misfit(f"{self.heads} heads cannot share a width of {self.width}", "heads that divide width")
+        if int(self.width * self.hidden) < 1:
+            raise misfit("too narrow a feed-forward part", f"at least {1 / self.width:g}", "hidden", self.hidden)
+        return self
+
+
 class EncoderOptions(Section):
     """One modality's encoder."""
 
-    source: Literal["transformers", "timm", "mmsweep"] = Field(
-        "transformers", description="Library that implements the encoder; mmsweep: an encoder shipped with it."
+    source: Literal["transformers", "timm", "mmsweep", "scratch"] = Field(
+        "transformers",
+        description="Library that implements the encoder; mmsweep: an encoder shipped with it; scratch: a network of "
+        "mmsweep's own that starts from initial values and is trained.",
     )
     name: str = Field(
-        description="A hub name, a folder, `package:NAME/path`, a timm name, or the name of a shipped encoder."
+        description="A hub name, a folder, `package:NAME/path`, a timm name, or the name of a shipped encoder; of "
+        "scratch: ft_transformer, which reads tables."
     )
     layers: int | None = Field(None, ge=1, description="Number of layers to keep, from the first; null keeps all.")
     pool: Pool = Field(
@@ -70,6 +93,21 @@ class EncoderOptions(Section):
     )
     trainable: bool = Field(False, description="Whether all weights of the encoder are trained instead of frozen.")
     train_layernorm: bool = Field(False, description="Whether the encoder's LayerNorms are trained too (B15).")
+    sizes: Sizes | None = Field(None, description="Sizes of a network from scratch; null takes the defaults.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _starts_from_something(cls, values: Any) -> Any:
+        """A network from scratch is trained and has sizes; a checkpoint has its own."""
+        if not isinstance(values, Mapping):
+            return values
+        if values.get("source") != "scratch":
+            if (sizes := values.get("sizes")) is not None:
+                raise misfit("a checkpoint has sizes of its own", "no such key, or source: scratch", "sizes", sizes)
+            return values
+        if values.get("trainable") is False:
+            raise misfit("a frozen network with initial values", "trainable: true, or no such key", "trainable", False)
+        return {**values, "trainable": True, "sizes": values.get("sizes") or {}}
 
 
 class LoraOptions(Section):
@@ -139,7 +177,8 @@ class ModelOptions(Section):
     def networks(self) -> Iterator[tuple[str, str, str]]:
         """(source, name, key of the study) of every pretrained network in the section (models/weights.py)."""
         for modality, encoder in self.encoders.items():
-            yield encoder.source, encoder.name, f"model.encoders.{modality}.name"
+            if encoder.source != "scratch":
+                yield encoder.source, encoder.name, f"model.encoders.{modality}.name"
         network = self.backbone
         if isinstance(network, NetworkOptions) and network.weights is not None and network.pretrained:
             yield network.source, network.weights, "model.backbone.weights"

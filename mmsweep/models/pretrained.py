@@ -1,10 +1,11 @@
-"""A pretrained transformer of any family as an `Encoder`."""
+"""A transformer of any family as an `Encoder`, pretrained or from initial values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmsweep.errors import UserError
@@ -13,7 +14,7 @@ from mmsweep.models.encoder import NO_PROMPTS, Encoder, PromptPlace, Prompts, To
 from mmsweep.models.few_rows import steady
 from mmsweep.models.input_formats import Inputs
 from mmsweep.models.last_block import SplitBlock, take
-from mmsweep.models.options import CompileMode, Pool
+from mmsweep.models.options import CompileMode, Pool, Sizes
 from mmsweep.models.packing import PackedLinear
 from mmsweep.models.weights import locate
 
@@ -24,11 +25,12 @@ class PretrainedEncoder(Encoder):
     Args:
         source, name: the network (models/weights.py).
         key: the study's key that names it, for messages.
-        inputs: sizes that the study sets.
+        inputs: sizes that the study sets; of a network from scratch also the one modality that it reads.
         layers: number of blocks to keep, from the first; None keeps all.
         pool: the token that represents the input; auto: the family's rule (B10 to B12).
         weights: False builds the network with initial values, for counting.
         files: False needs no files if the architecture is known by name; the default is `weights`.
+        sizes: sizes of a network from scratch.
     """
 
     network: Any
@@ -43,9 +45,10 @@ class PretrainedEncoder(Encoder):
         pool: Pool = "auto",
         weights: bool = True,
         files: bool | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         super().__init__()
-        architecture = locate(source, name, key, weights if files is None else files)
+        architecture = locate(source, name, key, weights if files is None else files, inputs, sizes)
         self.family = architecture.family
         network: Any = architecture.network(weights)
         self.network = network
@@ -76,8 +79,11 @@ class PretrainedEncoder(Encoder):
     def blocks(self) -> Any:
         return self.network.get_submodule(self.family.blocks)
 
+    def reset(self, generator: torch.Generator) -> None:
+        self.family.reset(self.network, generator)
+
     def embed(self, x: Tensor | dict[str, Tensor]) -> Tokens:
-        """[B, 3, H, W], [B, frames, mel] or dict(ids, mask [B, L]) to tokens; clips [B, F, 3, H, W] frame by frame."""
+        """[B, 3, H, W], [B, frames, mel], [B, W], dict(ids, mask [B, L]) to tokens; clips [B, F, 3, H, W] by frames."""
         if isinstance(x, Tensor) and x.dim() == 5:
             tokens = self.family.embed(self.network, x.flatten(0, 1))
             return Tokens(tokens.values_BND, tokens.mask_BN, tokens.grid, sequences=x.shape[1])  # B13
@@ -145,7 +151,7 @@ class PretrainedEncoder(Encoder):
         return self.prefix if self._pool == "mean of prefix" else 1
 
     def compile_blocks(self, mode: CompileMode) -> None:
-        self.compiler = block_compiler(mode)
+        self.compiler = block_compiler(mode) if self.family.compiled else None
 
     def pool(self, values_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         if self._pool == "cls":

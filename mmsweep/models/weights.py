@@ -19,6 +19,7 @@ from mmsweep.data.kinds.kind import Format
 from mmsweep.errors import UserError
 from mmsweep.models.families.family import FAMILIES, Family
 from mmsweep.models.input_formats import Inputs, Preprocessing
+from mmsweep.models.options import Sizes
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "encoders"
 
@@ -57,7 +58,7 @@ class Architecture:
     Args:
         key: the study's key that names it, for messages.
         family: the class that runs it.
-        config: transformers' configuration, or the model's name for timm.
+        config: transformers' configuration; the model's name for timm; the network's shape for scratch.
         folder: folder of weights, tokenizer and preprocessing; None if no files are present.
         pooler: whether the checkpoint holds a pooling layer.
     """
@@ -80,27 +81,38 @@ class Architecture:
     def network(self, weights: bool) -> Any:
         """The network, loaded or with initial values (for counting, on the current default device)."""
         try:
-            if weights:
+            if weights and not self.family.fresh:
                 return self.family.load(str(self.folder), self.config, self.pooler)
             return self.family.build(self.config, self.pooler)
         except UserError as problem:
             raise problem.placed(key=self.key) from problem.__cause__
 
 
-def locate(source: str, name: str, key: str, files: bool = True) -> Architecture:
+def locate(
+    source: str, name: str, key: str, files: bool = True, inputs: Inputs | None = None, sizes: Sizes | None = None
+) -> Architecture:
     """Find an encoder.
 
     Args:
-        source: transformers, timm or mmsweep.
+        source: transformers, timm, mmsweep or scratch.
         name: as `EncoderOptions.name`.
         key: the study's key, for messages.
         files: whether its files must exist; otherwise an architecture that is known by name is enough.
+        inputs, sizes: for scratch, the one modality that the network reads, and its sizes.
 
     Raises:
         UserError: it was not found; lists the searched places and how to provide it.
     """
     if source == "timm":
         return Architecture(key, FAMILIES[source], name, None)
+    if source == "scratch":
+        if name not in FAMILIES or not FAMILIES[name].fresh:
+            known = ", ".join(name for name, family in FAMILIES.items() if family.fresh)
+            raise UserError("no such network of mmsweep's own", key=key, found=name, expected=known)
+        try:
+            return Architecture(key, FAMILIES[name], FAMILIES[name].shape(inputs or Inputs(), sizes or Sizes()), None)
+        except UserError as problem:
+            raise problem.placed(key=key) from None
     folder, config = find(source, name, key, files)
     family = FAMILIES.get(config.model_type)
     if family is None:

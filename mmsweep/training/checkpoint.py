@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmsweep.data.kinds.table import TableFormat
 from mmsweep.errors import UserError
+from mmsweep.models.encoder import LEARNED
 from mmsweep.models.packing import values_of
 from mmsweep.record.checkpoint import RESUME, STATE, WEIGHTS, CheckpointFile, check_files, new_checkpoint, unreadable
 from mmsweep.record.files import read_record, write_atomically
@@ -60,14 +63,39 @@ def running_statistics(method: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def learned_formats(method: nn.Module) -> dict[str, Tensor]:
+    """Buffers that hold what formats learned from the training rows, such as the means of a table's columns."""
+    return {name: values for name, values in method.named_buffers() if name.rpartition(".")[2] == LEARNED}
+
+
+def check_learned(method: nn.Module, weights: dict[str, Tensor], where: object) -> dict[str, Tensor]:
+    """The weights without what formats learned.
+
+    Raises:
+        UserError: that is something else than the method's formats learned: the same row would become another input.
+    """
+    for name, learned in learned_formats(method).items():
+        if name in weights and not torch.equal(learned.cpu(), weights[name]):
+            then, now = (TableFormat.restored(values) for values in (weights[name], learned))
+            old, new = (dict(zip(t.names, (*t.numeric, *t.categorical), strict=True)) for t in (then, now))
+            changed = [column for column in new if old.get(column) != new[column]]
+            raise UserError(
+                "these weights were trained on other training rows: their table has other means, SDs or categories",
+                file=where, key=f"data.modalities.{name.split('.')[2]}", found=", ".join(changed),
+                hint="Restore the file that the run was trained on, or train again",
+            )  # fmt: skip
+    return {name: value for name, value in weights.items() if name.rpartition(".")[2] != LEARNED}
+
+
 def load_weights(method: nn.Module, weights: dict[str, Tensor], where: object) -> None:
     """Copy a checkpoint's trained tensors into a method of one slot; tensors of the task (`task.…`) are left out.
 
     Raises:
-        UserError: the checkpoint is of another architecture; names the first tensor that does not fit.
+        UserError: the checkpoint is of other training rows or another architecture; names the first thing that differs.
     """
     tensors = values_of(method) | running_statistics(method)
     weights = {name: value for name, value in weights.items() if not name.startswith("task.")}
+    weights = check_learned(method, weights, where)
     for name in sorted(tensors.keys() ^ weights.keys()):
         side = "lacks" if name in tensors else "holds an unknown"
         raise UserError(

@@ -30,7 +30,7 @@ from mmsweep.models.compilation import begin_step
 from mmsweep.models.packing import merge, select, single_slot_reason, values_of
 from mmsweep.record.trial import Report
 from mmsweep.training.batches import Share, depth, gather_share, made_ahead
-from mmsweep.training.checkpoint import running_statistics
+from mmsweep.training.checkpoint import learned_formats, running_statistics
 from mmsweep.training.evaluation import autocast, constant_metrics, predict_slots, scenario_metrics
 from mmsweep.training.optimization import PackedAdamW
 from mmsweep.training.slot import Member, Slot, make_optimizer, memory_of
@@ -230,6 +230,7 @@ class _Pack:
             records.append(member.record(losses[member], scores, time.monotonic() - started))
             if self.world.first:
                 weights = values_of(self.method, slot) | self.statistics | member.slot.task.state()
+                weights |= learned_formats(self.method)
                 member.write(records[-1], weights, self.optimizer.state(slot) | memory_of(self.method, slot))
         self.world.barrier()
         answers = report([(m.slot, r) for m, r in zip(self.members, records, strict=True)])

@@ -22,7 +22,7 @@ from mmsweep.models.packing import trained
 from mmsweep.record.checkpoint import WEIGHTS, check_files
 from mmsweep.record.trial import TrialFolder, deciding_report
 from mmsweep.study import Study
-from mmsweep.training.checkpoint import running_statistics
+from mmsweep.training.checkpoint import check_learned, running_statistics
 
 KEY = "train.init_from"
 
@@ -139,6 +139,7 @@ def start_from(method: Method, source: str) -> None:
     """
     file = weights_file(source)
     weights = {name: value for name, value in _read(source).items() if not name.startswith("task.")}
+    weights = check_learned(method, weights, file)
     tensors = {t.name: t for t in trained(method, frozen=True)}
     values = {name: t.slot_view(t.parameter.detach(), 0) for name, t in tensors.items()}
     statistics = running_statistics(method)

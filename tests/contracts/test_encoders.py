@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,18 +12,26 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from mmsweep.data.kinds.table import learn
 from mmsweep.errors import UserError
 from mmsweep.models.backbones.dual_encoder import DualEncoder
 from mmsweep.models.families.timm import SplitQKV
 from mmsweep.models.input_formats import Inputs
 from mmsweep.models.last_block import wanted_tokens
 from mmsweep.models.lora import Noise, PackedLoRALinear, add_lora
-from mmsweep.models.options import ModelOptions
+from mmsweep.models.options import ModelOptions, Sizes
 from mmsweep.models.packing import values_of
 from mmsweep.models.pretrained import PretrainedEncoder
 
-FAMILIES = ["clip", "vit", "dinov2", "ast", "bert", "whisper", "timm"]
+FAMILIES = ["clip", "vit", "dinov2", "ast", "bert", "whisper", "timm", "ft_transformer"]
+FOLDERS = [name for name in FAMILIES if name not in ("timm", "ft_transformer")]
 INPUTS = Inputs({"it": "any"})
+TABLE = learn(["x", "y"], ["c"], [(1.0, 5.0, "a"), (2.0, None, "b"), (4.0, 2.0, None)])
+SIZES = Sizes(width=16, heads=2, layers=2)
+
+
+def of_table(inputs: Inputs) -> Inputs:
+    return replace(inputs, kinds={"it": "table"}, tables={"it": TABLE})
 
 
 def sample_input(name: str, rows: int = 3):
@@ -30,6 +39,9 @@ def sample_input(name: str, rows: int = 3):
     if name == "bert":
         ids = torch.randint(5, 30, (rows, 7), generator=generator)
         return {"ids": ids, "mask": torch.arange(7)[None] < torch.tensor([7, 4, 5])[:rows, None]}
+    if name == "ft_transformer":
+        cells = [(1.5, 3.0, "a"), (None, 2.5, "new"), (9.0, None, None)]
+        return torch.from_numpy(np.stack([TABLE.values(row) for row in cells[:rows]]))
     shape = {"ast": (36, 26), "whisper": (20, 8), "timm": (3, 32, 32)}.get(name, (3, 16, 16))
     return torch.randn(rows, *shape, generator=generator)
 
@@ -56,6 +68,12 @@ def make(encoder_folders, tiny_timm):
     def build(name: str, **kwargs) -> PretrainedEncoder:
         if name == "timm":
             return PretrainedEncoder("timm", tiny_timm[0], **kwargs)
+        if name == "ft_transformer":
+            wanted = {"sizes": SIZES} | kwargs | {"inputs": of_table(kwargs.get("inputs", INPUTS))}
+            encoder = PretrainedEncoder("scratch", name, **wanted)
+            for number, parameter in enumerate(encoder.parameters()):  # fresh empty cells would say nothing
+                torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(number))
+            return encoder
         return PretrainedEncoder("transformers", encoder_folders[name], **kwargs)
 
     return build
@@ -69,9 +87,11 @@ def format_of(source: str, name: str, inputs: Inputs = INPUTS, **wish):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_its_format_is_known_before_it_is_built(name, make, encoder_folders, tiny_timm):
-    place = ("timm", tiny_timm[0]) if name == "timm" else ("transformers", encoder_folders[name])
+    own = {"timm": ("timm", tiny_timm[0]), "ft_transformer": ("scratch", name)}
+    place = own[name] if name in own else ("transformers", encoder_folders[name])
     for inputs in (INPUTS, replace(INPUTS, length=9)):
-        assert format_of(*place, inputs) == make(name, inputs=inputs).format
+        wanted = of_table(inputs) if name == "ft_transformer" else inputs
+        assert format_of(*place, wanted) == make(name, inputs=inputs).format
 
 
 @pytest.mark.parametrize("wish", [{"layers": 99}, {"pool": "pooler"}])
@@ -93,6 +113,8 @@ def test_equals_the_library_s_own_model(name, make, encoder_folders, tiny_timm):
             ours, theirs = ours[x["mask"]], theirs[x["mask"]]
         elif name == "whisper":
             theirs = WhisperEncoder.from_pretrained(encoder_folders[name]).eval()(x.transpose(1, 2)).last_hidden_state
+        elif name == "ft_transformer":
+            theirs = ft_transformer(encoder.network, x)
         elif name == "clip":
             ours, theirs = (
                 encoder.pool(ours),
@@ -101,6 +123,28 @@ def test_equals_the_library_s_own_model(name, make, encoder_folders, tiny_timm):
         else:
             theirs = transformers.AutoModel.from_pretrained(encoder_folders[name]).eval()(x).last_hidden_state
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def ft_transformer(network, x_BW):
+    """Section 3.3 of the paper, a column and a head at a time, without any dropout."""
+    tokenizer, D = network.tokenizer, SIZES.width
+    tokens = []
+    for j in range(2):
+        there = x_BW[:, 2 + j, None]
+        tokens.append(there * x_BW[:, j, None] * tokenizer.number[j] + (1 - there) * tokenizer.empty[j])
+    tokens.append(tokenizer.category[x_BW[:, 4].long()])
+    x = torch.stack([token + bias for token, bias in zip(tokens, tokenizer.bias, strict=True)], 1)
+    x = torch.cat([network.cls.expand(len(x), 1, D), x], 1)
+    for number, block in enumerate(network.blocks):
+        read = x if number == 0 else torch.nn.functional.layer_norm(x, (D,), block.norm.weight, block.norm.bias)
+        heads = []
+        for part in (slice(0, 8), slice(8, 16)):
+            q, k, v = (linear(read)[..., part] for linear in (block.query, block.key, block.value))
+            heads.append((q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v)
+        x = x + block.out(torch.cat(heads, -1))
+        a, b = block.up(block.norm_between(x)).split(int(D * 4 / 3), -1)
+        x = x + block.down(a * b.relu())
+    return network.norm(x)
 
 
 def test_ast_pools_the_mean_of_class_and_distillation_token(make, encoder_folders):
@@ -311,7 +355,7 @@ def test_too_many_layers_and_no_class_token(make):
         make("whisper", pool="cls")
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "timm"])
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_checkpoint_of_another_architecture_is_named_with_its_tensor(name, encoder_folders, tmp_path):
     folder = shutil.copytree(encoder_folders[name], tmp_path / name)
     config = json.loads((folder / "config.json").read_text())
@@ -326,7 +370,7 @@ def test_a_checkpoint_of_another_architecture_is_named_with_its_tensor(name, enc
     assert str(folder) in str(e.value) and "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n != "timm"])
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_checkpoint_that_lacks_tensors_is_refused(name, encoder_folders, tmp_path):
     folder = shutil.copytree(encoder_folders[name], tmp_path / name)
     tensors = load_file(folder / "model.safetensors")

@@ -83,10 +83,12 @@ class DualEncoder(EncoderBackbone):
             self.encoder(modality).compile_blocks(mode)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw new values for head and projections."""
+        """Draw new values for head, projections and encoders without a checkpoint."""
         for module in (self.head, *self.projections.values()):
             if isinstance(module, PackedLinear):
                 draw_linear(module, generator)
+        for modality in self.modalities:
+            self.encoder(modality).reset(generator)
 
     def token_shapes(self) -> dict[str, tuple[int, int]]:
         return {m: self.encoder(m).token_shape() for m in self.modalities}
@@ -152,7 +154,8 @@ def _key(modality: str) -> str:
 
 def _encoder(model: ModelOptions, inputs: Inputs, modality: str, load: bool, files: bool) -> PretrainedEncoder:
     e = model.encoders[modality]
-    return PretrainedEncoder(e.source, e.name, _key(modality), inputs, e.layers, e.pool, load, files)
+    own = inputs.of(modality)
+    return PretrainedEncoder(e.source, e.name, _key(modality), own, e.layers, e.pool, load, files, e.sizes)
 
 
 def _format(model: ModelOptions, inputs: Inputs, modality: str) -> Format:
@@ -161,7 +164,8 @@ def _format(model: ModelOptions, inputs: Inputs, modality: str) -> Format:
     If the study sets layers or pool, which the encoder may refuse, it is built without weights.
     """
     options = model.encoders[modality]
-    architecture = locate(options.source, options.name, _key(modality))
+    own = inputs.of(modality)
+    architecture = locate(options.source, options.name, _key(modality), inputs=own, sizes=options.sizes)
     if architecture.family.described and options.layers is None and options.pool == "auto":
         return architecture.format(inputs)
     with torch.device("meta"):

@@ -24,6 +24,7 @@ from mmsweep.errors import UserError
 from mmsweep.models.encoder import Tokens
 from mmsweep.models.input_formats import Inputs, Preprocessing, image_format
 from mmsweep.models.last_block import BlockParts
+from mmsweep.models.options import Sizes
 
 FAMILIES = Registry("encoder family", "mmsweep.models.families")
 """The families by model type."""
@@ -38,6 +39,9 @@ class Family(ABC):
     Attributes:
         model: name of the network's class in transformers; its first use imports the code, which takes seconds.
         pooler: whether the network has an optional pooling layer.
+        fresh: whether its networks are mmsweep's own and start from initial values, without a checkpoint
+            (`source: scratch`).
+        compiled: whether `train.compile` compiles its blocks; False for small networks with dropout.
         described: whether the configuration alone determines the input format.
         prefix: number of tokens before the grid (CLS, distillation).
         blocks: name of the list of blocks.
@@ -52,6 +56,8 @@ class Family(ABC):
     registry: ClassVar[Registry] = FAMILIES
     model: ClassVar[str]
     pooler: ClassVar[bool] = False
+    fresh: ClassVar[bool] = False
+    compiled: ClassVar[bool] = True
     described: ClassVar[bool] = True
     prefix: ClassVar[int] = 1
     blocks: ClassVar[str]
@@ -87,6 +93,16 @@ class Family(ABC):
         """The network with a checkpoint's weights. Raises as `load_whole`."""
         extra = {"add_pooling_layer": pooler} if cls.pooler else {}
         return load_whole(cls.network(), folder, cls.config(config), **extra)
+
+    @classmethod
+    def shape(cls, inputs: Inputs, sizes: Sizes) -> Any:
+        """The `config` of a fresh network that reads the one modality of `inputs`. Raises UserError where it cannot."""
+        raise NotImplementedError(cls.__name__)
+
+    @classmethod
+    def reset(cls, model: Any, generator: torch.Generator) -> None:
+        """Draw a fresh network's values anew, on the CPU; those of a checkpoint stay what they are."""
+        return None
 
     @classmethod
     def parts(cls, block: Any) -> BlockParts | None:

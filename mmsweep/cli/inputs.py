@@ -69,7 +69,8 @@ def init(
         path.unlink()
         raise
     for modality in guesses.modalities:
-        out.print(f"input {modality.name}: {modality.column} ({modality.kind}; {modality.why})", markup=False)
+        columns = ", ".join(modality.columns)
+        out.print(f"input {modality.name}: {columns} ({modality.kind}; {modality.why})", markup=False)
     out.print(f"target: {guesses.target} ({guesses.task}; {guesses.notes[guesses.target]})", markup=False)
     for role in ("split", "group", "id"):
         if column := getattr(guesses, role):

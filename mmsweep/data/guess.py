@@ -7,11 +7,14 @@ said so: the user edits the study that comes out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmsweep.data.cells import BadCell, class_name, file_of, labels_of, number_of
 from mmsweep.data.modality_names import misnamed
@@ -36,18 +39,35 @@ ID_NAMES = ("id", "uid", "uuid", "key", "index")
 SEPARATORS = ("|", ";", ",")
 
 _MOST_CLASSES = 100
+_REPEATED = 5
+"""Categories of a table's column stand in at least so many rows on average."""
+_VARIED = 5
+"""At least so many training rows differ from the most frequent value; a constant column is refused."""
+_SAME = 0.9999
+"""Correlation with the target from which on a column is taken for the target."""
+_ID_NAME = re.compile(r"(?i:(^|[\W_])(id|uid|uuid)$|^id[\W_])|[a-z]I[Dd]$")
+_LEADING_ZERO = re.compile(r"\s*0\d")
 _WORDS = 3
 """Texts have at least so many words on average; names of classes have fewer."""
 
 
 @dataclass(frozen=True)
 class Modality:
-    """An input: its name, kind and column, and why it is taken for one."""
+    """An input.
+
+    Args:
+        options: what the study says of its columns beside the kind: column, or numeric and categorical of a table.
+        why: why the columns are taken for this kind.
+    """
 
     name: str
     kind: str
-    column: str
+    options: Mapping[str, Any]
     why: str
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for own in self.options.values() for name in ([own] if isinstance(own, str) else own)]
 
 
 @dataclass(frozen=True)
@@ -55,7 +75,7 @@ class Guesses:
     """What a file's columns hold.
 
     Args:
-        modalities: the inputs, in the order of the columns.
+        modalities: the inputs, in the order of the columns; the table last.
         target: its column; task: what is predicted; separator: between the labels of a multi_label cell.
         split, group, id: columns, where there are such.
         notes: a sentence for each guess that is no modality, and for each column that is left out.
@@ -96,26 +116,32 @@ def guess(path: Path, target: str | None = None) -> Guesses:
         )
     split = next((name for name, cells in columns.items() if name != target and _splits(cells)), None)
     modalities = [m for name, cells in columns.items() if name not in (target, split) and (m := _file(name, cells))]
-    taken = {split, *(m.column for m in modalities)}
+    taken = {split, *(column for m in modalities for column in m.columns)}
     wanted = target or _target({name: cells for name, cells in columns.items() if name not in taken})
     for name, cells in columns.items():
         if name not in taken and name != wanted and (mean := _mean_words(cells)) >= _WORDS:
-            modalities.append(Modality(_name(name), "text", name, f"texts of {mean:.0f} words on average"))
-    modalities.sort(key=lambda m: list(columns).index(m.column))
-    if len(modalities) < 2 or wanted is None:
-        seen = "".join(f"\n  {name}: {_described(name, cells)}" for name, cells in columns.items())
-        lacks = "no column looks like a target" if wanted is None else f"{len(modalities)} of its columns are inputs"
-        raise UserError(
-            f"{lacks}; the columns hold:{seen}\n", file=path, key="--target" if wanted is None else None,
-            expected="--target COLUMN" if wanted is None else "two at least: pictures, sounds, videos or texts",
-        )  # fmt: skip
-    task, separator, why = _task(columns[wanted])
-    notes[wanted] = why
-    taken |= {wanted, *(m.column for m in modalities)}
+            modalities.append(Modality(_name(name), "text", {"column": name}, f"texts of {mean:.0f} words on average"))
+    modalities.sort(key=lambda m: list(columns).index(m.columns[0]))
+    taken |= {wanted, *(column for m in modalities for column in m.columns)}
     rest = [name for name in columns if name not in taken]
     id = next((n for n in rest if n.lower() in ID_NAMES and len(set(map(str, columns[n]))) == len(rows)), None)
     group = next((n for n in rest if _stem(n) in GROUP_NAMES and len(set(map(str, columns[n]))) < len(rows)), None)
-    notes |= {name: "not used" for name in rest if name not in (id, group)}
+    if modalities and wanted is not None:
+        training = [r for r in rows if split is None or SPLIT_NAMES.get(str(r.get(split)).strip()) == "train"]
+        left = {name: columns[name] for name in rest if name not in (id, group)}
+        table, unused = _table(left, training, wanted, {m.name for m in modalities})
+        modalities += [table] if table else []
+        notes |= unused
+    if len(modalities) < 2 or wanted is None:
+        seen = "".join(f"\n  {name}: {_described(name, cells)}" for name, cells in columns.items())
+        kinds = "two at least, one of them pictures, sounds, videos or texts"
+        lacks = "no column looks like a target" if wanted is None else f"{len(modalities)} of its columns are inputs"
+        raise UserError(
+            f"{lacks}; the columns hold:{seen}\n", file=path, key="--target" if wanted is None else None,
+            expected="--target COLUMN" if wanted is None else kinds,
+        )  # fmt: skip
+    task, separator, why = _task(columns[wanted])
+    notes[wanted] = why
     return Guesses(modalities, wanted, task, separator, split, group, id, notes)
 
 
@@ -132,7 +158,8 @@ def _file(name: str, cells: Sequence[Any]) -> Modality | None:
     for kind, suffixes in SUFFIXES.items():
         count = sum(file.lower().endswith(suffixes) for file in files)
         if count and count == len(files) == len(cells):
-            return Modality(_name(name), kind, name, f"all {count:,} cells name files such as {Path(files[0]).name}")
+            why = f"all {count:,} cells name files such as {Path(files[0]).name}"
+            return Modality(_name(name), kind, {"column": name}, why)
     return None
 
 
@@ -144,6 +171,65 @@ def _file_names(cells: Sequence[Any]) -> Iterator[str]:
             continue
         if isinstance(file, str):
             yield file
+
+
+def _table(
+    columns: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]], target: str, names: Container[str]
+) -> tuple[Modality | None, dict[str, str]]:
+    """The columns that no other input, id or group takes, as one table, and why each other one is left out.
+
+    Args:
+        columns: their cells, in all rows.
+        rows: training rows, from which a table learns.
+        names: of the other modalities.
+    """
+    options: dict[str, list[str]] = {"numeric": [], "categorical": []}
+    notes = {}
+    for column, cells in columns.items():
+        codes = any(isinstance(cell, str) and _LEADING_ZERO.match(cell) for cell in cells)
+        kind, read = ("categorical", _class_names) if codes or not _numbers(cells) else ("numeric", _numbers)
+        filled = [row for row in rows if row.get(column) is not None and row.get(target) is not None]
+        values = read([row[column] for row in filled] if read(cells) else [])
+        if reason := _unfit(column, values) or _reveals(values, [row[target] for row in filled]):
+            notes[column] = reason
+        else:
+            options[kind].append(column)
+    options = {kind: own for kind, own in options.items() if own}
+    what = {"numeric": "numbers", "categorical": "categories that repeat"}
+    why = ", ".join(f"{what[kind]} in {len(own)} column{'s' if len(own) > 1 else ''}" for kind, own in options.items())
+    name = "table"
+    while name in names:
+        name += "_"
+    return (Modality(name, "table", options, why) if options else None), notes
+
+
+def _unfit(name: str, values: Sequence[Any]) -> str | None:
+    """Why a column of these training values, numbers or names, is no column of a table."""
+    if name.lower() in ID_NAMES or _ID_NAME.search(name) or _stem(name) in GROUP_NAMES:
+        return "its name is that of an id or a group"
+    if not values:
+        return "neither numbers nor names of categories in the training rows"
+    counts, number = Counter(values), isinstance(values[0], float)
+    if len(values) - counts.most_common(1)[0][1] < _VARIED:
+        return f"fewer than {_VARIED} training rows differ from its most frequent value"
+    if number and len(counts) == len(values) and all(value.is_integer() for value in values):
+        return "whole numbers that never repeat, as ids"
+    if not number and len(counts) > min(_MOST_CLASSES, len(values) // _REPEATED):
+        return f"{len(counts):,} different texts in {len(values):,} rows"
+    return None
+
+
+def _reveals(values: Sequence[Any], targets: Sequence[Any]) -> str | None:
+    """Why a column is taken for the target itself under another name, or for a finer version of it."""
+    pairs = {(value, str(target).strip()) for value, target in zip(values, targets, strict=True)}
+    if len(pairs) == len(set(values)) <= len(values) // _REPEATED:
+        return "each of its values stands beside a single target: it would give the target away"
+    numbers = _numbers(targets)
+    if len(set(numbers)) > 1 and isinstance(values[0], float):
+        with np.errstate(all="ignore"):  # a correlation that overflows is NaN
+            if abs(np.corrcoef(values, numbers)[0, 1]) > _SAME:
+                return "it is the target on another scale: it would give the target away"
+    return None
 
 
 def _target(columns: Mapping[str, Sequence[Any]]) -> str | None:

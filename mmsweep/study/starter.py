@@ -20,6 +20,7 @@ ENCODERS = {
     ),
     "audio": ("{source: transformers, name: MIT/ast-finetuned-audioset-10-10-0.4593}", "a hub name or a folder"),
     "video": ("{source: transformers, name: openai/clip-vit-base-patch16}", "a hub name or a folder; reads each frame"),
+    "table": ("{source: scratch, name: ft_transformer}", "a small FT-Transformer, trained from initial values"),
 }
 """Kind -> (an encoder to begin with, a comment)."""
 
@@ -48,7 +49,9 @@ def starter(manifest: Path, folder: Path, guesses: Guesses) -> str:
         f"  path: {quoted(path)}",
         "  modalities:   # an empty cell is a missing modality",
     ]
-    lines += [f"    {m.name}: {{kind: {m.kind}, column: {quoted(m.column)}}}   # {m.why}" for m in guesses.modalities]
+    for m in guesses.modalities:
+        options = ", ".join(f"{key}: {quoted(value)}" for key, value in m.options.items())
+        lines.append(f"    {m.name}: {{kind: {m.kind}, {options}}}   # {m.why}")
     separator = f", separator: {quoted(guesses.separator)}" if guesses.separator else ""
     lines.append(
         f"  target: {{task: {guesses.task}, column: {quoted(guesses.target)}{separator}}}   # "
@@ -63,9 +66,11 @@ def starter(manifest: Path, folder: Path, guesses: Guesses) -> str:
         lines.append(f"  group: {{column: {quoted(guesses.group)}}}   # rows of a group never stand in two splits")
     if guesses.id:
         lines.append(f"  id: {{column: {quoted(guesses.id)}}}")
-    left_out = [name for name, note in guesses.notes.items() if note == "not used"]
-    if left_out:
-        lines.append(f"  # Columns that are not used: {', '.join(left_out)}")
+    left_out: dict[str, list[str]] = {}
+    for name, note in guesses.notes.items():
+        if name != guesses.target:
+            left_out.setdefault(note, []).append(quoted(name))
+    lines += [f"  # Not used ({note}): {', '.join(names)}" for note, names in left_out.items()]
     lines += ["model:", "  encoders:"]
     lines += [f"    {m.name}: {ENCODERS[m.kind][0]}   # {ENCODERS[m.kind][1]}" for m in guesses.modalities]
     names = [m.name for m in guesses.modalities]

@@ -44,16 +44,29 @@ def test_a_file_of_pictures_and_texts_becomes_a_study_that_reads_it(
     parts = (["train"] * 6 + ["dev", "test"]) * 5
     path = write(
         tmp_path / "data" / "my file.csv",
-        columns(speaker=[f"s{i % 8}" for i in range(40)], part=parts, kind=["cat", "dog"] * 20, pages=list(range(40))),
+        columns(
+            speaker=[f"s{i % 8}" for i in range(40)],
+            part=parts,
+            kind=["cat", "dog"] * 20,
+            pages=list(range(40)),
+            age=[i % 7 + 0.5 for i in range(40)],
+            ward=["A", "b", ""][:2] * 10 + ["", "b", "A", "A"] * 5,
+        ),
     )
     init(path)
     told = capsys.readouterr().out
     study = Study.load(tmp_path / "my file.yaml")
     check_sweep(study)
-    assert list(study.data.modalities) == ["photo_file", "caption"]
+    assert list(study.data.modalities) == ["photo_file", "caption", "table"]
+    table, encoder = study.data.modalities["table"], study.model.encoders["table"]
+    assert (table.kind, table.numeric, table.categorical) == ("table", ["age"], ["ward"])
+    assert (encoder.source, encoder.name, encoder.trainable) == ("scratch", "ft_transformer", True)
     assert study.data.target.task == "single_label" and study.data.split.column == "part"
     assert study.data.group.column == "speaker" and study.data.id is None
-    assert "left out: pages (not used)" in told and "input photo_file: photo file (image; all 34 cells" in told
+    assert "input table: age, ward (table; numbers in 1 column, categories that repeat in 1 column)" in told
+    assert "left out: pages (whole numbers that never repeat, as ids)" in told
+    assert '# Not used (whole numbers that never repeat, as ids): "pages"\n' in (tmp_path / "my file.yaml").read_text()
+    assert "input photo_file: photo file (image; all 34 cells" in told
     builder = DATASETS["manifest"](study.data)
     assert {name: len(rows) for name, rows in builder.splits().items()} == {"train": 30, "val": 5, "test": 5}
     with pytest.raises(UserError, match="the file exists already"):
@@ -101,3 +114,53 @@ def test_what_cannot_be_guessed_is_refused_with_what_was_seen(tmp_path: Path) ->
     del two["photo file"]
     with pytest.raises(UserError, match="1 of its columns are inputs"):
         guess(write(tmp_path / "my.csv", two | {"label": ["a", "b"] * 20}))
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "reason"),
+    [
+        ("pages", list(range(40)), "whole numbers that never repeat, as ids"),
+        ("patient_id", [i % 7 for i in range(40)], "its name is that of an id or a group"),
+        ("cameraId", [i % 7 for i in range(40)], "its name is that of an id or a group"),
+        ("movie", [f"m{i % 7}" for i in range(40)], "its name is that of an id or a group"),  # speaker is the group
+        ("device", ["x"] * 36 + ["y"] * 4, "fewer than 5 training rows differ from its most frequent value"),
+        ("code", [f"x{i}" for i in range(40)], "40 different texts in 40 rows"),
+        ("size", [["a"], ["b"]] * 20, "neither numbers nor names of categories in the training rows"),
+        ("species", ["felis", "canis"] * 20, "each of its values stands beside a single target"),
+        ("breed", ["siam", "boxer", "persian", "beagle"] * 10, "each of its values stands beside a single target"),
+        ("kind number", [0, 1] * 20, "each of its values stands beside a single target"),
+    ],
+)
+def test_a_table_takes_no_ids_and_nothing_that_gives_the_target_away(
+    name: str, cells: list[Any], reason: str, tmp_path: Path
+) -> None:
+    own = columns(speaker=[f"s{i % 8}" for i in range(40)], kind=["cat", "dog"] * 20, age=[i % 7 for i in range(40)])
+    own = {**own, name: cells}
+    rows = [dict(zip(own, row, strict=True)) for row in zip(*own.values(), strict=True)]
+    (tmp_path / "my.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    guesses = guess(tmp_path / "my.jsonl")
+    assert guesses.group == "speaker" and guesses.modalities[-1].options == {"numeric": ["age"]}
+    assert guesses.notes[name].startswith(reason)
+
+
+def test_a_table_is_no_copy_of_a_number_that_is_the_target(tmp_path: Path) -> None:
+    score = [i * i / 8 for i in range(40)]
+    own = columns(score=score, percent=[3 - 12.5 * x for x in score], age=[(i * 17) % 40 / 2 for i in range(40)])
+    guesses = guess(write(tmp_path / "my.csv", own))
+    assert guesses.modalities[-1].options == {"numeric": ["age"]}
+    assert guesses.notes["percent"] == "it is the target on another scale: it would give the target away"
+
+
+def test_codes_are_categories_and_only_training_rows_show_that_a_column_varies(tmp_path: Path) -> None:
+    own = {
+        "table": [f"{WORDS} {i}" for i in range(40)],
+        "area": [f"0{i % 3}" for i in range(40)],
+        "level": [("1", "2", "n/a")[i % 3] for i in range(40)],
+        "label": ["a", "b"] * 20,
+        "late": [i % 5 if i >= 30 else 7 for i in range(40)],
+        "part": ["train"] * 30 + ["val"] * 5 + ["test"] * 5,
+    }
+    guesses = guess(write(tmp_path / "my.csv", own))
+    assert [(m.name, m.kind) for m in guesses.modalities] == [("table", "text"), ("table_", "table")]
+    assert guesses.modalities[1].options == {"categorical": ["area", "level"]}
+    assert guesses.notes["late"] == "fewer than 5 training rows differ from its most frequent value"

@@ -2,13 +2,16 @@
 
 Texts, numbers, bytes, lists, tuples and dicts come back as they are. Whatever only a call could make (an array, an
 object) comes back as an `Opaque`, which holds what it would have been made of; so a pickle from anywhere can be
-searched for the plain part that is of use.
+searched for the plain part that is of use. `array_pickle.py` also makes arrays, and refuses everything else.
 """
 
 from __future__ import annotations
 
+import ast
+import io
 import pickletools
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 
 class Opaque:
@@ -26,7 +29,8 @@ _MARK = Opaque()
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 _WORDS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_OBJECTS = {"GLOBAL": 0, "PERSID": 0, "BINPERSID": 1, "STACK_GLOBAL": 2, "REDUCE": 2, "NEWOBJ": 2, "NEWOBJ_EX": 3}
+_OBJECTS = {"GLOBAL": 0, "PERSID": 0, "BINPERSID": 1, "STACK_GLOBAL": 2, "REDUCE": 2, "NEWOBJ": 2, "NEWOBJ_EX": 3,
+            "INST": 0}  # fmt: skip
 """How many values of the stack go into an object that is not made."""
 _NUMBERS_AND_TEXTS = ("INT", "LONG", "FLOAT", "UNICODE", "STRING", "BYTES", "BYTEARRAY")
 
@@ -37,10 +41,49 @@ def plain_values(content: bytes) -> Any:
     Raises:
         ValueError: the bytes are no pickle, or one of a protocol that is not known.
     """
+    return value_of(io.BytesIO(content), lambda opcode, parts: Opaque(*parts), _keep)
+
+
+def value_of(file: IO[bytes], make: Callable[[str, list[Any]], Any], build: Callable[[Any, Any], None]) -> Any:
+    """The value of a pickle.
+
+    Args:
+        make: (opcode, its parts) -> what stands for an object. Parts of GLOBAL and STACK_GLOBAL are module and name,
+            those of REDUCE a function and the tuple of its arguments.
+        build: gets an object and the state that is to be set on it.
+
+    Raises:
+        ValueError: the bytes are no pickle, or one of a protocol that is not known; RefusedPickle as it is.
+    """
     try:
-        return _value(content)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        return _value(file, make, build)
+    except RefusedPickle:
+        raise
+    except _DAMAGE as error:
         raise ValueError(f"the bytes are no whole pickle ({type(error).__name__}: {error})") from error
+
+
+class RefusedPickle(ValueError):
+    """A pickle that asks for more than its reader makes; the message names it."""
+
+
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, StopIteration, SyntaxError, OverflowError, MemoryError)
+
+
+def _keep(target: Any, state: Any) -> None:
+    if isinstance(target, Opaque):
+        target.parts.append(state)
+
+
+def _operations(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """Names of opcodes and their arguments. `pickletools.genops` refuses Python 2's texts of other than ASCII."""
+    while code := file.read(1):
+        opcode = pickletools.code2op[code.decode("latin-1")]
+        if opcode.name == "STRING":
+            text = ast.literal_eval(f"b{file.readline().decode('latin-1')}")
+            yield opcode.name, text.decode("latin-1")
+        else:
+            yield opcode.name, opcode.arg.reader(file) if opcode.arg else None
 
 
 def dict_with(value: Any, key: str) -> dict[Any, Any] | None:
@@ -62,7 +105,7 @@ def dict_with(value: Any, key: str) -> dict[Any, Any] | None:
     return None
 
 
-def _value(content: bytes) -> Any:
+def _value(file: IO[bytes], make: Callable[[str, list[Any]], Any], build: Callable[[Any, Any], None]) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     argument: Any
@@ -88,8 +131,7 @@ def _value(content: bytes) -> Any:
         else:
             target.extend(values)
 
-    for code, argument, _ in pickletools.genops(content):
-        name = code.name
+    for name, argument in _operations(file):
         if name == "STOP":
             return stack.pop()
         if name in ("PROTO", "FRAME"):
@@ -103,9 +145,10 @@ def _value(content: bytes) -> Any:
         elif name in _TUPLES:
             stack.append(tuple(taken(_TUPLES[name])))
         elif name in _OBJECTS:
-            stack.append(Opaque(*taken(_OBJECTS[name])))
-        elif name in ("INST", "OBJ"):
-            stack.append(Opaque(*marked()))
+            named = str(argument).split(" ", 1) if argument is not None else []
+            stack.append(make(name, [*named, *(marked() if name == "INST" else taken(_OBJECTS[name]))]))
+        elif name == "OBJ":
+            stack.append(make(name, marked()))
         elif name in ("DICT", "LIST", "TUPLE", "FROZENSET"):
             values = marked()
             stack.append(dict(zip(values[::2], values[1::2], strict=True)) if name == "DICT" else values)
@@ -116,9 +159,8 @@ def _value(content: bytes) -> Any:
         elif name in ("SETITEMS", "APPENDS", "ADDITEMS"):
             fill(marked(), name == "SETITEMS")
         elif name == "BUILD":
-            state = taken(1)
-            if isinstance(stack[-1], Opaque):
-                stack[-1].parts += state
+            (state,) = taken(1)
+            build(stack[-1], state)
         elif name == "POP":
             taken(1)
         elif name == "POP_MARK":

@@ -198,6 +198,18 @@ def test_a_step_sees_the_past_and_the_difference_of_lengths() -> None:
             assert reached == [j <= i + abs(s - 4) for j in range(s)]
 
 
+@pytest.mark.parametrize("positions", [True, False])
+def test_without_positions_the_order_of_keys_is_not_seen(positions: bool) -> None:
+    """The last query sees every key; MMSA's MulT has no positions, its authors' has (methods.md §H)."""
+    network, _ = make(2, SMALL.model_copy(update={"positions": positions}))
+    transformer = network.crossmodal["text"]["audio"]  # type: ignore[index]
+    g = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 5, 8, generator=g), torch.randn(2, 5, 8, generator=g)
+    mask, used = torch.ones(2, 5, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
+    forward, back = (transformer(query, k, mask, used)[:, -1] for k in (key, key.flip(1)))
+    assert ((forward - back).abs().max() < 1e-5) == (not positions)
+
+
 def test_dropout_comes_from_the_trial_s_own_generator() -> None:
     network, noise = make(3)
     batch = make_batch(3)

@@ -53,6 +53,11 @@ class MulTOptions(Section):
     kernel: int = Field(
         5, ge=1, description="Kernel size of the input convolutions in steps; T steps give T - kernel + 1 tokens."
     )
+    positions: bool = Field(
+        True,
+        description="Whether sinusoids of their positions are added to the tokens. MulT's authors do so; MMSA's MulT, "
+        "whose scores papers on CMU-MOSI report, does not.",
+    )
     attention_dropout: float = Field(
         0.3,
         ge=0,
@@ -233,7 +238,7 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, options: MulTOptions, levels: int, attention_dropout: float, noise: Noise) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.positions = width, options.positions
         self.dropout = SeededDropout(options.embedding_dropout, noise)
         self.layers = nn.ModuleList(Layer(width, options.heads, attention_dropout, noise) for _ in range(levels))
         self.norm = nn.LayerNorm(width)
@@ -259,7 +264,10 @@ class Transformer(nn.Module):
         return self.norm(x_BND)
 
     def _placed(self, x_BND: Tensor) -> Tensor:
-        return x_BND * math.sqrt(self.width) + _sinusoids_on(x_BND.shape[1], self.width, x_BND.device, x_BND.dtype)
+        x_BND = x_BND * math.sqrt(self.width)
+        if not self.positions:
+            return x_BND
+        return x_BND + _sinusoids_on(x_BND.shape[1], self.width, x_BND.device, x_BND.dtype)
 
 
 class Layer(nn.Module):

@@ -16,6 +16,7 @@ from mmsweep.data.kinds.audio import AudioFormat
 from mmsweep.data.kinds.image import ImageFormat
 from mmsweep.data.kinds.kind import Format
 from mmsweep.data.kinds.raster import RasterFormat
+from mmsweep.data.kinds.sequence import SequenceFormat
 from mmsweep.data.kinds.text import TextFormat
 from mmsweep.data.kinds.video import VideoFormat
 from mmsweep.data.options import DATASETS, KINDS
@@ -23,7 +24,7 @@ from mmsweep.data.prepared import PreparedData, prepare
 from mmsweep.data.sets.mmimdb import GENRES
 from mmsweep.tasks.task import IGNORE
 from tests.data.files import column, manifest_options, manifest_rows, target, write_manifest, write_tokenizer
-from tests.data.layouts import ave, cremad, food101, kinetics_sounds, mmimdb
+from tests.data.layouts import ave, cremad, food101, kinetics_sounds, mmimdb, mosi
 from tests.data.layouts.fmb import write_fmb
 from tests.data.layouts.mcubes import write_mcubes
 from tests.data.layouts.nyudv2 import write_nyudv2
@@ -144,6 +145,29 @@ def test_datasets_of_rasters_keep_to_it_too(name: str, tmp_path: Path) -> None:
             assert isinstance(values, torch.Tensor) and isinstance(format, RasterFormat)
             assert values.shape == (1, format.channels, 32, 48) and values.isfinite().all()
             assert name == "earth" or values.std() > 0  # some ground is dark at night
+    again = prepare(build(source), builder.formats, tmp_path / "again")
+    assert (again.fingerprint, again.split_digest) == (data.fingerprint, data.split_digest)
+
+
+@pytest.mark.parametrize("features", ["unaligned_50", "aligned_50", "mosi_data_noalign", "mosi_data"])
+def test_datasets_of_sequences_keep_to_it_too(features: str, tmp_path: Path) -> None:
+    """What is asked of every builder below, with sequences of the file's own shapes."""
+    source = dataset("mosi", mosi.write(tmp_path, features), features=features)
+    builder = build(source)
+    test_describes_itself(builder)
+    test_card_agrees_with_builder(source, builder)
+    test_splits_hold_rows_with_unique_ids(builder)
+    test_groups_stay_in_one_split(builder)
+    test_rows_have_something_and_a_valid_target(builder)
+    test_reading_twice_gives_the_same(source, builder)
+    test_check_finds_no_damage(builder)
+    data = prepare(builder, builder.formats, tmp_path / "cache")
+    test_prepared_rows_are_the_builders(builder, data)
+    batch = data.splits["train"].batch(np.arange(6))
+    for modality, format in builder.formats.items():
+        part = batch.inputs[modality]
+        assert isinstance(part, dict) and isinstance(format, SequenceFormat)
+        assert part["values"].shape == (6, format.length, format.width) and part["mask"].any(1).all()
     again = prepare(build(source), builder.formats, tmp_path / "again")
     assert (again.fingerprint, again.split_digest) == (data.fingerprint, data.split_digest)
 

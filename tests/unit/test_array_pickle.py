@@ -78,8 +78,8 @@ def test_python_2_wrote_bytes_as_texts(protocol: int, tmp_path: Path) -> None:
     text = (b"S%s\n" % repr(raw)[1:].encode()) if protocol == 0 else b"U" + bytes([len(raw)]) + raw
     one = b"S'%s'\n" if protocol == 0 else b"U\x01%s"
     content = (
-        (b"\x80\x02" if protocol else b"") + b"(" + one % b"a" + b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
-        b"(I0\nt" + one % b"b" + b"tR(I1\n(I2\ntcnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\n" + one % b"<"
+        (b"\x80\x02" if protocol else b"") + b"(" + one % b"a"
+        + b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\nt" + one % b"b" + b"tR(I1\n(I2\ntcnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\n" + one % b"<"
         + b"NNNI-1\nI-1\nI0\ntbI00\n" + text + b"tbd."
     )  # fmt: skip
     expected = pickle.loads(content, encoding="latin1")["a"]

@@ -182,6 +182,8 @@ def damaged(change: Any) -> Any:
         (lambda p: p["test"].update(regression_labels=np.zeros((4, 7))), r"test.regression_labels: .*found '\[4, 7\]"),
         (lambda p: p["train"].update(audio_lengths=8 * [-1]), r"train.audio_lengths: the lengths are not whole"),
         (lambda p: p["train"].update(vision_lengths=[3]), r"train.vision_lengths: .*found '1 rows'; expected 8"),
+        (lambda p: p["train"].update(audio_lengths=[[1], [1, 2]] * 4), r"train.audio_lengths: .*object"),
+        (lambda p: p["train"].update(text_bert=3, id=[["a"], [[]]]), r"train.id: .*found '2 rows'"),
         (lambda p: p["train"].update(id=["a"]), r"train.id: .*found '1 rows'"),
     ],
 )  # fmt: skip

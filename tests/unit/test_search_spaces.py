@@ -32,6 +32,7 @@ def _nothing_on_disk(monkeypatch):
         "NYUDV2_ROOT",
         "MCUBES_ROOT",
         "FMB_ROOT",
+        "MOSI_ROOT",
         "TUXPAINT_ROOT",
         "MMSWEEP_ENCODERS",
     ):

@@ -52,8 +52,9 @@ def splits_of(path: Path) -> dict[str, dict[str, Any]]:
 def column(path: Path, key: str, part: Mapping[str, Any], name: str, rows: int | None = None) -> Any:
     """A list or array of a split. Raises UserError where it is none, or not of so many rows."""
     column = part.get(name)
-    if not isinstance(column, list | tuple | np.ndarray) or np.ndim(column) == 0 or rows not in (None, len(column)):
-        found = f"{len(column):,} rows" if isinstance(column, list | tuple) or np.ndim(column) else column
+    listed = isinstance(column, list | tuple) or (isinstance(column, np.ndarray) and column.ndim > 0)
+    if not listed or rows not in (None, len(column)):
+        found = f"{len(column):,} rows" if listed else column
         raise UserError("a column of the pickle is absent or of another length", file=path, key=f"{key}.{name}",
                         found=found, expected="a list or an array" if rows is None else f"{rows:,} rows")  # fmt: skip
     return column
@@ -75,11 +76,12 @@ def lengths_of(path: Path, key: str, part: Mapping[str, Any], modality: str, arr
     rows, steps = array.shape[:2]
     name = f"{modality}_lengths"
     if name in part:
-        lengths_N = np.asarray(column(path, key, part, name, rows))
-    elif np.shape(part.get("text_bert"))[1:] == (3, steps):  # ids, mask, segment; words and what is aligned with them
-        name, lengths_N = "text_bert", np.asarray(part["text_bert"][:, 1].sum(1))
-    else:
-        return None
+        lengths_N = _numbers(column(path, key, part, name, rows))
+    else:  # ids, mask and segment of the words; also for what is aligned with them
+        name, words = "text_bert", part.get("text_bert")
+        if not isinstance(words, np.ndarray) or words.shape[1:] != (3, steps) or words.dtype.kind not in "fiu":
+            return None
+        lengths_N = words[:, 1].sum(1)
     if lengths_N.shape != (rows,) or lengths_N.dtype.kind not in "iuf" or not (lengths_N >= 0).all():
         raise UserError("the lengths are not whole numbers, one a row", file=path, key=f"{key}.{name}",
                         found=f"{list(lengths_N.shape)} of {lengths_N.dtype}", expected=f"{rows} numbers")  # fmt: skip
@@ -89,16 +91,24 @@ def lengths_of(path: Path, key: str, part: Mapping[str, Any], modality: str, arr
 def labels_of(path: Path, key: str, part: Mapping[str, Any], rows: int) -> np.ndarray:
     """float64 [N]; MulT's are [N, 1, 1]."""
     name = "regression_labels" if "regression_labels" in part else "labels"
-    labels = np.asarray(column(path, key, part, name, rows))
+    labels = _numbers(column(path, key, part, name, rows))
     if labels.size != rows or labels.dtype.kind not in "fiu":
         raise UserError("the labels are not one number a row", file=path, key=f"{key}.{name}",
                         found=f"{list(labels.shape)} of {labels.dtype}", expected=f"{rows} numbers")  # fmt: skip
     return labels.reshape(rows).astype(np.float64)
 
 
+def _numbers(values: Any) -> np.ndarray:
+    """An array; of objects where it is ragged, which its reader refuses."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return np.array(["ragged"], object)
+
+
 def id_of(value: Any) -> tuple[str, str | None]:
     """(id, video): MMSA writes video$_$clip, MulT [video, start, end] as bytes. The id is empty where it is no text."""
-    if isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1 and len(value):
+    if isinstance(value, list | tuple | np.ndarray) and getattr(value, "ndim", 1) == 1 and len(value):
         video, *rest = (_text(part) for part in value)
         return (f"{video}[{'-'.join(rest)}]" if rest else video), video or None
     text = _text(value)

@@ -88,13 +88,13 @@ def _built(target: Any, state: Any) -> None:
         case (np.dtype(), (int(), "<" | ">" | "|" | "=", None, None, None, int(), int(), int(), *rest)) if not any(
             rest
         ):
-            target.__setstate__(state)
+            target.__setstate__(state)  # type: ignore[attr-defined]
         case (np.ndarray(), (int(), tuple() as shape, np.dtype() as dtype, bool() | int() as fortran, raw)):
             content = raw if dtype.kind == "O" else _raw(raw)
             size = math.prod(_checked(shape)) * (1 if dtype.kind == "O" else dtype.itemsize)
             if not isinstance(content, list | bytes | bytearray) or len(content) != size or not dtype.itemsize:
                 raise ValueError(f"an array of shape {shape} and type {dtype} has {_shown(raw)} as its content")
-            target.__setstate__((1, shape, dtype, bool(fortran), content))
+            target.__setstate__((1, shape, dtype, bool(fortran), content))  # type: ignore[arg-type]
         case _:
             raise RefusedPickle(f"the pickle sets the state of {_shown(target)}, which arrays do not need")
 

@@ -26,6 +26,7 @@ class Opaque:
 
 
 _MARK = Opaque()
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
 _WORDS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -78,7 +79,7 @@ def _keep(target: Any, state: Any) -> None:
 def _operations(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
     """Names of opcodes and their arguments. `pickletools.genops` refuses Python 2's texts of other than ASCII."""
     while code := file.read(1):
-        opcode = pickletools.code2op[code.decode("latin-1")]
+        opcode = _OPCODES[code.decode("latin-1")]
         if opcode.name == "STRING":
             text = ast.literal_eval(f"b{file.readline().decode('latin-1')}")
             yield opcode.name, text.decode("latin-1")

@@ -77,11 +77,10 @@ def test_python_2_wrote_bytes_as_texts(protocol: int, tmp_path: Path) -> None:
     raw = np.array([-1.5, 3e8], np.float32).tobytes()
     text = (b"S%s\n" % repr(raw)[1:].encode()) if protocol == 0 else b"U" + bytes([len(raw)]) + raw
     one = b"S'%s'\n" if protocol == 0 else b"U\x01%s"
-    content = (
-        (b"\x80\x02" if protocol else b"") + b"(" + one % b"a"
-        + b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\nt" + one % b"b" + b"tR(I1\n(I2\ntcnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\n" + one % b"<"
-        + b"NNNI-1\nI-1\nI0\ntbI00\n" + text + b"tbd."
-    )  # fmt: skip
+    dtype = b"cnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\n" + one % b"<" + b"NNNI-1\nI-1\nI0\ntb"
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\nt" + one % b"b" + b"tR"
+    content = b"(" + one % b"a" + made + b"(I1\n(I2\nt" + dtype + b"I00\n" + text + b"tbd."
+    content = (b"\x80\x02" if protocol else b"") + content
     expected = pickle.loads(content, encoding="latin1")["a"]
     found = array_values(saved(tmp_path, content))["a"]
     assert found.dtype == np.float32 and found.tolist() == expected.tolist() == [-1.5, 3e8]

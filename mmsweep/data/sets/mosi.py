@@ -100,7 +100,7 @@ class MOSI(DatasetBuilder):
         super().__init__(options)
         path = _path(options)
         if path is None:
-            others = [str(p.relative_to(self.root)) for name in FILES for p in _places(self.root, name) if p.is_file()]
+            others = [str(p) for name in FILES for p in _places(self.root, name) if p.is_file()]
             raise UserError(
                 f"{options.features}.pkl is not here", file=self.root, key=f"data.{'features' if others else 'root'}",
                 found=others or None, expected=self.layout, hint=f"Get it: {self.get}",
@@ -129,7 +129,7 @@ class MOSI(DatasetBuilder):
         dirty = np.isneginf(arrays["audio"]) | np.isnan(arrays["audio"])
         self._cleaned += int(dirty.sum())
         arrays["audio"] = np.where(dirty, 0, arrays["audio"])
-        lengths = {m: lengths_of(self.path, key, part, m, array) for m, array in arrays.items()}
+        lengths = {m: lengths_of(self.path, key, part, m, array) or [None] * rows for m, array in arrays.items()}
         labels_N = labels_of(self.path, key, part, rows)
         ids = column(self.path, key, part, "id", rows) if "id" in part else [f"{key}-{row}" for row in range(rows)]
         for row in range(rows):
@@ -145,10 +145,7 @@ class MOSI(DatasetBuilder):
                 self._bad.append(BadRow(origin, problem))
                 continue
             self._homes[id] = origin
-            values = {
-                m: self._value(f"{key} {m} {row}", m, array[row], lengths[m] and lengths[m][row])
-                for m, array in arrays.items()
-            }
+            values = {m: self._value(f"{key} {m} {row}", m, array[row], lengths[m][row]) for m, array in arrays.items()}
             yield Sample(id, values, float(labels_N[row]), video, origin)
 
     def _value(self, name: str, modality: str, values_TF: np.ndarray, length: int | None) -> Features | None:

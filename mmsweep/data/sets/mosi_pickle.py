@@ -51,13 +51,13 @@ def splits_of(path: Path) -> dict[str, dict[str, Any]]:
 
 def column(path: Path, key: str, part: Mapping[str, Any], name: str, rows: int | None = None) -> Any:
     """A list or array of a split. Raises UserError where it is none, or not of so many rows."""
-    column = part.get(name)
-    listed = isinstance(column, list | tuple) or (isinstance(column, np.ndarray) and column.ndim > 0)
-    if not listed or rows not in (None, len(column)):
-        found = f"{len(column):,} rows" if listed else column
+    values: Any = part.get(name)
+    listed = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim > 0)
+    if not listed or rows not in (None, len(values)):
+        found = f"{len(values):,} rows" if listed else values
         raise UserError("a column of the pickle is absent or of another length", file=path, key=f"{key}.{name}",
                         found=found, expected="a list or an array" if rows is None else f"{rows:,} rows")  # fmt: skip
-    return column
+    return values
 
 
 def features_of(path: Path, key: str, part: Mapping[str, Any], name: str) -> np.ndarray:

@@ -129,7 +129,8 @@ class MOSI(DatasetBuilder):
         dirty = np.isneginf(arrays["audio"]) | np.isnan(arrays["audio"])
         self._cleaned += int(dirty.sum())
         arrays["audio"] = np.where(dirty, 0, arrays["audio"])
-        lengths = {m: lengths_of(self.path, key, part, m, array) or [None] * rows for m, array in arrays.items()}
+        unknown: list[int | None] = [None] * rows
+        lengths = {m: lengths_of(self.path, key, part, m, array) or unknown for m, array in arrays.items()}
         labels_N = labels_of(self.path, key, part, rows)
         ids = column(self.path, key, part, "id", rows) if "id" in part else [f"{key}-{row}" for row in range(rows)]
         for row in range(rows):

@@ -265,6 +265,8 @@ def test_fingerprint_is_of_the_content(
 ) -> None:
     again = prepare(build(source), formats, tmp_path)
     assert (again.fingerprint, again.split_digest) == (data.fingerprint, data.split_digest)
+    if source.dataset not in ("openclipart", "cremad"):
+        return  # formats count alike, whatever the dataset: pictures and clips stand for all
     larger = {"image": ImageFormat(SIZE + 4), "video": VideoFormat(ImageFormat(SIZE + 4))}
     changed = {modality: larger.get(format.kind, format) for modality, format in formats.items()}
     other = prepare(build(source), changed, tmp_path)

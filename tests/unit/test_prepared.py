@@ -91,7 +91,7 @@ def test_interrupted_preparation_continues_and_gives_the_same_bytes(
 
         return some
 
-    for stop in range(9):  # of nine shards
+    for stop in range(9) if damage == "none" else (0, 1, 4, 8):  # of nine shards
         cache = tmp_path / f"cache-{stop}"
         with pytest.raises(Stopped):
             prepare(builder, formats_of(tokenizer), cache, max_bad=1.0, run=run(stop))

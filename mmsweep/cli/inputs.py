@@ -65,7 +65,7 @@ def init(
     try:
         with studying(path, None) as study:
             check_sweep(study)
-    except UserError:
+    except BaseException:  # Ctrl-C too: what lies there has been validated
         path.unlink()
         raise
     for modality in guesses.modalities:

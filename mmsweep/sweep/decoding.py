@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import ray
@@ -50,7 +51,7 @@ def _in_tasks(shards: Iterator[Shard]) -> Iterator[Decoded]:
     running: list[Any] = []
     try:
         while True:
-            running += [task.remote(shard) for shard, _ in zip(shards, range(most - len(running)), strict=False)]
+            running += [task.remote(shard) for shard in islice(shards, most - len(running))]
             if not running:
                 return
             (first, *_), running = ray.wait(running)

@@ -66,7 +66,7 @@ def test_ray_decodes_the_bytes_that_threads_decode(tmp_path, monkeypatch):
     there = prepare(builder, formats, tmp_path / "there", max_bad=0.1, run=decoding.with_ray)
     assert [row.origin for row in there.skipped] == ["val.csv:5"] and there.skipped == here.skipped
     files = sorted(path.relative_to(here.folder) for path in here.folder.rglob("*.npy"))
-    assert len(files) == 12
+    assert len(files) == 15
     assert all((there.folder / file).read_bytes() == (here.folder / file).read_bytes() for file in files)
     assert there.fingerprint == here.fingerprint
     (tmp_path / "lost").mkdir()

@@ -7,7 +7,7 @@
 The rows are JPEGs of 320 x 256 pixels, made for the run; the network sees 224 x 224. All files are in the page cache
 before anything is timed, and every way starts in a process of its own.
 
-    pillow     one process: open, resize and crop each picture with Pillow, and keep the array
+    pillow     one process, one thread: each picture opened, resized and cropped by Pillow (`decode_image`), no more
     threads    `prepare` as a library call: threads of one process
     ray        `prepare` as `mmsweep data prepare` runs it: Ray's start, and its tasks on all cores, included
     again      `prepare` once more: the checksums of what is there are known

@@ -138,7 +138,7 @@ def data_check(
         if decode:
             raise UserError("only a study's encoders say how values are decoded", key="--decode", found=builder.name,
                             expected=f"a study whose data.dataset is {builder.name}")  # fmt: skip
-        result = check(builder)
+        result = check(builder, builder.options.max_bad)
     else:
         with studying(study_file, overrides) as study:
             builder = make_builder(study)

@@ -64,8 +64,8 @@ class Finding:
     Args:
         text: what was found.
         grade: `note`; `warning`, which needs attention; or `error`: the data cannot be used like this.
-        rows: the origins of the rows that cannot be used because of it. They are an error only where they are more
-            than `data.max_bad` allows; up to there `prepare` leaves them out.
+        rows: the rows that cannot be used because of it, by id. They are an error only where they are more than
+            `data.max_bad` allows; up to there `prepare` leaves them out.
     """
 
     text: str
@@ -158,9 +158,8 @@ def _count(name: str, rows: int, expected: int | None) -> Finding:
 
 def _bad_rows(builder: DatasetBuilder) -> Iterator[Finding]:
     if bad := builder.bad_rows:
-        yield Finding(
-            f"{len(bad)} rows cannot be used: {_list(map(str, bad))}", rows=frozenset(row.origin for row in bad)
-        )
+        rows = frozenset(f"bad row {number}" for number in range(len(bad)))  # they have no id, and no other finding
+        yield Finding(f"{len(bad)} rows cannot be used: {_list(map(str, bad))}", rows=rows)
 
 
 def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:
@@ -181,13 +180,13 @@ def _files(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Itera
                 seen += 1
                 mode = _mode(path)
                 if mode is None:
-                    absent[sample.origin] = f"{sample.origin}: {path}"
+                    absent[sample.id] = f"{sample.origin}: {path}"
                 elif not (stat.S_ISDIR(mode) and modality in folders):
                     try:
                         with opened(path):
                             pass
                     except Undecodable as problem:
-                        unreadable[sample.origin] = f"{sample.origin}: {problem}"
+                        unreadable[sample.id] = f"{sample.origin}: {problem}"
     if absent:
         yield Finding(f"{len(absent)} of {seen:,} files do not exist: {_list(absent.values())}", rows=frozenset(absent))
     if unreadable:
@@ -202,7 +201,7 @@ def _values(
 ) -> Iterator[Finding]:
     """Values that cannot be decoded."""
     reasons = {
-        sample.origin: f"{sample.origin}: {reason}"
+        sample.id: f"{sample.origin}: {reason}"
         for name in SPLITS
         for sample, reason in unusable(name, splits[name], formats, builder.target)
     }
@@ -304,7 +303,7 @@ def _names(classes: Sequence[str]) -> Iterator[Finding]:
 
 
 def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterator[Finding]:
-    """Share of each class in a split's label maps, and the first map that cannot be used."""
+    """Share of each class in a split's label maps, and the maps that cannot be used."""
     classes = builder.target.classes
     shown = [(f.map_size, f.resizes_maps) for f in builder.formats.values() if f.map_size]
     size, resize = shown[0] if shown else ((0, 0), False)
@@ -318,7 +317,7 @@ def _maps(builder: DatasetBuilder, splits: Mapping[str, list[Sample]]) -> Iterat
                     decode_labels(sample.target, builder.target, size, resize).ravel(), minlength=IGNORE + 1
                 )
             except Undecodable as problem:
-                bad[sample.origin] = f"{sample.origin}: {problem}"
+                bad[sample.id] = f"{sample.origin}: {problem}"
         if bad:
             text = f"{name}: {len(bad)} label maps cannot be used: {_list(bad.values())}"
             yield Finding(text, rows=frozenset(bad))

@@ -29,7 +29,7 @@ ABSENT = "has no file"
 
 
 class ClipOptions(CarvedOptions):
-    """Of a dataset of clips, some of which have vanished since its lists were written."""
+    """Options of a dataset of clips. Some clips have vanished since the lists were written."""
 
     max_bad: float = Field(
         0.5,

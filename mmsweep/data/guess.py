@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from mmsweep.data.modality_names import misnamed
 from mmsweep.data.sets.manifest import SPLIT_NAMES
 from mmsweep.data.tables import read_table
 from mmsweep.errors import UserError
+
+T = TypeVar("T")
 
 ROWS = 2000
 """Rows that are looked at."""
@@ -246,13 +248,8 @@ def _is_class(name: str, cells: Sequence[Any]) -> bool:
 
 
 def _class_names(cells: Sequence[Any]) -> list[str]:
-    names = []
-    for cell in cells:
-        try:
-            names.append(class_name(cell))
-        except BadCell:
-            return []
-    return names
+    """The cells as names of classes; none where one is no name."""
+    return _each(class_name, cells)
 
 
 def _task(cells: Sequence[Any]) -> tuple[str, str | None, str]:
@@ -275,13 +272,14 @@ def _task(cells: Sequence[Any]) -> tuple[str, str | None, str]:
 
 def _numbers(cells: Sequence[Any]) -> list[float]:
     """The cells as numbers; none where one is no number."""
-    numbers = []
-    for cell in cells:
-        try:
-            numbers.append(number_of(cell))
-        except BadCell:
-            return []
-    return numbers
+    return _each(number_of, cells)
+
+
+def _each(read: Callable[[Any], T], cells: Sequence[Any]) -> list[T]:
+    try:
+        return [read(cell) for cell in cells]
+    except BadCell:
+        return []
 
 
 def _mean_words(cells: Sequence[Any]) -> float:

@@ -208,7 +208,7 @@ class _Columns:
         self.resizes_maps = any(format.resizes_maps for format in formats.values())
         self.reasons: dict[int, str] = {}
         self.layout: Layout = []  # of all columns, by their whole names
-        self.decoded: dict[str, Layout] = {}  # of those that shards fill
+        self.decoded: dict[str, Layout] = {}  # modality -> columns that shards fill
         for modality, format in formats.items():
             columns = format.columns() + (format.varied_columns() if self.varied else [])
             own = [(modality + column, dtype, shape) for column, dtype, shape in columns]

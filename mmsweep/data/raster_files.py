@@ -176,12 +176,15 @@ def _opaque(pixels: np.ndarray) -> np.ndarray:
 
 
 def _array(value: str | Path | bytes) -> np.ndarray:
-    """Of .npy: [H, W], or three axes, of which the shorter of first and last counts the channels."""
+    """Of .npy: [H, W], [H, W, C] or [C, H, W]. Equal neighbours are H and W; otherwise the shorter of first and
+    last axis is C."""
     array = load_array(value, "raster")
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise Undecodable(f"the raster {name_of(value)} is not [H, W], [H, W, C] or [C, H, W]; found {array.shape}")
-    if array.ndim == 3 and array.shape[0] < array.shape[2]:
-        array = array.transpose(1, 2, 0)
+    if array.ndim == 3:
+        first, middle, last = array.shape
+        if first < last if (first == middle) == (middle == last) else middle == last:
+            array = array.transpose(1, 2, 0)
     _refuse_size(array.shape[:2], value)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 

@@ -104,7 +104,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 def _samples(tar: Path) -> Iterator[dict[str, Any]]:
     split = re.sub(r"[-_.]*[0-9]+([-_]of[-_][0-9]+)?$", "", tar.stem)
-    key, row = None, dict[str, Any]()
+    key, row, keys = None, dict[str, Any](), set[str]()
     for member in members(tar):
         folder, _, name = member.name.rpartition("/")
         stem, point, extension = name.partition(".")
@@ -113,6 +113,12 @@ def _samples(tar: Path) -> Iterator[dict[str, Any]]:
         if (own := f"{folder}/{stem}") != key:
             if row:
                 yield {SPLIT: split, **row}
+            if own in keys:
+                raise UserError(
+                    "the members of a sample are not next to each other", file=tar, found=member.name,
+                    hint="Write the archive in the order of names (tar --sort=name)",
+                )  # fmt: skip
+            keys.add(own)
             key, row = own, {"__key__": own.strip("./")}
         cells = _cells(tar, extension.lower(), member)
         if twice := sorted(cells.keys() & row.keys()):

@@ -18,7 +18,7 @@ from mmsweep.errors import UserError
 from tests.data.layouts import food101 as layouts
 from tests.data.layouts.food101 import NAMES, splits, title
 
-LISTS = Path("/work/shared/data/lists/food101")
+LISTS = Path(__file__).parents[2] / "../shared/data/lists/food101"
 COUNTS = {"train": 61_142, "val": 6_846, "test": 22_716}
 
 

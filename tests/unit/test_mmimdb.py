@@ -27,7 +27,7 @@ from mmsweep.errors import UserError
 from tests.data.files import write_tokenizer
 from tests.data.layouts.mmimdb import films, picture, write_archive, write_folder, write_hdf5
 
-REAL = Path("/work/shared/data/lists/mmimdb/split.json")
+REAL = Path(__file__).parents[2] / "../shared/data/lists/mmimdb/split.json"
 COUNTS = {"train": 15_552, "val": 2_608, "test": 7_799}
 
 

@@ -72,8 +72,8 @@ class AVE(DatasetBuilder):
         )
         extracted: Literal["event", "video"] = Field(
             "event",
-            description="What extracted frames and sounds hold: event is the annotated part (as in PMR's folders, "
-            "whose names end in SE), video all ten seconds, of which the event is cut out here. Video files are whole.",
+            description="What extracted frames and sounds hold. event: the annotated part, as in PMR's folders with "
+            "names that end in SE. video: all ten seconds; the event is then cut out. Video files are always whole.",
         )
 
     def splits(self) -> dict[str, list[Sample]]:

@@ -98,8 +98,8 @@ class DatasetCard:
         modalities: name -> kind (a name of KINDS), in order; empty where only the user's file can tell.
         target: what is predicted; None where only the user's file can tell.
         rows: published (or shipped) rows per split.
-        formats: how modalities are read, where the dataset says it rather than an encoder. Formats that are learned from
-            the training rows are added once the data is read.
+        formats: how modalities are read, where the dataset says it rather than an encoder. Formats that are learned
+            from the training rows are added once the data is read.
         get: how to get the data.
         licence: what its distributor allows.
         layout: what a folder of it looks like.

@@ -160,7 +160,7 @@ def _file(name: str, cells: Sequence[Any]) -> Modality | None:
     for kind, suffixes in SUFFIXES.items():
         count = sum(file.lower().endswith(suffixes) for file in files)
         if count and count == len(files) == len(cells):
-            why = f"all {count:,} cells name files such as {Path(files[0]).name}"
+            why = f"all {count:,} cells name files such as {Path(files[0]).name!r}"
             return Modality(_name(name), kind, {"column": name}, why)
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from mmsweep.data.guess import Guesses
@@ -35,7 +36,7 @@ def starter(manifest: Path, folder: Path, guesses: Guesses) -> str:
         manifest: the user's file.
         folder: where the study will lie; the manifest's path is written relative to it.
     """
-    quoted = json.dumps  # a YAML scalar whatever the column is called
+    quoted = partial(json.dumps, ensure_ascii=False)  # a YAML scalar, whatever the column is called
     path = os.path.relpath(manifest.absolute(), folder.absolute())
     lines = [
         f"# Written by `mmsweep init {manifest.name}` from the first rows of the file. Check the guesses, then:",

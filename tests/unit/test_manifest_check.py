@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mmsweep.data.check import check
+from mmsweep.data.dataset import Sample
 from mmsweep.data.modality_names import MODULE_WORDS, misnamed
 from mmsweep.data.options import DATASETS
 from mmsweep.models.packing import PackedParameters
-from tests.data.files import manifest_rows, target, write_manifest
+from tests.data.files import manifest_rows, target, write_manifest, write_picture
 from tests.unit.manifest_helpers import (
     COLUMNS,
     GOOD,
@@ -21,6 +23,7 @@ from tests.unit.manifest_helpers import (
     read,
     wrong,
 )
+from tests.unit.prepared_helpers import Rows
 
 
 def test_check_tells_what_needs_attention(tmp_path: Path) -> None:
@@ -62,6 +65,16 @@ def test_check_survives_file_names_that_are_none(tmp_path: Path) -> None:
     findings = "\n".join(check(read(write_manifest(tmp_path / "my.csv", rows))).lines)
     assert "error: 24 of 60 files do not exist" in findings
     assert "error: 36 of 60 files cannot be read" in findings and "expected a file" in findings
+
+
+def test_rows_with_one_origin_are_counted_one_by_one(tmp_path: Path) -> None:
+    """All plots of a film are rows, and stand in one file."""
+    rows = [Sample(str(i), {"image": tmp_path / "absent.png"}, "red", None, "film.json") for i in range(4)]
+    write_picture(tmp_path / "there.png", "red", seed=0)
+    rows += [replace(rows[0], id=str(i), values={"image": tmp_path / "there.png"}) for i in range(4, 40)]
+    builder = Rows({"image": "image"}, {"train": rows, "val": rows[4:5], "test": rows[5:6]})
+    result = check(builder, max_bad=0.05)
+    assert not result.usable and "4 of 42 rows cannot be used (9.52%)" in "\n".join(result.lines)
 
 
 def test_check_names_classes_that_look_alike(tmp_path: Path) -> None:

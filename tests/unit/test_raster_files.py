@@ -137,6 +137,15 @@ def test_a_stack_is_the_channels_of_its_files(tmp_path: Path) -> None:
         read_pixels(Stack((sin, save(tmp_path / "c.png", values(1, np.uint8, 255)))))
 
 
+@pytest.mark.parametrize("shape", [(6, 6, 20), (20, 6, 6), (6, 7, 3), (3, 6, 7), (6, 6, 3), (3, 6, 6)])
+def test_the_axis_of_an_array_s_channels_is_the_odd_one_or_the_shorter(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Square tiles may have more channels than pixels a side, as hyperspectral ones do."""
+    stored = np.random.default_rng(0).random(shape)
+    pixels = read_pixels(save(tmp_path / "a.npy", stored))
+    first = shape in ((20, 6, 6), (3, 6, 7), (3, 6, 6))
+    assert (pixels == (stored.transpose(1, 2, 0) if first else stored)).all()
+
+
 def test_bands_are_read_in_their_order(tmp_path: Path) -> None:
     stored = np.random.default_rng(6).integers(0, 65536, (9, 11, 6)).astype(np.uint16)
     path = save(tmp_path / "a.npy", stored)

@@ -119,6 +119,13 @@ def test_a_sample_with_two_values_of_a_column_and_a_folder_of_neither_are_refuse
     write_tar(tmp_path / "b" / "x.tar", {"0": {"json": b"{broken"}})
     with pytest.raises(UserError, match=r"x\.tar: a member cannot be read"):
         list(folder_rows(tmp_path / "b"))
+    with tarfile.open(tmp_path / "apart.tar", "w") as archive:
+        for name in ("0.txt", "1.txt", "0.cls"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    (tmp_path / "d").mkdir()
+    (tmp_path / "apart.tar").rename(tmp_path / "d" / "apart.tar")
+    with pytest.raises(UserError, match=r"apart\.tar: the members of a sample are not next to each other.*0\.cls"):
+        list(folder_rows(tmp_path / "d"))
     (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match="the folder holds no rows"):
         list(folder_rows(tmp_path / "c"))

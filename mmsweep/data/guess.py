@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +22,6 @@ from mmsweep.data.tables import read_table
 from mmsweep.errors import UserError
 
 T = TypeVar("T")
-
-ROWS = 2000
-"""Rows that are looked at."""
 
 SUFFIXES = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg"),
@@ -94,7 +90,7 @@ class Guesses:
 
 
 def guess(path: Path, target: str | None = None) -> Guesses:
-    """Look at the first rows of a CSV, TSV, JSONL or Parquet file.
+    """Look at all rows of a manifest: files are often sorted by split or class.
 
     Args:
         target: the column of the target; None: it is guessed as well.
@@ -102,7 +98,7 @@ def guess(path: Path, target: str | None = None) -> Guesses:
     Raises:
         UserError: the file cannot be read; fewer than two columns are inputs; no column looks like a target.
     """
-    rows = [row.cells for row in islice(read_table(path, None), ROWS)]
+    rows = [row.cells for row in read_table(path, None)]
     if not rows:
         raise UserError("the manifest has no rows", file=path)
     columns: dict[str, list[Any]] = {name: [] for row in rows for name in row}

@@ -39,7 +39,7 @@ def starter(manifest: Path, folder: Path, guesses: Guesses) -> str:
     quoted = partial(json.dumps, ensure_ascii=False)  # a YAML scalar, whatever the column is called
     path = os.path.relpath(manifest.absolute(), folder.absolute())
     lines = [
-        f"# Written by `mmsweep init {manifest.name}` from the first rows of the file. Check the guesses, then:",
+        f"# Written by `mmsweep init {manifest.name}`. Check the guesses, then:",
         "#   mmsweep data check THIS_FILE",
         "#   mmsweep tune THIS_FILE --dry-run",
         "#   mmsweep tune THIS_FILE",

@@ -91,6 +91,14 @@ def test_the_target_s_column_says_the_task(
     assert (guesses.target, guesses.task, guesses.separator) == (name, task, separator)
 
 
+def test_a_file_sorted_by_split_and_class_is_seen_to_its_end(tmp_path: Path) -> None:
+    rows = 2_500
+    table = {"photo": ["a.png"] * rows, "said": [WORDS] * rows, "part": ["train"] * 2_300 + ["test"] * 200,
+             "kind": ["cat"] * 2_200 + ["dog"] * 300}  # fmt: skip
+    guesses = guess(write(tmp_path / "my.csv", table))
+    assert (guesses.split, guesses.target, guesses.notes["kind"]) == ("part", "kind", "2 classes")
+
+
 def test_lists_and_records_of_json_are_understood(tmp_path: Path) -> None:
     rows = [
         {"sound": {"path": f"{i}.wav", "bytes": None}, "said": WORDS, "genres": ["rock", "jazz"][: i % 2 + 1], "id": i}

@@ -18,9 +18,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mmsweep.components import register
-from mmsweep.data.clip_files import ABSENT, ClipFiles, ClipOptions
+from mmsweep.data.clip_files import ABSENT, ClipFiles
 from mmsweep.data.dataset import BadRow, DatasetBuilder, DatasetCard, Sample
 from mmsweep.data.lists import Line, existing_folder, find_list, read_list, read_samples
+from mmsweep.data.options import CarvedOptions
 from mmsweep.data.splitting import carve, carve_stratified
 from mmsweep.errors import UserError
 from mmsweep.tasks.task import Target
@@ -60,7 +61,7 @@ class CremaD(DatasetBuilder):
         "my_train_cre.txt and my_test_cre.txt"
     )
 
-    class Options(ClipOptions):
+    class Options(CarvedOptions):
         split: Literal["ogm", "mla", "actors"] | None = Field(
             None,
             description="ogm and mla are the two published pairs of lists, which have the same actors in training and "
